@@ -1,0 +1,63 @@
+# Needs Python >= 3.11 (with venv), make and git; everything else is installed into .venv from requirements.lock.
+#
+#   make book     run the notebooks and render _build/html/index.html
+#   make test     pytest, then every notebook again under nbval
+#   make lint     ruff and mypy
+#   make format   let ruff rewrite what it can
+#   make env      only the environment
+#   make lock     new requirements.lock from pyproject.toml (UPGRADE=1: newest versions that its ranges allow)
+#   make clean    remove _build
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The environment is up to date when it holds a stamp named after the two files that it is made from.
+STAMP := .venv/installed-$(shell cat requirements.lock pyproject.toml | git hash-object --stdin)
+
+# Networks this small run faster on one thread than on two.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+.PHONY: book html test lint format env lock clean
+
+book: $(STAMP)
+	$(BIN)/python book/build.py
+
+html: $(STAMP)
+	$(BIN)/python book/build.py --html-only
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+env: $(STAMP)
+
+# --no-build-isolation: the build backend comes from requirements.lock too.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) must be Python >= 3.11; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing requirements.lock into .venv (about 6 GB with torch's CUDA libraries)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@rm -f .venv/installed-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# uv resolves for every platform at once and writes no address of a registry; pip installs the result.
+lock:
+	@test -x $(BIN)/uv || $(MAKE) env
+	$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --all-extras --python-version 3.11 \
+	  --fork-strategy fewest --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf _build

@@ -1,0 +1,23 @@
+"""Fixtures that several test modules share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with real data (torchvision's layout) that TADLIB_DATA_ROOT names; the test is skipped without it."""
+    root = os.environ.get("TADLIB_DATA_ROOT")
+    if not root:
+        pytest.skip("TADLIB_DATA_ROOT names no folder with real data")
+    return Path(root)
