@@ -1,0 +1,323 @@
+"""Load a data set as tensors on a device.
+
+Legend: N samples, K classes, C H W image.
+
+A data set is one function in ``DATASETS`` that returns integer images and labels. Everything after that (subsets,
+resolution, normalisation, checks) is the same for all.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from sys import stderr
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tadlib.errors import InputError, known, require
+from tadlib.rng import generator
+
+CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
+DIGITS_TEST = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Normalised images with labels, checked at construction.
+
+    Raises InputError where shapes disagree, an image holds NaN or infinity, a label is out of range, or a class has
+    no training image.
+    """
+
+    name: str
+    x_train: Tensor
+    """(N, C, H, W) float32, normalised by mean and std."""
+    y_train: Tensor
+    """(N,) int64, labels as the data set has them."""
+    x_test: Tensor
+    y_test: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, of pixels in [0, 1], over the full training set at this resolution."""
+    std: tuple[float, ...]
+    index: Tensor
+    """(N,) int64, place of each training image in the full training set."""
+
+    def __post_init__(self) -> None:
+        K, shape = self.n_classes, tuple(self.x_train.shape[1:])
+        for split, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            require(x.ndim == 4 and x.dtype == torch.float32, f"x_{split} must be (N, C, H, W) float32, got {_kind(x)}")
+            require(tuple(x.shape[1:]) == shape, f"x_{split} must hold images of {shape}, got {tuple(x.shape[1:])}")
+            require(x.numel() > 0, f"x_{split} must hold at least one pixel, got {_kind(x)}")
+            require_labels(f"y_{split}", y, K)
+            require(len(y) == len(x), f"y_{split} must have a label for each of {len(x)} images, got {len(y)}")
+            low_N, high_N = x.flatten(1).aminmax(dim=1)  # carries NaN on, and needs no copy of x
+            bad_N = ~(low_N.isfinite() & high_N.isfinite())
+            if bad_N.any():
+                raise InputError(
+                    f"x_{split} must be finite, got NaN or infinity in {int(bad_N.sum())} of {len(x)} images, "
+                    f"first at {_first(bad_N)}"
+                )
+        present = torch.bincount(self.y_train, minlength=K).bool().tolist()
+        absent = [name for name, is_present in zip(self.class_names, present) if not is_present]
+        require(not absent, f"every class needs a training image, got none of: {', '.join(absent)}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            require(len(values) == shape[0], f"{name} must have {shape[0]} values (one a channel), got {len(values)}")
+        require(all(s > 0 for s in self.std), f"std must be positive in every channel, got {self.std}")
+        require(
+            self.index.dtype == torch.int64 and self.index.shape == self.y_train.shape,
+            f"index must be ({len(self.y_train)},) int64, got {_kind(self.index)}",
+        )
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        C, H, W = self.x_train.shape[1:]
+        return C, H, W
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256, in hex, of the images and labels of both splits."""
+        digest = hashlib.sha256()
+        for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data set with every tensor on ``device``."""
+        return replace(
+            self,
+            x_train=self.x_train.to(device),
+            y_train=self.y_train.to(device),
+            x_test=self.x_test.to(device),
+            y_test=self.y_test.to(device),
+            index=self.index.to(device),
+        )
+
+    def pixels(self, x_NCHW: Tensor) -> Tensor:
+        """Images for display: the normalisation undone, clamped to [0, 1]."""
+        mean, std = (x_NCHW.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x_NCHW * std + mean).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A data set as its files have it: uint8 images (N, C, H, W) whose white is ``white``, int64 labels (N,)."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    class_names: tuple[str, ...]
+    white: int = 255
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: Path | str | None = None,
+    download: bool = False,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    resolution: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """Load ``name`` (one of ``DATASET_NAMES``) onto ``device``; its bits do not depend on the device.
+
+    root: folder with the files in torchvision's layout (digits needs none). download: fetch them there if they are
+    missing. n_train, n_test: size of a class-balanced subset, the same one at every call; a smaller one is part of
+    every larger one. resolution: side in pixels to which images are averaged down.
+
+    Raises InputError for an unknown name, missing or damaged files, and sizes that the data set does not have.
+    """
+    known("data set", name, DATASETS)
+    raw = DATASETS[name](None if root is None else Path(root).expanduser(), download)
+    K, side = len(raw.class_names), raw.x_train.shape[-1]
+    sizes = (("n_train", n_train, K, len(raw.y_train)), ("n_test", n_test, K, len(raw.y_test)))
+    for what, value, low, high in (*sizes, ("resolution", resolution, 1, side)):
+        fits = value is None or (isinstance(value, int) and low <= value <= high)
+        require(fits, f"{what} must be an integer in [{low}, {high}] for {name}, got {value!r}")
+    for split, y in (("y_train", raw.y_train), ("y_test", raw.y_test)):
+        require_labels(f"{split} of {name}", y, K)
+
+    train = balanced_subset(raw.y_train, n_train, K, name, "train")
+    test = balanced_subset(raw.y_test, n_test, K, name, "test")
+    mean, std = _statistics(raw, resolution)
+    x_train, x_test = (
+        _normalised(x_NCHW, resolution, raw.white, mean, std) for x_NCHW in (raw.x_train[train], raw.x_test[test])
+    )
+    x_train, y_train, x_test, y_test, index = (
+        tensor.to(device) for tensor in (x_train, raw.y_train[train], x_test, raw.y_test[test], train)
+    )
+    return Dataset(name, x_train, y_train, x_test, y_test, raw.class_names, mean, std, index)
+
+
+def balanced_subset(y_N: Tensor, n: int | None, n_classes: int, *purpose: str) -> Tensor:
+    """Ascending indices of ``n`` samples, as even over the classes as their sizes allow; all for None (our choice).
+
+    The classes take turns, each in a fixed random order of its own, so that subsets of different sizes are nested.
+    ``purpose`` names the random order.
+    """
+    if n is None:
+        return torch.arange(len(y_N))
+    order_N = torch.randperm(len(y_N), generator=generator(0, "subset", *purpose))
+    turn_N = torch.empty_like(order_N)
+    for k in range(n_classes):
+        of_class = order_N[y_N[order_N] == k]
+        turn_N[of_class] = torch.arange(len(of_class)) * n_classes + k
+    return turn_N.argsort(stable=True)[:n].sort().values
+
+
+def _digits(root: Path | None, download: bool) -> Raw:
+    """The 8 × 8 digits inside scikit-learn, 0 to 16; 50 of each class are set aside for testing (our choice)."""
+    from sklearn.datasets import load_digits  # here, as torchvision below: each takes a second to import
+
+    bunch = load_digits()
+    x_NCHW, y_N = torch.from_numpy(bunch.images).to(torch.uint8)[:, None], torch.from_numpy(bunch.target).long()
+    test = torch.zeros(len(y_N), dtype=torch.bool)
+    test[balanced_subset(y_N, DIGITS_TEST, 10, "digits", "split")] = True
+    names = tuple(str(k) for k in range(10))
+    return Raw(x_NCHW[~test], y_N[~test], x_NCHW[test], y_N[test], names, white=16)
+
+
+def _cifar(name: str, root: Path | None, download: bool) -> Raw:
+    """CIFAR (Krizhevsky 2009) from its python files, which are pickles: torchvision reads them after our md5 check."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    meta = (str(reader.meta["filename"]), str(reader.meta["md5"]))
+    md5s = {f"{reader.base_folder}/{file}": md5 for file, md5 in (*reader.train_list, *reader.test_list, meta)}
+    folder = _require_files(name, root, md5s, lambda folder: reader(folder, download=True), download)
+    train, test = (reader(folder, train=flag) for flag in (True, False))
+    x_train, x_test = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
+    y_train, y_test = (torch.tensor(part.targets, dtype=torch.int64) for part in (train, test))
+    return Raw(x_train, y_train, x_test, y_test, tuple(train.classes))
+
+
+def _fashion_mnist(root: Path | None, download: bool) -> Raw:
+    """Fashion-MNIST (Xiao et al. 2017) from the compressed files that torchvision keeps: only they have known md5s."""
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
+    def fetch(folder: Path) -> None:  # FashionMNIST's own leaves out the compressed files where it finds the others
+        for file, md5 in FashionMNIST.resources:
+            download_url(f"{FashionMNIST.mirrors[0]}{file}", folder / "FashionMNIST" / "raw", md5=md5)
+
+    md5s = {f"FashionMNIST/raw/{file}": md5 for file, md5 in FashionMNIST.resources}
+    folder = _require_files("fashion-mnist", root, md5s, fetch, download)
+    x_train, y_train, x_test, y_test = (_read_idx(folder / file) for file in md5s)
+    return Raw(x_train[:, None], y_train.long(), x_test[:, None], y_test.long(), tuple(FashionMNIST.classes))
+
+
+DATASETS: dict[str, Callable[[Path | None, bool], Raw]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": partial(_cifar, "cifar10"),
+    "cifar100": partial(_cifar, "cifar100"),
+}
+DATASET_NAMES = tuple(DATASETS)
+
+
+def _require_files(
+    name: str, root: Path | None, md5s: dict[str, str], fetch: Callable[[Path], object], download: bool
+) -> Path:
+    """``root`` when every file of ``md5s`` (path below root → md5) lies there undamaged, fetched first if asked for."""
+    require(root is not None, f"{name} is read from files: give their folder, --root DIR (in Python root=DIR)")
+    assert root is not None
+    missing = [file for file in md5s if not (root / file).is_file()]
+    if missing and download:
+        try:
+            with redirect_stdout(stderr):  # torchvision's messages must not end up in the output of --json
+                fetch(root)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{name} could not be downloaded to {root}: {error}") from error
+        missing = [file for file in md5s if not (root / file).is_file()]
+    require(
+        not missing,
+        f"{name}: files missing under {root}: {', '.join(missing)}; put them there, "
+        "or let them be downloaded with --download (in Python download=True)",
+    )
+    for file, expected in md5s.items():
+        with open(root / file, "rb") as stream:
+            got = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        require(
+            got == expected,
+            f"{root / file} is damaged: its md5 must be {expected}, got {got}; remove it, then load with --download",
+        )
+    return root
+
+
+def _read_idx(path: Path) -> Tensor:
+    """The uint8 tensor in a gzipped IDX file: two zero bytes, type 8, number of axes, each size as 4 bytes, values."""
+    content = gzip.decompress(path.read_bytes())
+    axes = content[3]
+    shape = np.frombuffer(content, ">i4", count=axes, offset=4)
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
+
+
+def _scaled(x_NCHW: Tensor, resolution: int | None, white: int) -> Tensor:
+    """uint8 images as float32 in [0, 1], averaged down to ``resolution`` × ``resolution``.
+
+    Where the side is not a multiple of the resolution, the windows of the average overlap by a pixel.
+    """
+    x_NCHW = x_NCHW.float()
+    if resolution is not None:
+        x_NCHW = F.adaptive_avg_pool2d(x_NCHW, resolution)
+    return x_NCHW / white
+
+
+def _statistics(raw: Raw, resolution: int | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over the training set, summed in float64.
+
+    Rounded to 6 decimals (our choice), so that the order of summation, which varies between machines, leaves no trace.
+    """
+    sum_C, squares_C = torch.zeros(2, raw.x_train.shape[1], dtype=torch.float64)
+    count = 0
+    for chunk in raw.x_train.split(CHUNK):
+        x_NCHW = _scaled(chunk, resolution, raw.white)
+        sum_C += x_NCHW.sum((0, 2, 3), dtype=torch.float64)
+        squares_C += x_NCHW.square().sum((0, 2, 3), dtype=torch.float64)
+        count += x_NCHW[:, 0].numel()
+    mean_C = sum_C / count
+    std_C = (squares_C / count - mean_C.square()).clamp(min=0).sqrt()
+    mean, std = (tuple(round(value, 6) for value in values_C.tolist()) for values_C in (mean_C, std_C))
+    return mean, std
+
+
+def _normalised(
+    x_NCHW: Tensor, resolution: int | None, white: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    mean_C11, std_C11 = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    side = resolution or x_NCHW.shape[-1]
+    out_NCHW = torch.empty(*x_NCHW.shape[:2], side, side)
+    for out, chunk in zip(out_NCHW.split(CHUNK), x_NCHW.split(CHUNK)):
+        torch.sub(_scaled(chunk, resolution, white), mean_C11, out=out).div_(std_C11)
+    return out_NCHW
+
+
+def require_labels(what: str, y_N: Tensor, n_classes: int) -> None:
+    """InputError unless ``y_N`` is (N,) int64, not empty, with values in [0, n_classes)."""
+    require(y_N.ndim == 1 and len(y_N) > 0 and y_N.dtype == torch.int64, f"{what} must be (N,) int64, got {_kind(y_N)}")
+    bad_N = (y_N < 0) | (y_N >= n_classes)
+    if bad_N.any():
+        first = _first(bad_N)
+        raise InputError(f"{what} must be in [0, {n_classes}), got {int(y_N[first])} at {first}")
+
+
+def _first(mask_N: Tensor) -> int:
+    return int(mask_N.nonzero()[0])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,416 @@
+"""Promises of tadlib.noise: exact rates, the class maps of the field, human labels in order, the same bits per seed."""
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tadlib.artifacts import save_tensors
+from tadlib.data import DATASETS, load_dataset
+from tadlib.errors import InputError
+from tadlib.noise import HUMAN_LABELS, NOISE_MODELS, NoisyLabels, inject, transition
+
+MAPPED = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}  # asymmetric CIFAR-10
+RATES = (0.0, 0.1, 0.37, 0.5, 0.8, 0.99)
+
+
+def labels(sizes: list[int]) -> torch.Tensor:
+    """``sizes[k]`` labels of each class k, shuffled."""
+    y_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return y_N[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(0))]
+
+
+UNEVEN = [100, 37, 1, 250, 64, 99, 10, 200, 3, 77]
+
+
+def noisy(
+    kind: str, rate: float | None, *, true_N: torch.Tensor | None = None, seed: int = 0, **options
+) -> NoisyLabels:
+    """Noise on uneven classes, with the map of CIFAR-10 where one is needed."""
+    true_N = labels(UNEVEN) if true_N is None else true_N
+    return inject(true_N, kind, rate, **{"n_classes": 10, "seed": seed, "dataset": "cifar10"} | options)
+
+
+# How many flip, and where to
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_each_class_flips_exactly_as_often_as_asked(kind, rate):
+    noise = noisy(kind, rate)
+    flips = [0] * 10
+    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+        flips[true] += true != given
+    flipping = set(MAPPED) if kind == "asymmetric" else set(range(10))
+    assert flips == [round(rate * n) if k in flipping else 0 for k, n in enumerate(UNEVEN)]
+    assert noise.rate == rate
+    assert noise.rate_realised == pytest.approx(sum(flips) / sum(UNEVEN), abs=1e-12)
+
+
+def test_symmetric_noise_reaches_every_other_class_alike():
+    n, rate = 9000, 0.5
+    noise = noisy("symmetric", rate, true_N=labels([n] * 10))
+    counts_KK = transition(noise.true_N, noise.given_N, 10) * n
+    assert counts_KK.diagonal().tolist() == pytest.approx([n * (1 - rate)] * 10)
+    others = counts_KK[~torch.eye(10, dtype=torch.bool)]
+    # 90 multinomial counts of mean 500 and standard deviation 21; five of them for the farthest
+    assert (others - 500).abs().max() < 5 * (500 * 8 / 9) ** 0.5
+    assert others.std() > 10  # drawn, not dealt out in turn
+
+
+def test_asymmetric_noise_moves_mapped_classes_once_and_at_the_same_time():
+    # With cats turned dogs flipped again (sequential in place), cats and dogs would miss their counts.
+    noise = noisy("asymmetric", 0.4, true_N=labels([1000] * 10))
+    expected_KK = 1000 * torch.eye(10, dtype=torch.float64)
+    for true, given in MAPPED.items():
+        expected_KK[true, true], expected_KK[true, given] = 600, 400
+    assert torch.equal((noise.transition_realised * 1000).round(), expected_KK)
+    assert noise.rate_realised == pytest.approx(0.2)  # overall half of the rate per mapped class
+    assert noise.rate == 0.4
+
+
+def test_pairflip_moves_each_class_to_the_next_and_the_last_to_the_first():
+    noise = noisy("pairflip", 0.3)
+    flipped = noise.given_N != noise.true_N
+    assert set(noise.true_N[flipped].tolist()) == {k for k, n in enumerate(UNEVEN) if round(0.3 * n)}
+    assert all(given == (true + 1) % 10 for true, given in zip(noise.true_N[flipped], noise.given_N[flipped]))
+    two = inject(labels([50, 50]), "pairflip", 0.4, n_classes=2, seed=0)
+    assert two.transition_realised.tolist() == [[0.6, 0.4], [0.4, 0.6]]
+
+
+def test_none_keeps_the_labels():
+    noise = noisy("none", None)
+    assert torch.equal(noise.given_N, noise.true_N)
+    assert (noise.rate, noise.rate_realised) == (0.0, 0.0)
+    assert torch.equal(noise.transition_nominal, torch.eye(10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_nominal_and_realised_transitions_agree_with_counting(kind):
+    rate = 0.4
+    noise = noisy(kind, rate, true_N=labels([2000] * 10))
+    nominal = [[0.0] * 10 for _ in range(10)]
+    for true in range(10):
+        if kind == "symmetric":
+            nominal[true] = [1 - rate if given == true else rate / 9 for given in range(10)]
+        else:
+            given = (true + 1) % 10 if kind == "pairflip" else MAPPED.get(true, true)
+            nominal[true][true] += 1 - rate
+            nominal[true][given] += rate
+    assert noise.transition_nominal.tolist() == [pytest.approx(row) for row in nominal]
+
+    counts = [[0] * 10 for _ in range(10)]
+    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+        counts[true][given] += 1
+    assert noise.transition_realised.tolist() == [pytest.approx([n / 2000 for n in row]) for row in counts]
+    assert noise.transition_realised.sum(1).tolist() == pytest.approx([1] * 10)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_a_class_without_samples_changes_nothing_for_the_others(kind):
+    noise = noisy(kind, 0.4, true_N=labels([50, 50, 50, 0, 50, 50, 50, 50, 50, 50]))
+    realised = noise.transition_realised
+    assert realised[3].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert realised.sum(1).tolist() == pytest.approx([1] * 10)
+    assert realised.diagonal()[[2, 4, 5, 9]].tolist() == pytest.approx([0.6] * 4)
+    assert (noise.given_N == 3).any()  # the class may still be given to others
+
+
+# Determinism
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_the_seed_alone_decides(kind):
+    true_N = labels(UNEVEN)
+    kept = true_N.clone()
+    torch.manual_seed(1)
+    first = noisy(kind, 0.4, true_N=true_N, seed=5)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = noisy(kind, 0.4, true_N=true_N, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.given_N, again.given_N)
+    assert first.checksum == again.checksum
+    assert not torch.equal(first.given_N, noisy(kind, 0.4, true_N=true_N, seed=6).given_N)
+    assert torch.equal(true_N, kept)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_what_flips_at_a_rate_flips_alike_at_higher_ones(kind):
+    low, high = noisy(kind, 0.2), noisy(kind, 0.6)
+    flipped = low.given_N != low.true_N
+    assert flipped.any()
+    assert torch.equal(high.given_N[flipped], low.given_N[flipped])
+
+
+def test_bits_stay_what_they_were():
+    # golden: a change makes every stored result under noise stale
+    noise = inject(torch.arange(20) % 4, "symmetric", 0.4, n_classes=4, seed=0)
+    assert noise.given_N.tolist() == [1, 1, 2, 2, 0, 3, 2, 3, 0, 2, 3, 1, 0, 1, 0, 3, 2, 1, 2, 3]
+
+
+def test_checksum_covers_given_and_true_labels_and_kind():
+    noise = noisy("pairflip", 0.4)
+    others = [
+        replace(noise, kind="symmetric"),
+        replace(noise, given_N=noise.true_N),
+        replace(noise, true_N=noise.given_N),
+        replace(noise, true_N=None),
+    ]
+    assert len({noise.checksum, *(other.checksum for other in others)}) == 5
+
+
+# Files
+
+
+@pytest.mark.parametrize("truth_known", [True, False])
+def test_saved_labels_come_back_with_the_same_bits(tmp_path, truth_known):
+    noise = noisy("symmetric", 0.37, seed=2**62 + 1)
+    if not truth_known:
+        noise = replace(noise, true_N=None, transition_nominal=None)
+    noise.save(tmp_path / "labels.safetensors")
+    back = NoisyLabels.load(tmp_path / "labels.safetensors")
+    assert torch.equal(back.given_N, noise.given_N)
+    assert (back.n_classes, back.kind, back.rate, back.seed) == (10, "symmetric", 0.37, 2**62 + 1)
+    assert back.checksum == noise.checksum
+    assert back.rate_realised == noise.rate_realised
+    if truth_known:
+        assert torch.equal(back.true_N, noise.true_N)
+        assert torch.equal(back.transition_nominal, noise.transition_nominal)
+    else:
+        assert back.true_N is back.transition_nominal is back.rate_realised is back.transition_realised is None
+    noise.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "labels.safetensors").read_bytes()
+
+
+def test_files_that_hold_no_noisy_labels_are_refused(tmp_path):
+    path = tmp_path / "labels.safetensors"
+    with pytest.raises(InputError, match=r"labels\.safetensors does not exist"):
+        NoisyLabels.load(path)
+    noisy("pairflip", 0.4).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"labels\.safetensors is damaged"):
+        NoisyLabels.load(path)
+    save_tensors(path, {"given": torch.arange(3)})
+    with pytest.raises(InputError, match=r"labels\.safetensors does not hold noisy labels"):
+        NoisyLabels.load(path)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("rate", [1, 1.0, 1.4, -0.1, float("nan"), float("inf"), None, "0.4", True])
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+def test_rates_outside_the_unit_interval_are_refused(kind, rate):
+    with pytest.raises(InputError, match=rf"rate must be in \[0, 1\), got {rate!r}"):
+        noisy(kind, rate)
+
+
+@pytest.mark.parametrize(
+    "kind, rate, options, message",
+    [
+        (
+            "symetric",
+            0.4,
+            {},
+            "unknown noise 'symetric'; expected one of: none, symmetric, asymmetric, pairflip, human",
+        ),
+        ("symmetric:2", 0.4, {}, "noise symmetric has no variants, got 'symmetric:2'"),
+        ("none", 0.4, {}, r"noise none takes no rate \(0 or None\), got 0\.4"),
+        ("symmetric", 0.4, {"n_classes": 1}, "n_classes must be at least 2, got 1"),
+        ("symmetric", 0.4, {"n_classes": 5}, r"true labels must be in \[0, 5\), got \d at \d"),
+        ("symmetric", 0.4, {"true_N": torch.tensor([0, 1, -1])}, r"true labels must be in \[0, 10\), got -1 at 2"),
+        ("symmetric", 0.4, {"true_N": torch.zeros(3)}, r"true labels must be \(N,\) int64, got \(3,\) float32"),
+        ("symmetric", 0.4, {"true_N": torch.zeros(3, 1).long()}, r"true labels must be \(N,\) int64, got \(3, 1\)"),
+        ("symmetric", 0.4, {"true_N": torch.zeros(0).long()}, r"true labels must be \(N,\) int64, got \(0,\)"),
+        ("symmetric", 0.4, {"index_N": torch.arange(3)}, r"index_N must be \(841,\) int64, got \(3,\)"),
+        ("asymmetric", 0.4, {"dataset": "digits"}, "must be one of: cifar10, got digits"),
+        ("asymmetric", 0.4, {"dataset": "cifar100"}, "must be one of: cifar10, got cifar100"),
+        ("asymmetric", 0.4, {"dataset": None}, "must be one of: cifar10, got None"),
+        (
+            "asymmetric",
+            0.4,
+            {"n_classes": 4, "true_N": torch.arange(4)},
+            "the map of cifar10 needs 10 classes, got n_classes 4",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(kind, rate, options, message):
+    with pytest.raises(InputError, match=message):
+        noisy(kind, rate, **options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"given_N": torch.zeros(840).long()}, "given labels must be as many as the true ones, 841, got 840"),
+        ({"given_N": torch.full((841,), 10)}, r"given labels must be in \[0, 10\), got 10 at 0"),
+        ({"true_N": torch.full((841,), -1)}, r"true labels must be in \[0, 10\), got -1 at 0"),
+        ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1\.0"),
+        ({"transition_nominal": torch.eye(9).double()}, r"must be \(10, 10\) float64, got \(9, 9\)"),
+        ({"transition_nominal": torch.eye(10)}, r"must be \(10, 10\) float64, got \(10, 10\) torch\.float32"),
+        ({"transition_nominal": torch.ones(10, 10).double()}, "rows of transition_nominal must be distributions"),
+        ({"transition_nominal": 2 * torch.eye(10).double() - 0.1}, "rows of transition_nominal must be distributions"),
+    ],
+)
+def test_labels_that_do_not_fit_together_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(noisy("pairflip", 0.4), **change)
+
+
+# Human labels
+
+
+@pytest.fixture
+def human_root(tmp_path) -> Path:
+    """A folder with a file like CIFAR-10N's, for 100 images: class i % 10, in ``worse`` the first 30 one class up."""
+    clean = np.arange(100) % 10
+    worse = np.where(np.arange(100) < 30, (clean + 1) % 10, clean)
+    path = tmp_path / "cifar-n" / "CIFAR-10_human.pt"
+    path.parent.mkdir()
+    torch.save({"clean_label": clean, "worse_label": worse, "aggre_label": clean}, path)
+    return tmp_path
+
+
+def human(root: Path | None, kind: str = "human:worse", rate: float | None = None, **options) -> NoisyLabels:
+    options = {"true_N": torch.arange(100) % 10, "n_classes": 10, "seed": 0, "dataset": "cifar10"} | options
+    return inject(options.pop("true_N"), kind, rate, root=root, **options)
+
+
+def test_human_labels_follow_the_index(human_root):
+    whole = human(human_root)
+    assert whole.given_N[:30].tolist() == [(k + 1) % 10 for k in range(10)] * 3
+    assert torch.equal(whole.given_N[30:], whole.true_N[30:])
+    index_N = torch.tensor([99, 0, 31, 5])
+    part = human(human_root, true_N=index_N % 10, index_N=index_N, rate=0)
+    assert part.given_N.tolist() == [9, 1, 1, 6]
+    assert (part.rate, part.rate_realised) == (pytest.approx(0.3), 0.5)  # of the file; of these four
+    assert torch.equal(part.transition_nominal, whole.transition_realised)
+
+
+def test_human_labels_may_lie_in_the_root_itself(human_root):
+    expected = human(human_root).checksum
+    (human_root / "cifar-n" / "CIFAR-10_human.pt").rename(human_root / "CIFAR-10_human.pt")
+    assert human(human_root).checksum == expected
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"true_N": torch.arange(99, -1, -1) % 10}, "another order than the images: its true labels differ for 100 of"),
+        ({"true_N": torch.arange(50) % 10}, "index_N must say which of the 100 labels in .* belong to 50"),
+        ({"index_N": torch.arange(1, 101)}, r"index_N must be in \[0, 100\), got \[100\]"),
+        ({"index_N": torch.arange(-1, 99)}, r"index_N must be in \[0, 100\), got \[-1\]"),
+        ({"index_N": torch.arange(50)}, r"index_N must be \(100,\) int64, got \(50,\)"),
+        ({"rate": 0.4}, r"rate must be 0 or None, got 0\.4"),
+        ({"kind": "human:worst"}, "unknown set of human labels of cifar10 'worst'; expected one of: aggre, worse"),
+        ({"kind": "human"}, "unknown set of human labels of cifar10 ''"),
+        ({"kind": "human:random1"}, r"CIFAR-10_human\.pt is damaged or no file of CIFAR-N's labels \(KeyError\)"),
+        ({"kind": "human:fine"}, "unknown set of human labels of cifar10 'fine'"),
+        ({"dataset": "digits"}, "human labels exist for: cifar10, cifar100, got digits"),
+        (
+            {"dataset": "cifar100", "kind": "human:coarse"},
+            "coarse labels the 20 superclasses of cifar100, another task",
+        ),
+        (
+            {"dataset": "cifar100", "kind": "human:fine"},
+            r"human labels missing: put CIFAR-100_human\.pt .* at .*cifar-n",
+        ),
+        ({"n_classes": 11, "true_N": torch.arange(100) % 11}, "another order than the images"),
+    ],
+)
+def test_human_labels_that_do_not_fit_are_refused(human_root, options, message):
+    with pytest.raises(InputError, match=message):
+        human(human_root, **options)
+
+
+def test_human_labels_need_a_root():
+    with pytest.raises(InputError, match=r"human labels are read from CIFAR-10_human\.pt: give its folder, --root"):
+        human(None)
+
+
+class Trap:
+    """Creates a folder when unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_of_human_labels_is_not_run(human_root):
+    path, sprung = human_root / "cifar-n" / "CIFAR-10_human.pt", human_root / "sprung"
+    torch.save({"clean_label": Trap(sprung)}, path)
+    with pytest.raises(InputError, match="is damaged or no file of CIFAR-N's labels"):
+        human(human_root)
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(InputError, match="is damaged or no file of CIFAR-N's labels"):
+        human(human_root)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"worse_label": np.full(100, 10)}, r"worse_label in .* must be in \[0, 10\), got 10 at 0"),
+        ({"worse_label": np.zeros(99, dtype=int)}, "worse_label must be as long as clean_label, 100, got 99"),
+        ({"worse_label": np.zeros((100, 1), dtype=int)}, r"worse_label in .* must be \(N,\) int64, got \(100, 1\)"),
+    ],
+)
+def test_damaged_human_labels_are_refused(human_root, content, message):
+    torch.save({"clean_label": np.arange(100) % 10} | content, human_root / "cifar-n" / "CIFAR-10_human.pt")
+    with pytest.raises(InputError, match=message):
+        human(human_root)
+
+
+def test_a_truncated_file_of_human_labels_is_refused(human_root):
+    path = human_root / "cifar-n" / "CIFAR-10_human.pt"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"CIFAR-10_human\.pt is damaged"):
+        human(human_root)
+
+
+def test_every_model_is_listed_once():
+    assert list(NOISE_MODELS) == ["none", "symmetric", "asymmetric", "pairflip", "human"]
+
+
+# Real CIFAR-N
+
+PERCENT = {
+    "cifar10": {"aggre": 9.01, "random1": 17.23, "random2": 18.12, "random3": 17.64, "worse": 40.21},
+    "cifar100": {"fine": 40.20},
+}
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+@pytest.fixture(params=list(PERCENT))
+def real(request, data_root):
+    """Name and labels of a real CIFAR whose human labels are there too."""
+    name = request.param
+    for path in (data_root / FOLDERS[name], data_root / "cifar-n" / HUMAN_LABELS[name][0]):
+        if not path.exists():
+            pytest.skip(f"{path} is missing")
+    return name, DATASETS[name](data_root, False).y_train
+
+
+def test_real_human_labels_have_their_published_rates_and_order(real, data_root):
+    name, true_N = real
+    options = {"n_classes": len(true_N.unique()), "seed": 0, "dataset": name, "root": data_root}
+    rates = {kind: inject(true_N, f"human:{kind}", None, **options).rate_realised for kind in HUMAN_LABELS[name][1]}
+    assert {kind: round(100 * rate, 2) for kind, rate in rates.items()} == PERCENT[name]
+
+    kind = f"human:{next(iter(rates))}"
+    shuffled = torch.randperm(len(true_N), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="another order than the images"):
+        inject(true_N[shuffled], kind, None, **options)
+    assert inject(true_N[shuffled], kind, None, index_N=shuffled, **options).rate_realised == rates[kind[6:]]
+
+    dataset = load_dataset(name, root=data_root, n_train=1000, n_test=100)
+    inject(dataset.y_train, kind, None, index_N=dataset.index, **options)  # the order of a subset is checked too
+    with pytest.raises(InputError, match="another order than the images"):
+        inject(dataset.y_train, kind, None, index_N=dataset.index.flip(0), **options)
