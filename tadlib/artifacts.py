@@ -436,6 +436,9 @@ class StageFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if not self.is_complete():
                 # Half of the files written anew could match an old manifest in size, and pass for complete.
+                # A checkpoint beside a manifest is a leftover of the finished run, and says that all is done.
+                if (self.path / MANIFEST).exists():
+                    (self.path / CHECKPOINT).unlink(missing_ok=True)
                 (self.path / MANIFEST).unlink(missing_ok=True)
             yield
         finally:

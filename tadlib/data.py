@@ -8,12 +8,12 @@ resolution, normalisation, checks) is the same for all.
 
 import gzip
 import hashlib
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from sys import stderr
 
 import numpy as np
 import torch
@@ -238,7 +238,7 @@ def _require_files(
     missing = [file for file in md5s if not (root / file).is_file()]
     if missing and download:
         try:
-            with redirect_stdout(stderr):  # torchvision's messages must not end up in the output of --json
+            with redirect_stdout(sys.stderr):  # torchvision's messages must not end up in the output of --json
                 fetch(root)
         except (OSError, RuntimeError) as error:
             raise InputError(f"{name} could not be downloaded to {root}: {error}") from error
@@ -251,10 +251,7 @@ def _require_files(
     for file, expected in md5s.items():
         with open(root / file, "rb") as stream:
             got = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        require(
-            got == expected,
-            f"{root / file} is damaged: its md5 must be {expected}, got {got}; remove it, then load with --download",
-        )
+        require(got == expected, f"{root / file} is damaged: its md5 must be {expected}, got {got}; fetch it anew")
     return root
 
 

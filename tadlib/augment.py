@@ -1,0 +1,147 @@
+"""Differentiable Siamese augmentation (DSA; Zhao & Bilen 2021), as pure functions of sampled parameters.
+
+Legend: N samples, C H W image.
+
+``draw`` samples one operation for the whole batch and its parameters for every sample; ``apply`` carries it out.
+Every operation is affine in the image once its parameters are fixed, so its pull-back is a plain vjp and a stored
+draw replays the same transformation (see :mod:`tadlib.matching`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tadlib.errors import known, require
+
+# strengths as in DSA's published strategy color_crop_cutout_flip_scale_rotate
+SCALE, ROTATE_DEGREES, CROP_RATIO, CUTOUT_RATIO = 1.2, 15.0, 0.125, 0.5
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sampled operation for a batch: its name and one row of parameters per sample (N, ·)."""
+
+    op: str
+    params: Tensor
+
+
+def _uniform(n: int, m: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    u_NM = torch.rand(n, m, generator=generator, device=generator.device)
+    return low + (high - low) * u_NM
+
+
+def _warp(x_NCHW: Tensor, matrix_N22: Tensor) -> Tensor:
+    """Resample with zero padding through 2x2 matrices about the image centre."""
+    affine_N23 = F.pad(matrix_N22, (0, 1))
+    grid = F.affine_grid(affine_N23, list(x_NCHW.shape), align_corners=False)
+    return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _flip(x: Tensor, p: Tensor) -> Tensor:
+    return torch.where((p < 0.5)[:, :, None, None], x.flip(3), x)
+
+
+def _scale(x: Tensor, p: Tensor) -> Tensor:
+    return _warp(x, torch.diag_embed(p.to(x.dtype)))
+
+
+def _rotate(x: Tensor, p: Tensor) -> Tensor:
+    angle_N = torch.deg2rad(p[:, 0].to(x.dtype))
+    cos, sin = angle_N.cos(), angle_N.sin()
+    ratio = x.shape[2] / x.shape[3]  # grid coordinates are relative to each side
+    row = [torch.stack([cos, -sin * ratio], 1), torch.stack([sin / ratio, cos], 1)]
+    return _warp(x, torch.stack(row, 1))
+
+
+def _crop(x: Tensor, p: Tensor) -> Tensor:
+    """Shift by whole pixels, zeros moving in: what padding and cropping back amounts to."""
+    n, _, height, width = x.shape
+    reach_h, reach_w = int(height * CROP_RATIO + 0.5), int(width * CROP_RATIO + 0.5)
+    shift = (p * torch.tensor([2 * reach_h + 1, 2 * reach_w + 1], device=p.device)).floor().long()
+    padded = F.pad(x, (reach_w, reach_w, reach_h, reach_h))
+    rows = shift[:, :1] + torch.arange(height, device=x.device)
+    columns = shift[:, 1:] + torch.arange(width, device=x.device)
+    return padded[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(
+        3, 1
+    )
+
+
+def _cutout(x: Tensor, p: Tensor) -> Tensor:
+    """Zero a square of half the side whose centre is anywhere in the image."""
+    height, width = x.shape[2:]
+
+    def covered(side: int, u_N1: Tensor) -> Tensor:
+        size = int(side * CUTOUT_RATIO + 0.5)
+        start = (u_N1 * (side + (1 - size % 2))).floor() - size // 2
+        place = torch.arange(side, device=x.device)
+        return (place >= start) & (place < start + size)
+
+    hole = covered(height, p[:, :1])[:, :, None] & covered(width, p[:, 1:])[:, None, :]
+    return x * ~hole[:, None]
+
+
+def _brightness(x: Tensor, p: Tensor) -> Tensor:
+    return x + (p[:, :, None, None] * BRIGHTNESS).to(x.dtype)
+
+
+def _mix(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    return (x - mean) * factor[:, :, None, None].to(x.dtype) + mean
+
+
+def _saturation(x: Tensor, p: Tensor) -> Tensor:
+    return _mix(x, x.mean(1, keepdim=True), p * SATURATION)
+
+
+def _contrast(x: Tensor, p: Tensor) -> Tensor:
+    return _mix(x, x.mean((1, 2, 3), keepdim=True), p + CONTRAST)
+
+
+# name -> (number of parameters, low, high, operation)
+OPERATIONS: dict[str, tuple[int, float, float, Callable[[Tensor, Tensor], Tensor]]] = {
+    "flip": (1, 0.0, 1.0, _flip),
+    "scale": (2, 1 / SCALE, SCALE, _scale),
+    "rotate": (1, -ROTATE_DEGREES, ROTATE_DEGREES, _rotate),
+    "crop": (2, 0.0, 1.0, _crop),
+    "cutout": (2, 0.0, 1.0, _cutout),
+    "brightness": (1, -0.5, 0.5, _brightness),
+    "saturation": (1, 0.0, 1.0, _saturation),
+    "contrast": (1, 0.0, 1.0, _contrast),
+}
+COLOR = ("brightness", "saturation", "contrast")
+
+
+def operations(strategy: str) -> tuple[tuple[str, ...], ...]:
+    """The choices of a DSA strategy string such as ``color_crop_flip``; ``none`` or an empty string is no choice.
+
+    "color" is one choice that carries out brightness, saturation and contrast one after the other, as DSA does.
+    """
+    if strategy in ("", "none"):
+        return ()
+    names = strategy.split("_")
+    for name in names:
+        known("augmentation", name, [*OPERATIONS, "color"])
+    return tuple(COLOR if name == "color" else (name,) for name in names)
+
+
+def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
+    """Sample one choice of ``strategy`` for a batch of ``n`` images, parameters per sample (DSA's mode S).
+
+    Parameters live on the generator's device. Without a choice the draw is empty and ``apply`` is the identity.
+    """
+    require(n >= 1, f"a batch needs at least one image, got {n}")
+    choices = operations(strategy)
+    if not choices:
+        return ()
+    pick = int(torch.randint(len(choices), (), generator=generator, device=generator.device))
+    return tuple(Draw(op, _uniform(n, *OPERATIONS[op][:3], generator)) for op in choices[pick])
+
+
+def apply(draws: tuple[Draw, ...], x_NCHW: Tensor) -> Tensor:
+    """Carry out ``draws`` on images (N, C, H, W) of the same N."""
+    for d in draws:
+        x_NCHW = OPERATIONS[d.op][3](x_NCHW, d.params)
+    return x_NCHW

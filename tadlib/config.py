@@ -1,0 +1,171 @@
+"""The configuration of a cell: every setting of every stage, with the preset filled in."""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from tadlib import arms, augment, diversion, experts, noise, presets
+from tadlib.data import DATASETS
+from tadlib.distill.mtt import MttConfig
+from tadlib.errors import InputError, known, require
+from tadlib.evaluate import Protocol
+
+METHODS = ("mtt",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a cell. Build it with :meth:`from_params`, which fills in the preset.
+
+    The nested settings appear in flat form as ``divert_*``, ``expert_*``, ``mtt_*`` and ``evaluate_*``.
+    """
+
+    dataset: str = "digits"
+    root: str | None = None  # folder of the data set's files
+    download: bool = False  # fetch them there when missing
+    n_train: int | None = None  # class-balanced subset; None = all
+    n_test: int | None = None
+    resolution: int | None = None  # side in pixels; None = as published
+    noise: str = "none"
+    rate: float = 0.0
+    arm: str = "tad"
+    method: str = "mtt"
+    ipc: int = 10  # synthetic images per class
+    seed: int = 0
+    preset: str = "smoke"
+    loops: str = "shared"  # where the dual loop runs: "shared" auditor, or "per-expert"
+    width: int = 128
+    depth: int = 3
+    norm: str = "instance"
+    device: str = "auto"
+    threads: int = 1  # CPU threads; small networks are faster on one
+    out: str = "runs"
+    divert: diversion.DiversionConfig = field(default_factory=diversion.DiversionConfig)
+    expert: experts.ExpertConfig = field(default_factory=experts.ExpertConfig)
+    mtt: MttConfig = field(default_factory=MttConfig)
+    evaluate: Protocol = field(default_factory=Protocol)
+
+    def __post_init__(self):
+        known("data set", self.dataset, DATASETS)
+        known("noise", self.noise.partition(":")[0], noise.NOISE_MODELS)
+        known("arm", self.arm, arms.ARMS)
+        known("method", self.method, METHODS)
+        known("preset", self.preset, presets.PRESETS)
+        known("loops", self.loops, ("shared", "per-expert"))
+        require(0 <= self.rate < 1, f"rate must be in [0, 1), got {self.rate}")
+        require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
+        require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
+        for section in (f.name for f in fields(self) if _nested(f)):
+            for name, value in vars(getattr(self, section)).items():
+                _check_range(f"{section}_{name}", name, value)
+        last = self.mtt.max_start - 1 + self.mtt.expert_epochs
+        require(
+            last <= self.expert.epochs,
+            f"experts must be trained for mtt_max_start - 1 + mtt_expert_epochs = {last} epochs or more, "
+            f"got expert_epochs {self.expert.epochs}",
+        )
+        if self.device not in ("auto", "cpu"):
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+    @staticmethod
+    def from_params(**params: Any) -> "Config":
+        """A configuration from flat JSON scalars, the preset filled in.
+
+        Raises:
+            InputError: on an unknown or misspelt name (with the nearest known one), or a value that is out of range.
+        """
+        names = param_types()
+        for name in params:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                raise InputError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        given = {name: _converted(name, value, names[name]) for name, value in params.items()}
+        chosen: dict[str, Any] = {f.name: f.default for f in fields(Config) if not _nested(f)} | given
+        known("data set", chosen["dataset"], DATASETS)
+        values = presets.settings(chosen["preset"], chosen["dataset"], chosen["ipc"]) | given
+        nested = {
+            f.name: _section(f.name)(**{g: values.pop(k) for k, g in _flat_names(f.name).items() if k in values})
+            for f in fields(Config)
+            if _nested(f)
+        }
+        return Config(**(values | nested))  # type: ignore[arg-type]
+
+    def to_params(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit."""
+        flat = {f.name: getattr(self, f.name) for f in fields(Config) if not _nested(f)}
+        for f in fields(Config):
+            if _nested(f):
+                flat |= {f"{f.name}_{k}": v for k, v in asdict(getattr(self, f.name)).items()}
+        return flat
+
+    def with_params(self, **params: Any) -> "Config":
+        """A copy with some flat parameters changed; the preset is not applied again."""
+        return Config.from_params(**{**self.to_params(), **params})
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that ``auto`` stands for."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+def _check_range(full: str, name: str, value: Any) -> None:
+    """Bounds of what several stages have in common; each section checks what is its own."""
+    if name == "augmentation":
+        augment.operations(value)  # raises on an unknown one
+    elif name == "batch":
+        require(value >= 1, f"{full} must be at least 1, got {value}")
+    elif name == "lr":
+        require(value > 0, f"{full} must be positive, got {value}")
+    elif name == "momentum":
+        require(0 <= value < 1, f"{full} must be in [0, 1), got {value}")
+    elif name in ("weight_decay", "delta", "consistency", "confidence_penalty", "recalibrate_every"):
+        require(value >= 0, f"{full} must not be negative, got {value}")
+
+
+def _nested(f) -> bool:
+    return is_dataclass(f.type) if isinstance(f.type, type) else False
+
+
+def _section(name: str) -> type:
+    return next(f.type for f in fields(Config) if f.name == name)  # type: ignore[return-value]
+
+
+def _flat_names(name: str) -> dict[str, str]:
+    return {f"{name}_{f.name}": f.name for f in fields(_section(name))}
+
+
+@lru_cache
+def param_types() -> dict[str, Any]:
+    """Name and type of every flat parameter."""
+    types: dict[str, Any] = {}
+    for f in fields(Config):
+        if _nested(f):
+            types |= {f"{f.name}_{g.name}": g.type for g in fields(f.type)}  # type: ignore[arg-type]
+        else:
+            types[f.name] = f.type
+    return types
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as the parameter's type; whole floats pass for integers, nothing else is guessed."""
+    optional = kind not in (int, float, str, bool)
+    base = next(t for t in (bool, int, float, str) if t is kind or (optional and t in kind.__args__))
+    if value is None and optional:
+        return None
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if base is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    fits = isinstance(value, base) and not (base is int and isinstance(value, bool))
+    require(fits, f"{name} must be {base.__name__}{' or null' if optional else ''}, got {value!r}")
+    require(base is not float or math.isfinite(value), f"{name} must be finite, got {value!r}")
+    return value

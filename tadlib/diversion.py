@@ -1,0 +1,452 @@
+"""The dual loop: an outer loop that diverts samples by trust, an inner loop that recalibrates the untrusted.
+
+Legend: N samples, K classes, C H W image, D features, P flat parameters, A auditors, E epochs.
+
+One round is one epoch of the auditors: train on the labels in use, look at every sample once, divert
+(:mod:`tadlib.trust`), recalibrate (:mod:`tadlib.recalibrate`). ``start``, ``advance`` and ``finish`` expose the
+rounds, so that a run can be checkpointed between any two; ``divert`` carries out all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tadlib import recalibrate, trust
+from tadlib.errors import known, require
+from tadlib.networks import Network
+from tadlib.rng import generator
+from tadlib.training import Sgd, State, one_hot, predict, train_epoch
+
+UNTRUSTED, RECALIBRATED, TRUSTED = 0, 1, 2
+SPACES = ("untrusted", "recalibrated", "trusted")
+
+
+@dataclass(frozen=True)
+class DiversionConfig:
+    """Settings of the dual loop. Each can be switched off on its own; what the paper does not fix is our choice."""
+
+    epochs: int = 20  # E, rounds in all
+    warmup: int = 5  # rounds on the given labels before the first diversion
+    auditors: int = 1  # A, networks whose evidence is averaged
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch: int = 128
+    augmentation: str = "crop_scale_rotate"
+    evidence: str = "fused"  # "fused" ranks of margin and Mahalanobis margin, or the paper's "loss"
+    scope: str = "class"  # mixtures per given "class" (TAD) or one "global" (DivideMix)
+    ema: float = 0.7  # μ of the moving averages over rounds; 0 = the last round only
+    tau_start: float = 0.7  # τ(e) after warm-up ...
+    tau_end: float = 0.5  # ... and in the last round
+    delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
+    minimum: float = 0.05  # share of every class that always stays trusted
+    consistency: float = 0.5  # weight of KL(p̄ ‖ p(augmented x)) at full strength; 0 = off
+    confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
+    recalibrate_every: int = 1  # rounds between inner loops; 0 = never
+    criterion: str = "both"  # "both", "mahalanobis" or "cosine"
+    belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
+    error: float = 0.1  # calibrated: largest probability of error of a label that is believed
+    alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
+    reliability: float = 0.9  # fixed: believed above this ρ
+    holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
+    drop: float = 0.98  # recalibrated samples with a loss above this quantile of trusted ones are dropped; 1 = never
+    transition: str = "auto"  # transition-aware anchors: "auto" by evidence, "on", "off"
+    one_way: float = 0.15  # "auto" uses them where the estimated T moves more labels one way than this
+
+    def __post_init__(self):
+        known("evidence", self.evidence, ("fused", "loss"))
+        known("scope", self.scope, ("class", "global"))
+        known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
+        known("belief", self.belief, ("calibrated", "quantile", "fixed"))
+        known("transition", self.transition, ("auto", "on", "off"))
+        require(self.auditors >= 1, f"auditors must be at least 1, got {self.auditors}")
+        require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        require(1 <= self.warmup <= self.epochs, f"warmup must be in [1, epochs={self.epochs}], got {self.warmup}")
+        for name in ("ema", "tau_start", "tau_end", "minimum", "holdout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
+        for name in ("alpha", "reliability", "error", "drop", "one_way"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+
+@dataclass(frozen=True)
+class RefinedSet:
+    """What leaves the dual loop.
+
+    ``given`` (N,) labels as given; ``y`` (N, K) label distributions in use; ``weight`` (N,) in [0, 1], 0 for the
+    untrusted; ``trust`` (N,) float64, probability that the given label is right; ``space`` (N,) index into
+    :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label; ``transition`` (K, K) the estimated T or None;
+    ``history`` one row a round; ``space_history`` (E, N) int8.
+    """
+
+    given: Tensor
+    y: Tensor
+    weight: Tensor
+    trust: Tensor
+    space: Tensor
+    reliability: Tensor
+    transition: Tensor | None = None
+    history: tuple[dict, ...] = ()
+    space_history: Tensor | None = None
+
+    @property
+    def label(self) -> Tensor:
+        """Most likely label in use (N,)."""
+        return self.y.argmax(1)
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return self.y.shape[1]
+
+    def to(self, device: torch.device | str) -> "RefinedSet":
+        """The same set with its tensors on ``device``."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def table(self, true_N: Tensor | None = None) -> pd.DataFrame:
+        """One row per sample: index, given_label, trust, space, label, weight, reliability, true_label if known."""
+        columns = {
+            "index": range(len(self.given)),
+            "given_label": self.given.cpu().numpy(),
+            "trust": self.trust.cpu().numpy(),
+            "space": pd.Categorical.from_codes(self.space.cpu().numpy(), SPACES),
+            "label": self.label.cpu().numpy(),
+            "weight": self.weight.cpu().numpy(),
+            "reliability": self.reliability.cpu().numpy(),
+        }
+        if true_N is not None:
+            columns["true_label"] = true_N.cpu().numpy()
+        return pd.DataFrame(columns)
+
+    def metrics(self, true_N: Tensor) -> dict[str, float | int | None]:
+        """How good trust and labels are where the truth (N,) is known; fractions, None where undefined."""
+        return _metrics(self.given, self.trust, self.space, self.y, self.weight, true_N)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float | None:
+    total = float(whole.sum())
+    return float(part.sum()) / total if total else None
+
+
+def _metrics(given, trust_N, space, y, weight, true_N) -> dict[str, float | int | None]:
+    true_N = true_N.to(given.device)
+    right = given == true_N
+    trusted, relabelled = space == TRUSTED, space == RECALIBRATED
+    label_right = y.argmax(1) == true_N
+    return {
+        "trust_auroc": trust.auroc(trust_N, right),
+        "trust_precision": _ratio(trusted & right, trusted),
+        "trust_recall": _ratio(trusted & right, right),
+        "relabel_count": int(relabelled.sum()),
+        "relabel_accuracy": _ratio(relabelled & label_right, relabelled),
+        "relabel_recall": _ratio(relabelled & label_right & ~right, ~right),
+        "label_accuracy": _ratio(weight * label_right, weight),
+    }
+
+
+@dataclass
+class Loop:
+    """State between two rounds. ``tensors`` and ``rows`` are all of it that changes."""
+
+    net: Network
+    config: DiversionConfig
+    x: Tensor
+    given: Tensor
+    n_classes: int
+    true: Tensor | None
+    generators: list[torch.Generator]
+    tensors: dict[str, Tensor]
+    rows: list[dict] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Rounds done."""
+        return len(self.rows)
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict]:
+        """All that changes, as tensors and JSON."""
+        random = {f"generator/{a}": g.get_state() for a, g in enumerate(self.generators)}
+        return {**self.tensors, **random}, {"rows": self.rows}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        """The inverse of :meth:`checkpoint`; the next round gives the same bits as without interruption."""
+        for a, g in enumerate(self.generators):
+            g.set_state(tensors[f"generator/{a}"].cpu())
+        device = self.x.device
+        self.tensors = {k: v.to(device) for k, v in tensors.items() if not k.startswith("generator/")}
+        self.rows = list(meta["rows"])
+
+
+def start(
+    net: Network,
+    x_NCHW: Tensor,
+    given_N: Tensor,
+    n_classes: int,
+    config: DiversionConfig,
+    *,
+    seed: int,
+    true_N: Tensor | None = None,
+    name: str = "auditor",
+) -> Loop:
+    """Check the input and set up the loop before its first round.
+
+    ``true_N`` is used for the history's metrics alone. ``name`` separates the random numbers of several loops.
+
+    Raises:
+        InputError: on labels of the wrong length or out of range, or a class without any sample.
+    """
+    require(len(given_N) > 0, "the dual loop needs at least one sample, got 0")
+    require(len(x_NCHW) == len(given_N), f"got {len(x_NCHW)} images and {len(given_N)} labels; expected as many")
+    require(
+        int(given_N.min()) >= 0 and int(given_N.max()) < n_classes,
+        f"labels must be in [0, {n_classes}), got {int(given_N.min())} to {int(given_N.max())}",
+    )
+    require(
+        true_N is None or len(true_N) == len(given_N),
+        f"true labels must be as many as the given ones, {len(given_N)}, got {0 if true_N is None else len(true_N)}",
+    )
+    bad = int((~x_NCHW.flatten(1).sum(1).isfinite()).sum())
+    require(bad == 0, f"images must be finite, got NaN or infinity in {bad} of {len(x_NCHW)}")
+    counts_K = torch.bincount(given_N, minlength=n_classes)
+    empty = (counts_K == 0).nonzero()[:, 0].tolist()
+    require(not empty, f"every class needs a sample with its label; classes without: {empty}")
+    device, n = x_NCHW.device, len(x_NCHW)
+    tensors = {
+        "y": one_hot(given_N, n_classes),
+        "weight": torch.ones(n, device=device),
+        "trust": torch.ones(n, dtype=torch.float64, device=device),
+        "space": torch.full((n,), TRUSTED, dtype=torch.int8, device=device),
+        "reliability": torch.zeros(n, device=device),
+        "labelled": _labelled(given_N, n_classes, config.holdout, generator(seed, name, "holdout")),
+        "space_history": torch.empty(0, n, dtype=torch.int8, device=device),
+    }
+    for a in range(config.auditors):
+        tensors[f"theta/{a}"] = net.init(seed, name, a)
+    generators = [generator(seed, name, a, "train", device=device) for a in range(config.auditors)]
+    return Loop(net, config, x_NCHW, given_N, n_classes, true_N, generators, tensors)
+
+
+def _labelled(given_N: Tensor, n_classes: int, holdout: float, random: torch.Generator) -> Tensor:
+    """Mask (N,) of the samples whose labels auditors may train on: all but a share ``holdout`` of every class."""
+    order_N = torch.randperm(len(given_N), generator=random).to(given_N.device)
+    labelled_N = torch.ones(len(given_N), dtype=torch.bool, device=given_N.device)
+    for k in range(n_classes):
+        of_class = order_N[given_N[order_N] == k]
+        labelled_N[of_class[: int(holdout * len(of_class))]] = False
+    return labelled_N
+
+
+def advance(loop: Loop) -> None:
+    """One round: train every auditor for an epoch, look at every sample, divert, recalibrate."""
+    config, t, epoch = loop.config, loop.tensors, loop.epoch
+    for a in range(config.auditors):
+        _train(loop, a, epoch)
+    looks = [predict(loop.net, t[f"theta/{a}"], loop.x) for a in range(config.auditors)]
+    p_NK = torch.stack([logits.softmax(1) for logits, _ in looks]).mean(0)
+    t["p"] = trust.ema(t.get("p"), p_NK, config.ema)
+    log_p_NK = p_NK.clamp_min(1e-12).log()
+    t["loss"] = trust.ema(t.get("loss"), -log_p_NK.gather(1, loop.given[:, None])[:, 0], config.ema)
+    row: dict = {"epoch": epoch}
+    if epoch >= config.warmup - 1:
+        row |= _divert(loop, [features for _, features in looks], epoch)
+    counts = torch.bincount(t["space"].long(), minlength=3).tolist()
+    row |= {f"n_{name}": count for name, count in zip(SPACES, counts, strict=True)}
+    if len(t["space_history"]):
+        row["n_moved"] = int((t["space_history"][-1] != t["space"]).sum())
+    if loop.true is not None:
+        row |= _metrics(loop.given, t["trust"], t["space"], t["y"], t["weight"], loop.true)
+    t["space_history"] = torch.cat([t["space_history"], t["space"][None]])
+    loop.rows.append(row)
+
+
+def finish(loop: Loop) -> RefinedSet:
+    """The refined set after the rounds done so far."""
+    t = loop.tensors
+    return RefinedSet(
+        given=loop.given,
+        y=t["y"],
+        weight=t["weight"],
+        trust=t["trust"],
+        space=t["space"],
+        reliability=t["reliability"],
+        transition=t.get("transition"),
+        history=tuple(loop.rows),
+        space_history=t["space_history"],
+    )
+
+
+def divert(
+    net: Network,
+    x_NCHW: Tensor,
+    given_N: Tensor,
+    n_classes: int,
+    config: DiversionConfig,
+    *,
+    seed: int,
+    true_N: Tensor | None = None,
+    name: str = "auditor",
+    resume: tuple[dict[str, Tensor], dict] | None = None,
+    on_round: Callable[[Loop], None] = lambda loop: None,
+) -> RefinedSet:
+    """Run the whole dual loop (TAD, arXiv 2502.05027; equations are ours where the book says so).
+
+    Args as in :func:`start`; ``on_round`` is called after every round (progress, checkpoints, recording a
+    trajectory), ``resume`` is what :meth:`Loop.checkpoint` gave then.
+    """
+    loop = start(net, x_NCHW, given_N, n_classes, config, seed=seed, true_N=true_N, name=name)
+    if resume is not None:
+        loop.restore(*resume)
+    while loop.epoch < config.epochs:
+        advance(loop)
+        on_round(loop)
+    return finish(loop)
+
+
+def _train(loop: Loop, a: int, epoch: int) -> None:
+    """Auditor ``a`` takes one epoch on the labels in use."""
+    config, t = loop.config, loop.tensors
+    warm = epoch < config.warmup
+    ramp = min(1.0, (epoch - config.warmup + 1) / max(1, config.warmup))
+    strength = config.confidence_penalty if warm else config.consistency * ramp
+
+    def penalty(logits_BK, index_B):
+        # negative entropy: keeps an auditor from growing certain of one-way flips before diversion begins
+        return strength * (logits_BK.softmax(1) * logits_BK.log_softmax(1)).sum(1).mean()
+
+    def consistency(logits_BK, index_B):
+        # towards the moving average of its own unaugmented predictions: a teacher that costs no further pass
+        return strength * -(t["p"][index_B] * logits_BK.log_softmax(1)).sum(1).mean()
+
+    state = train_epoch(
+        loop.net,
+        State(t[f"theta/{a}"], t.get(f"velocity/{a}")),
+        loop.x,
+        t["y"],
+        t["weight"] * t["labelled"],
+        sgd=Sgd(config.lr, config.momentum, config.weight_decay),
+        batch=config.batch,
+        strategy=config.augmentation,
+        generator=loop.generators[a],
+        extra=None if strength == 0 else penalty if warm else consistency,
+    )
+    t[f"theta/{a}"] = state.theta
+    if state.velocity is not None:
+        t[f"velocity/{a}"] = state.velocity
+
+
+def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
+    """Outer and, when due, inner loop; writes the labels in use and returns what the history keeps."""
+    config, t, k = loop.config, loop.tensors, loop.n_classes
+    given_NK = one_hot(loop.given, k)
+    tau = trust.threshold(epoch, config.warmup - 1, config.epochs, config.tau_start, config.tau_end)
+    minimum = max(1, int(config.minimum * len(loop.given) / k))
+
+    # evidence against the given labels; anchors come from what was trusted so far
+    trusted_w = t["weight"] * (t["space"] == TRUSTED)
+    d_NK, _ = _distances(features, given_NK, trusted_w)
+    temperature = recalibrate.temperature(d_NK[trusted_w > 0], loop.given[trusted_w > 0])
+    margin_N = trust.margin(-d_NK / 2, loop.given)
+    t["margin"] = trust.ema(t.get("margin"), margin_N, config.ema)
+    if config.evidence == "loss":
+        evidence_N = t["loss"]
+    else:
+        own_margin_N = trust.margin(t["p"].clamp_min(1e-12).log(), loop.given)
+        evidence_N = trust.fuse(-own_margin_N, -t["margin"])
+    split = trust.partition(evidence_N, loop.given, k, tau=tau, scope=config.scope, delta=config.delta, minimum=minimum)
+    # the class-wise mixture decides; one mixture over all classes makes the number comparable between them
+    trust_N = trust.partition(evidence_N, loop.given, k, tau=tau, scope="global", delta=config.delta).trust
+    trusted_N = split.trusted
+    row = {"tau": tau, "temperature": temperature, "n_clean_classes": int((~split.mixture.separated).sum())}
+
+    flips = None
+    if config.transition != "off":
+        start_NK = t.get("posterior")
+        models = [recalibrate.flip_model(f, loop.given, k, start_NK=start_NK) for f in features]
+        posterior_NK = torch.stack([m.posterior for m in models]).mean(0)
+        t["transition"] = torch.stack([m.transition for m in models]).mean(0)
+        row["one_way"] = recalibrate.one_way(t["transition"])
+        row["held_out_log_likelihood"] = sum(m.log_likelihood for m in models) / len(models)
+        if config.transition == "on" or row["one_way"] > config.one_way:
+            flips = t["posterior"] = posterior_NK
+            trust_N = flips.gather(1, loop.given[:, None])[:, 0]
+            trusted_N = (trust_N > tau) | trust.best(-trust_N, loop.given, k, minimum)
+        else:
+            t.pop("posterior", None)
+    row["transition_aware"] = flips is not None
+
+    t["trust"] = trust_N
+    if config.recalibrate_every and (epoch - config.warmup + 1) % config.recalibrate_every == 0:
+        found = _candidates(loop, features, given_NK, trusted_N, trust_N, flips)
+        t["y"], t["weight"], t["space"], t["reliability"], more = _recalibrate(
+            loop, found, given_NK, trusted_N, posterior=flips is not None
+        )
+        row |= more
+    else:
+        # labels found earlier stay in use unless the sample is now trusted as given
+        kept = (t["space"] == RECALIBRATED) & ~trusted_N
+        t["y"] = torch.where(kept[:, None], t["y"], given_NK)
+        t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
+        t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
+    return row
+
+
+def _distances(features: list[Tensor], y_NK: Tensor, w_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mahalanobis distances and cosines (N, K), averaged over auditors."""
+    sets = [recalibrate.anchors(f, y_NK, w_N) for f in features]
+    d = [recalibrate.distances(a, f) for a, f in zip(sets, features, strict=True)]
+    s = [recalibrate.cosines(a, f) for a, f in zip(sets, features, strict=True)]
+    return torch.stack(d).mean(0), torch.stack(s).mean(0)
+
+
+def _candidates(loop, features, given_NK, trusted_N, trust_N, flips) -> recalibrate.Candidates:
+    """Candidate labels from the anchors of the samples trusted now, or from the flip model where it is in force."""
+    if flips is not None:
+        rho_N, label_N = flips.max(1)
+        return recalibrate.Candidates(label_N, rho_N.float(), flips.float())
+    w_N = (trust_N.float() * trusted_N).clamp_min(1e-6) * trusted_N
+    d_NK, s_NK = _distances(features, given_NK, w_N)
+    temperature = recalibrate.temperature(d_NK[trusted_N], loop.given[trusted_N])
+    return recalibrate.candidates(d_NK, s_NK, temperature, loop.config.criterion)
+
+
+def _recalibrate(loop, found, given_NK, trusted_N, *, posterior: bool):
+    """Recall, recalibrate or leave every untrusted sample; returns the labels in use.
+
+    ``posterior``: the candidates' reliability is a probability already (from the flip model).
+    """
+    config, given = loop.config, loop.given
+    rho_N, row = found.reliability, {}
+    if config.belief == "quantile":
+        believed_N, row["bar"] = recalibrate.believed(rho_N, trusted_N, config.alpha)
+    else:
+        if config.belief == "calibrated" and not posterior:
+            held_out_N = ~loop.tensors["labelled"]
+            reference_N = held_out_N if held_out_N.any() else ~held_out_N
+            flips = loop.tensors.get("transition")
+            most = 1.0 if flips is None else 1 - flips.diagonal().mean().item()
+            rho_N, row["noise_rate"] = recalibrate.calibrate(
+                rho_N, found.label == given, reference_N, loop.n_classes, most
+            )
+        row["bar"] = 1 - config.error if config.belief == "calibrated" else config.reliability
+        believed_N = rho_N > row["bar"]
+    recalled_N = ~trusted_N & believed_N & (found.label == given)
+    new_N = ~trusted_N & believed_N & (found.label != given)
+    trusted_N = trusted_N | recalled_N
+
+    loss_N = -loop.tensors["p"].clamp_min(1e-12).log()
+    new_loss_N = loss_N.gather(1, found.label[:, None])[:, 0]
+    own_loss_N = loss_N.gather(1, given[:, None])[:, 0]
+    dropped_N = torch.zeros_like(new_N)
+    if config.drop < 1:
+        dropped_N = new_N & (new_loss_N > recalibrate.quantile(own_loss_N[trusted_N], config.drop))
+    new_N = new_N & ~dropped_N
+    y = torch.where(new_N[:, None], found.q, given_NK)
+    weight = torch.where(new_N, rho_N, trusted_N.float())
+    space = torch.where(new_N, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
+    row |= {"n_recalled": int(recalled_N.sum()), "n_dropped": int(dropped_N.sum())}
+    return y, weight, space, rho_N, row

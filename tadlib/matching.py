@@ -1,0 +1,153 @@
+"""Trajectory matching: the loss of Cazenavette et al. (MTT, 2022) and its exact gradient in constant memory.
+
+Legend: N steps, B batch, S synthetic images, K classes, C H W image, P flat parameters.
+
+A student starts at the expert's θ_0 and takes N steps on synthetic data,
+
+    θ_{i+1} = θ_i − β g_i,   g_i = ∇_θ ℓ(f(θ_i; a_i(X_{B_i})), Y_{B_i}),
+
+and is asked to land where the expert stands M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
+
+The reverse sweep carries one vector λ_i = ∂L/∂θ_i and needs, per step, only Hessian-vector products of one step's
+loss, which forward-over-reverse differentiation gives without a graph over the unroll (``exact``):
+
+    λ_N = 2(θ_N − θ*) / ‖θ_0 − θ*‖²
+    (h, m_X, m_Y) = d/dε ∇_{θ,x,y} ℓ(θ_i + ε λ_{i+1}; x, y) |_{ε=0}
+    ∂L/∂X_{B_i} −= β a_iᵀ(m_X),  ∂L/∂Y_{B_i} −= β m_Y,  ∂L/∂β −= ⟨g_i, λ_{i+1}⟩,  λ_i = λ_{i+1} − β h
+
+Memory: N + 1 parameter vectors and one step's graph. ``unrolled`` (autograd through all N steps, as MTT's authors
+do) and ``tesla`` (drops the Hessian products, λ_i = λ_N; Cui et al. 2023) are kept to be compared with.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, jvp, vjp
+
+from tadlib import augment
+from tadlib.errors import known, require
+
+Apply = Callable[[Tensor, Tensor], Tensor]  # (theta_P, x_NCHW) -> logits_NK
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one student step sees: the places of its batch in the synthetic set (B,) and its augmentation."""
+
+    index_B: Tensor
+    draws: tuple[augment.Draw, ...] = ()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Matching loss, its gradients, and where the student ended.
+
+    ``loss`` (), ``grad_x`` like the synthetic images, ``grad_y`` like the labels, ``grad_lr`` (), ``theta_N`` (P,).
+    """
+
+    loss: Tensor
+    grad_x: Tensor
+    grad_y: Tensor
+    grad_lr: Tensor
+    theta_N: Tensor
+
+
+def soft_cross_entropy(logits_BK: Tensor, y_BK: Tensor) -> Tensor:
+    """Mean cross entropy against label distributions (B, K)."""
+    return -(y_BK * logits_BK.log_softmax(1)).sum(1).mean()
+
+
+def distance(theta_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
+    """‖θ − θ*‖² / ‖θ_0 − θ*‖² (MTT, eq. 2)."""
+    return (theta_P - target_P).square().sum() / (start_P - target_P).square().sum()
+
+
+@torch.no_grad()  # torch.func differentiates all the same; nothing outside it is recorded
+def _exact(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, hessian: bool = True) -> Matched:
+    def loss_at(theta, x_B, y_B):
+        return loss_fn(net(theta, x_B), y_B)
+
+    thetas = [start_P]
+    for step in steps:
+        x_B = augment.apply(step.draws, x[step.index_B])
+        thetas.append(thetas[-1] - lr * grad(loss_at)(thetas[-1], x_B, y[step.index_B]))
+
+    scale = (start_P - target_P).square().sum()
+    loss = (thetas[-1] - target_P).square().sum() / scale
+    adjoint_P = 2 * (thetas[-1] - target_P) / scale
+    grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
+    for step, theta_P in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
+        x_B, pull_back = vjp(lambda images, step=step: augment.apply(step.draws, images), x[step.index_B])  # type: ignore[misc]
+        y_B = y[step.index_B]
+
+        def gradients(theta, x_B=x_B, y_B=y_B):
+            return grad(loss_at, argnums=(0, 1, 2))(theta, x_B, y_B)
+
+        (g_P, _, _), (h_P, m_x, m_y) = jvp(gradients, (theta_P,), (adjoint_P,))  # type: ignore[misc]
+        grad_x.index_add_(0, step.index_B, pull_back(m_x)[0], alpha=-1)
+        grad_y.index_add_(0, step.index_B, m_y, alpha=-1)
+        grad_lr -= g_P @ adjoint_P
+        if hessian:
+            adjoint_P = adjoint_P - lr * h_P
+    return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas[-1])
+
+
+def _tesla(*args, **kwargs) -> Matched:
+    return _exact(*args, **kwargs, hessian=False)
+
+
+def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn) -> Matched:
+    x, y, lr = (t.detach().requires_grad_() for t in (x, y, lr))
+    theta = start_P.detach().requires_grad_()
+    for step in steps:
+        batch_loss = loss_fn(net(theta, augment.apply(step.draws, x[step.index_B])), y[step.index_B])
+        (g,) = torch.autograd.grad(batch_loss, theta, create_graph=True)
+        theta = theta - lr * g
+    loss = distance(theta, start_P, target_P)
+    grad_x, grad_y, grad_lr = torch.autograd.grad(loss, (x, y, lr))
+    return Matched(loss.detach(), grad_x, grad_y, grad_lr, theta.detach())
+
+
+GRADIENTS: dict[str, Callable[..., Matched]] = {"exact": _exact, "unrolled": _unrolled, "tesla": _tesla}
+
+
+def match(
+    net: Apply,
+    start_P: Tensor,
+    target_P: Tensor,
+    x_SCHW: Tensor,
+    y_SK: Tensor,
+    lr: Tensor,
+    steps: Sequence[Step],
+    *,
+    gradient: str = "exact",
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
+) -> Matched:
+    """The matching loss of one segment and its gradient with respect to images, labels and learning rate.
+
+    Args:
+        net: ``net(theta_P, x_NCHW) -> logits_NK``, twice differentiable almost everywhere.
+        start_P, target_P: the expert's parameters where the student starts, and where it should end.
+        x_SCHW, y_SK: the synthetic images, and their labels as ``loss_fn`` takes them (distributions, by default).
+        lr: the student's learning rate β, a scalar tensor.
+        steps: one :class:`Step` for each student step.
+        gradient: ``exact`` (constant memory), ``unrolled`` (the same by autograd) or ``tesla`` (approximate).
+
+    Raises:
+        InputError: on an unknown ``gradient``, no steps, or a segment of length zero.
+    """
+    known("gradient", gradient, GRADIENTS)
+    require(len(steps) >= 1, "a segment needs at least one student step, got 0")
+    require(start_P.shape == target_P.shape, f"start {tuple(start_P.shape)} and target {tuple(target_P.shape)} differ")
+    require(not torch.equal(start_P, target_P), "start and target of a segment are the same point")
+    return GRADIENTS[gradient](net, start_P, target_P, x_SCHW, y_SK, lr, steps, loss_fn)
+
+
+def take_step(
+    net: Apply, theta_P: Tensor, x: Tensor, y: Tensor, lr: float | Tensor, loss_fn: Callable = soft_cross_entropy
+) -> tuple[Tensor, Tensor]:
+    """One plain SGD step; returns the new parameters and the loss before it."""
+    g_P, loss = grad_and_value(lambda theta: loss_fn(net(theta, x), y))(theta_P)
+    return theta_P - lr * g_P, loss

@@ -1,0 +1,98 @@
+"""Options of the command line, one dataclass a command; :mod:`tadlib.cli` has tyro read them.
+
+What is left out comes from the preset. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    json: bool = False
+    """Print one JSON document on stdout instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells(Output):
+    """Options that define one cell, or one for every arm and seed."""
+
+    dataset: str = "digits"
+    """Data set: digits, fashion-mnist, cifar10 or cifar100."""
+    root: str | None = None
+    """Folder of the data set's files (torchvision's layout) and of human labels; digits needs none."""
+    download: bool = False
+    """Fetch missing files of the data set into --root."""
+    n_train: int | None = None
+    """Training images, a class-balanced subset; default: the preset's, else all."""
+    n_test: int | None = None
+    """Test images; default: the preset's, else all."""
+    resolution: int | None = None
+    """Side of the images, in pixels; default: the preset's, else as published."""
+    noise: str = "none"
+    """Label noise: none, symmetric, asymmetric, pairflip, or human:NAME (CIFAR-N: worse, aggre, random1, ...)."""
+    rate: float = 0.0
+    """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
+    arm: tuple[str, ...] = ("tad",)
+    """What the labels go through: vanilla, clean-then-distill, tad, oracle; one or several."""
+    method: str = "mtt"
+    """Distillation method: mtt."""
+    ipc: int = 10
+    """Synthetic images per class."""
+    seed: tuple[int, ...] = (0,)
+    """Seed of all randomness, noise included; one or several."""
+    preset: str = "smoke"
+    """Scale: smoke (seconds), lite (minutes on two cores), paper (published hyper-parameters)."""
+    loops: str = "shared"
+    """Where the dual loop runs: shared (once, ahead of all experts) or per-expert."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """CPU threads; small networks are fastest on one."""
+    out: str = "runs"
+    """Output folder: a new or empty one, or one that tad made. Finished stages in it are not computed again."""
+    set: tuple[str, ...] = ()
+    """Any other setting, as NAME=VALUE, in place of the preset's: divert_epochs=30 mtt_lr_img=50 width=64 ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Cells):
+    """Run whole cells, noise to evaluation, and add a row for each to OUT/results.parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divert(Cells):
+    """Run one cell up to diversion; write the refined set to OUT/labels.parquet and metrics.json beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Cells):
+    """Run cells up to distillation; tell where the distilled sets lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Cells):
+    """Test accuracies: of a distilled set (PATH), or of cells, whose missing stages are run."""
+
+    path: Positional[Path | None] = None
+    """A distilled set: distilled.safetensors or its folder; the options that define a cell then come from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Output):
+    """Write a distilled set as PNG files, tensors (images.safetensors) and the recipe to train on it (recipe.json)."""
+
+    path: Positional[Path]
+    """A distilled set: distilled.safetensors or its folder."""
+    out: Path = Path("export")
+    """Output folder: a new or empty one, or one that tad made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Output):
+    """Say what a finished stage folder, or the file of a distilled set, holds; compare its checksums."""
+
+    path: Positional[Path]
+    """A folder OUT/STAGE/KEY, or a distilled set's file."""

@@ -1,0 +1,276 @@
+"""Inner loop: anchors, distances and reliability; and anchors that know how labels flip.
+
+Legend: N samples, K classes, D features.
+
+Anchors μ_k are trust-weighted class means of penultimate features z over trusted samples, with one shared, shrunk
+covariance Σ. d_k(x) = (z − μ_k)ᵀ Σ⁻¹ (z − μ_k); q_k ∝ exp(−d_k / 2t); s_k = cos(z, μ_k); candidate k* = argmin d;
+reliability ρ = q_{k*} (1 + s_{k*}) / 2 where both criteria agree on ``k*``, else 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from tadlib.errors import known, require
+
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Class centres ``mean`` (K, D), precision factor ``whiten`` (D, D) with Σ⁻¹ = W Wᵀ, and the mean of the
+    trusted features ``origin`` (D,), about which cosines are taken."""
+
+    mean: Tensor
+    whiten: Tensor
+    origin: Tensor
+
+
+def ledoit_wolf(residual_ND: Tensor) -> Tensor:
+    """Covariance of centred rows, shrunk towards a multiple of the identity (Ledoit & Wolf 2004) (D, D)."""
+    n, d = residual_ND.shape
+    covariance_DD = residual_ND.T @ residual_ND / n
+    mu = covariance_DD.diagonal().mean()
+    spread = covariance_DD.square().sum() / d - mu**2
+    noise = (residual_ND.square().sum(1).square().sum() / n - covariance_DD.square().sum()) / (n * d)
+    shrink = (noise.clamp_min(0) / spread.clamp_min(1e-30)).clamp_max(1.0)
+    return (1 - shrink) * covariance_DD + shrink * mu * torch.eye(d, dtype=residual_ND.dtype, device=residual_ND.device)
+
+
+def whitening(covariance_DD: Tensor) -> Tensor:
+    """W (D, D) with W Wᵀ = Σ⁻¹, from a Cholesky factor; a jitter keeps dead features from making Σ singular."""
+    d = len(covariance_DD)
+    eye = torch.eye(d, dtype=covariance_DD.dtype, device=covariance_DD.device)
+    jitter = 1e-6 * covariance_DD.diagonal().mean().clamp_min(1e-12)
+    factor = torch.linalg.cholesky(covariance_DD + jitter * eye)
+    return torch.linalg.solve_triangular(factor, eye, upper=False).T
+
+
+def anchors(features_ND: Tensor, y_NK: Tensor, w_N: Tensor) -> Anchors:
+    """Anchors and shared covariance of the samples of positive weight ``w``, under label distributions ``y``.
+
+    Raises:
+        InputError: when a class has no weight at all, for it would have no anchor; when features are not finite.
+    """
+    use = w_N > 0
+    z, y_w = features_ND[use], y_NK[use].to(features_ND.dtype) * w_N[use, None].to(features_ND.dtype)
+    require(bool(z.isfinite().all()), "features must be finite, got NaN or infinite values (did training diverge?)")
+    mass_K = y_w.sum(0)
+    empty = (mass_K <= 0).nonzero()[:, 0].tolist()
+    require(not empty, f"every class needs a trusted sample for its anchor; classes without: {empty}")
+    mean_KD = (y_w.T @ z) / mass_K[:, None]
+    residual_ND = z - mean_KD[y_w.argmax(1)]
+    return Anchors(mean_KD, whitening(ledoit_wolf(residual_ND)), z.mean(0))
+
+
+def distances(a: Anchors, features_ND: Tensor) -> Tensor:
+    """Squared Mahalanobis distances d_k (N, K) to every anchor."""
+    # about the origin of the features, else most digits cancel in the difference below
+    z, m = (features_ND - a.origin) @ a.whiten, (a.mean - a.origin) @ a.whiten
+    return (z.square().sum(1, keepdim=True) - 2 * z @ m.T + m.square().sum(1)).clamp_min(0)
+
+
+def cosines(a: Anchors, features_ND: Tensor) -> Tensor:
+    """Cosine similarities s_k (N, K) to every anchor, both taken about the mean of the trusted features.
+
+    Features after a ReLU all point into one orthant: without centring every cosine is near 1 (our choice).
+    """
+    z, m = features_ND - a.origin, a.mean - a.origin
+    return torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(m, dim=1).T
+
+
+def temperature(d_NK: Tensor, label_N: Tensor) -> float:
+    """The t of a grid under which softmax(−d / 2t) gives ``label`` the highest likelihood.
+
+    Gaussian features are over-confident in many dimensions; t is chosen on trusted samples (our choice).
+    """
+    nll = [torch.nn.functional.cross_entropy(-d_NK / (2 * t), label_N) for t in TEMPERATURES]
+    return TEMPERATURES[int(torch.stack(nll).argmin())]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the inner loop would relabel to: ``label`` (N,), ``reliability`` ρ (N,), soft label ``q`` (N, K)."""
+
+    label: Tensor
+    reliability: Tensor
+    q: Tensor
+
+
+def candidates(d_NK: Tensor, s_NK: Tensor, t: float, criterion: str = "both") -> Candidates:
+    """Candidate labels with their reliability ρ = q_{k*} (1 + s_{k*}) / 2, 0 where distance and cosine disagree.
+
+    ``criterion`` ``mahalanobis`` leaves the cosine out (ρ = q_{k*}), ``cosine`` the distance (ρ = (1 + s_{k*}) / 2;
+    the soft label is then one-hot, for cosines are no distribution).
+    """
+    known("criterion", criterion, ("both", "mahalanobis", "cosine"))
+    q_NK = (-d_NK / (2 * t)).softmax(1)
+    similarity_NK = (1 + s_NK) / 2
+    if criterion == "cosine":
+        rho_N, label_N = similarity_NK.max(1)
+        return Candidates(label_N, rho_N, torch.nn.functional.one_hot(label_N, d_NK.shape[1]).to(d_NK.dtype))
+    label_N = d_NK.argmin(1)
+    rho_N = q_NK.gather(1, label_N[:, None])[:, 0]
+    if criterion == "both":
+        agrees_N = s_NK.argmax(1) == label_N
+        rho_N = rho_N * similarity_NK.gather(1, label_N[:, None])[:, 0] * agrees_N
+    return Candidates(label_N, rho_N, q_NK)
+
+
+def believed(rho_N: Tensor, reference_N: Tensor, alpha: float) -> tuple[Tensor, float]:
+    """Mask (N,) of ρ above the α-quantile of ρ over the reference samples, and that quantile (our choice).
+
+    The reference are trusted samples, so the bar sets itself: a candidate must be as reliable as an ordinary
+    trusted sample, not as reliable as a number someone chose.
+    """
+    require(0 <= alpha <= 1, f"alpha must be in [0, 1], got {alpha}")
+    reference = rho_N[reference_N]
+    bar = quantile(reference, alpha) if len(reference) else float("inf")
+    return rho_N > bar, bar
+
+
+def calibrate(
+    rho_N: Tensor, agrees_N: Tensor, reference_N: Tensor, n_classes: int, most: float = 1.0
+) -> tuple[Tensor, float]:
+    """Probability that a candidate label is right, the given label known (N,), and the noise rate ε (our choice).
+
+    Reliability is a score, not a probability: an over-confident auditor would relabel at will. But how often the
+    candidate *agrees* with the given label can be counted, on samples whose labels no auditor was trained on. With a
+    the chance that the candidate is right, agreement is a(1 − ε) + (1 − a)c, where c = ε / (K − 1) is agreement by
+    accident; its plateau at high ρ is 1 − ε. Isotonic regression of agreement on ρ thus gives a(ρ). Bayes gives
+    ``aε / (aε + (1 − a)(1 − c))`` where candidate and label disagree (so where nothing is wrong nothing is
+    relabelled), and ``a(1 − ε) / (a(1 − ε) + (1 − a)c)`` where they agree.
+
+    Args:
+        agrees_N: whether candidate and given label are the same.
+        reference_N: mask of the samples to count on.
+        most: upper bound of ε. The plateau alone takes an auditor that is never sure for noise in the labels.
+    """
+    rho = rho_N[reference_N].double().cpu().numpy()
+    agrees = agrees_N[reference_N].double().cpu().numpy()
+    require(len(rho) > 0, "calibration needs at least one reference sample, got 0")
+    fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(rho, agrees)
+    top = max(1, len(rho) // 20)
+    plateau = min(max(float(agrees[rho.argsort()[-top:]].mean()), 1 - most), 1 - 1 / (top + 1))
+    chance = (1 - plateau) / max(1, n_classes - 1)
+    agreement_N = torch.from_numpy(fit.predict(rho_N.double().cpu().numpy())).to(rho_N.device)
+    # a is never taken for certain: one more reference sample could have been wrong
+    a_N = ((agreement_N - chance) / max(plateau - chance, 1e-6)).clamp(0, 1 - 1 / (top + 2))
+    like_right_N = torch.where(agrees_N, plateau, 1 - plateau)  # p(agrees or not | candidate right)
+    like_wrong_N = torch.where(agrees_N, chance, 1 - chance)
+    right_N = a_N * like_right_N / (a_N * like_right_N + (1 - a_N) * like_wrong_N).clamp_min(1e-12)
+    return right_N.float(), 1 - plateau
+
+
+def quantile(values_N: Tensor, alpha: float) -> float:
+    """The α-quantile by rank (lower neighbour); unlike ``torch.quantile`` it takes any number of values."""
+    return values_N.sort().values[int(alpha * (len(values_N) - 1))].item()
+
+
+# Beyond the paper: transition-aware anchors -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FlipModel:
+    """Features z | y ~ N(μ_y, Σ), given label ỹ | y ~ T[y, ·]: what EM fitted (our extension).
+
+    ``posterior`` (N, K) is p(y | z, ỹ), ``transition`` (K, K) the estimate of T, ``prior`` (K,) that of π,
+    ``temperature`` t, and ``log_likelihood`` the mean log p(ỹ | z) on held-out samples.
+    """
+
+    posterior: Tensor
+    transition: Tensor
+    prior: Tensor
+    temperature: float
+    log_likelihood: float
+
+
+def discriminant(features_ND: Tensor, label_N: Tensor, n_classes: int) -> Tensor:
+    """Features in the K − 1 linear discriminants of ``label``, whitened within classes (N, K − 1).
+
+    For the model above this loses nothing: class means of *given* labels are mixtures of the true ones through T,
+    so with an invertible T they span the same subspace, and only that subspace tells classes apart.
+    """
+    y_NK = torch.nn.functional.one_hot(label_N, n_classes).to(features_ND.dtype)
+    a = anchors(features_ND, y_NK, torch.ones_like(features_ND[:, 0]))
+    z, m = (features_ND - a.origin) @ a.whiten, (a.mean - a.origin) @ a.whiten
+    _, _, directions = torch.linalg.svd(m, full_matrices=False)
+    return z @ directions[: min(n_classes - 1, z.shape[1])].T
+
+
+def flip_model(
+    features_ND: Tensor,
+    label_N: Tensor,
+    n_classes: int,
+    *,
+    start_NK: Tensor | None = None,
+    iterations: int = 40,
+    hold: int = 5,
+    diagonal: float = 0.6,
+) -> FlipModel:
+    """Fit (μ, Σ, T, π) by EM to features and given labels, in float64 and in the K − 1 discriminants.
+
+    E-step: q_i(y) ∝ π_y exp(−d_y(z_i) / 2t) T[y, ỹ_i]. M-step: class means, shared covariance, T and π from q.
+    T starts flat with ``diagonal`` on its diagonal and is held for ``hold`` iterations, else EM stays at the
+    identity. t maximises the likelihood p(ỹ | z) of held-out samples.
+
+    Args:
+        start_NK: responsibilities to start from, such as the labels of the round before; given labels by default.
+    """
+    z = discriminant(features_ND.double(), label_N, n_classes)
+    given_NK = torch.nn.functional.one_hot(label_N, n_classes).double()
+    start = given_NK if start_NK is None else start_NK.double()
+    # every fourth sample of each given class
+    held_out = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    held_out[label_N.argsort(stable=True)[3::4]] = True
+    best_t, best_ll = TEMPERATURES[0], -torch.inf
+    for t in TEMPERATURES:
+        mean, precision, transition, prior = _em(
+            z[~held_out], given_NK[~held_out], start[~held_out], t, iterations, hold, diagonal
+        )
+        ll = (_class_posterior(z[held_out], mean, precision, prior, t) @ transition)[given_NK[held_out].bool()]
+        ll = ll.clamp_min(1e-12).log().mean().item()
+        if ll > best_ll:
+            best_t, best_ll = t, ll
+        elif t > 4 * best_t:
+            break
+    mean, precision, transition, prior = _em(z, given_NK, start, best_t, iterations, hold, diagonal)
+    posterior = _class_posterior(z, mean, precision, prior, best_t) * transition[:, label_N].T
+    posterior = posterior / posterior.sum(1, keepdim=True)
+    return FlipModel(posterior, transition, prior, best_t, best_ll)
+
+
+def _class_posterior(z_ND, mean_KD, precision_DD, prior_K, t):
+    """p(y | z) under the tempered Gaussians (N, K)."""
+    centred = z_ND @ precision_DD
+    d_NK = (centred * z_ND).sum(1, keepdim=True) - 2 * centred @ mean_KD.T
+    d_NK = d_NK + ((mean_KD @ precision_DD) * mean_KD).sum(1)
+    return (prior_K.log() - d_NK / (2 * t)).softmax(1)
+
+
+def _em(z_ND, given_NK, q_NK, t, iterations, hold, diagonal):
+    n, k = given_NK.shape
+    eye = torch.eye(k, dtype=z_ND.dtype, device=z_ND.device)
+    transition = diagonal * eye + (1 - diagonal) / max(1, k - 1) * (1 - eye)
+    for i in range(iterations):
+        mass_K = q_NK.sum(0).clamp_min(1e-6)
+        mean_KD = (q_NK.T @ z_ND) / mass_K[:, None]
+        total_DD = z_ND.T @ z_ND / n - (mean_KD.T * (mass_K / n)) @ mean_KD
+        ridge = 1e-4 * total_DD.diagonal().mean()
+        precision_DD = torch.linalg.inv(total_DD + ridge * torch.eye(len(total_DD)).to(z_ND))
+        prior_K = mass_K / mass_K.sum()
+        if i >= hold:
+            transition = (q_NK.T @ given_NK + 1e-3) / (mass_K[:, None] + 1e-3 * k)
+        q_NK = _class_posterior(z_ND, mean_KD, precision_DD, prior_K, t) * (given_NK @ transition.T)
+        q_NK = q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-300)
+    return mean_KD, precision_DD, transition, prior_K
+
+
+def one_way(transition_KK: Tensor) -> float:
+    """Share of labels that flip one way: ``Σ_{i<j} |T_ij − T_ji| / K``, in [0, 1] (our choice).
+
+    0 for symmetric noise and for mutual confusion of classes, the rate itself for pairflip.
+    """
+    return ((transition_KK - transition_KK.T).abs().triu().sum() / len(transition_KK)).item()

@@ -1,0 +1,536 @@
+"""The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
+
+A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.artifacts`), where the key is a hash of its settings, its
+inputs' keys and the code that computes it. A finished folder is returned as it is; an interrupted one is resumed from
+its checkpoint and ends with the same bits on a CPU.
+"""
+
+import fcntl
+import json
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import tadlib
+from tadlib import arms, diversion, experts, noise
+from tadlib.artifacts import (
+    StageFolder,
+    claim_output,
+    code_version,
+    content_key,
+    load_json,
+    load_metadata,
+    load_table,
+    load_tensors,
+    save_json,
+    save_table,
+    save_tensors,
+)
+from tadlib.config import Config as Config
+from tadlib.data import Dataset, load_dataset
+from tadlib.distill import mtt
+from tadlib.distill.synthetic import Synthetic
+from tadlib.errors import require
+from tadlib.evaluate import evaluate as evaluate_networks
+from tadlib.evaluate import mean_ci95
+from tadlib.networks import Network, NetworkSpec
+from tadlib.noise import NoisyLabels
+
+CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
+
+# what each stage computes with; a change of code there changes the key (comments and docstrings do not)
+CODE = {
+    "noise": ("data", "noise", "rng"),
+    "divert": ("arms", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
+    "experts": ("experts", "training", "augment", "networks", "rng"),
+    "distill": ("distill", "matching", "augment", "networks", "rng"),
+    "evaluate": ("evaluate", "training", "augment", "networks", "rng"),
+}
+
+
+# Running one stage ---------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """What a stage sees while it works: its folder, its checkpoint, a progress bar and a clock that survives a kill."""
+
+    def __init__(self, folder: StageFolder, title: str):
+        self.folder, self.title = folder, title
+        loaded = folder.load_checkpoint()
+        self.resume = None if loaded is None else (loaded[0], loaded[1]["state"])
+        self.before = 0.0 if loaded is None else loaded[1]["seconds"]
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent on this stage, earlier attempts included."""
+        return self.before + time.monotonic() - self.started
+
+    def checkpoint(self, tensors: Mapping[str, torch.Tensor], state: Any, *, now: bool = False) -> None:
+        """Keep the state, unless the last checkpoint is recent."""
+        if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.folder.save_checkpoint(tensors, {"state": state, "seconds": self.seconds})
+            self.saved = time.monotonic()
+
+    def bar(self, total: int, done: int = 0) -> tqdm:
+        """A progress bar on a terminal, nothing elsewhere."""
+        return tqdm(total=total, initial=done, desc=self.title, disable=None, leave=False)
+
+
+@contextmanager
+def _peak_memory(device: torch.device):
+    """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes; None: unknown)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+
+    def read() -> int | None:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        except (OSError, StopIteration):
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    yield read
+
+
+def _stage(
+    config: Config, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], work: Callable[[Work], dict]
+) -> Path:
+    """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra."""
+    torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # denormals make small networks many times slower on a CPU
+    keys = {stage: path.name for stage, path in inputs.items()}
+    key = content_key({"stage": name, "settings": settings, "inputs": keys, "code": _code_versions()[name]})
+    folder = StageFolder(claim_output(config.out) / name / key)
+    if folder.is_complete():
+        return folder.path
+    with folder.lock():
+        if folder.is_complete():
+            return folder.path
+        with _peak_memory(config.torch_device) as peak:
+            w = Work(folder, name)
+            extra = work(w)
+            folder.finish(
+                stage=name,
+                key=key,
+                config={"settings": dict(settings), "params": _portable(config)},
+                inputs=keys,
+                seed=config.seed,
+                device=str(config.torch_device),
+                seconds=w.seconds,
+                peak_memory_bytes=peak(),
+                extra=extra,
+            )
+    return folder.path
+
+
+@lru_cache
+def _code_versions() -> dict[str, str]:
+    """Versions of every stage's code, read once: a file edited during a run does not change what is running."""
+    return {stage: code_version(*modules) for stage, modules in CODE.items()}
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """Parameters without what belongs to this machine."""
+    return {k: v for k, v in config.to_params().items() if k not in ("root", "out", "download", "device", "threads")}
+
+
+@lru_cache(maxsize=2)
+def _dataset(name, root, download, n_train, n_test, resolution, device) -> Dataset:
+    return load_dataset(
+        name, root=root, download=download, n_train=n_train, n_test=n_test, resolution=resolution, device=device
+    )
+
+
+def dataset(config: Config) -> Dataset:
+    """The data set of a configuration, on its device; kept in memory between stages."""
+    c = config
+    return _dataset(c.dataset, c.root, c.download, c.n_train, c.n_test, c.resolution, str(c.torch_device))
+
+
+def network(config: Config) -> Network:
+    """The network of a configuration, used by auditors, experts, students and evaluation alike."""
+    data = dataset(config)
+    spec = NetworkSpec(data.image_shape, data.n_classes, "convnet", config.width, config.depth, config.norm)
+    return Network(spec, config.torch_device)
+
+
+def _network_settings(config: Config) -> dict[str, Any]:
+    return {"width": config.width, "depth": config.depth, "norm": config.norm}
+
+
+# The stages ----------------------------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> NoisyLabels:
+    """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
+    data = dataset(config)
+    network(config)
+    labels = _labels(config, data)
+    used_N, whose = labels.given_N, "given"
+    if config.arm == "oracle":
+        require(labels.true_N is not None, "arm oracle needs the true labels, which this data set does not have")
+        used_N, whose = labels.true_N, "true"  # type: ignore[assignment]
+    counts = torch.bincount(used_N, minlength=data.n_classes)
+    require(
+        int(counts.min()) >= config.ipc,
+        f"ipc must not exceed the images of a class: class {int(counts.argmin())} has {int(counts.min())} under the "
+        f"{whose} labels, got {config.ipc}",
+    )
+    claim_output(config.out)
+    return labels
+
+
+def _labels(config: Config, data: Dataset) -> NoisyLabels:
+    rate = None if config.noise.startswith("human") and config.rate == 0 else config.rate
+    return noise.inject(
+        data.y_train,
+        config.noise,
+        rate,
+        n_classes=data.n_classes,
+        seed=config.seed,
+        dataset=config.dataset,
+        root=config.root,
+        index_N=data.index,
+    )
+
+
+def inject_noise(config: Config) -> Path:
+    """Stage ``noise``: given labels beside the true ones, in ``labels.safetensors``."""
+
+    def work(w: Work) -> dict:
+        data = dataset(config)
+        labels = _labels(config, data)
+        labels.save(w.folder.path / "labels.safetensors")
+        return {
+            "n_train": len(data.y_train),
+            "rate_realised": labels.rate_realised,
+            "checksum_labels": labels.checksum,
+            "class_names": list(data.class_names),
+        }
+
+    names = ("dataset", "n_train", "resolution", "noise", "rate", "seed")
+    return _stage(config, "noise", {name: getattr(config, name) for name in names}, {}, work)
+
+
+def load_labels(path: Path) -> NoisyLabels:
+    """The labels that stage ``noise`` wrote."""
+    return NoisyLabels.load(path / "labels.safetensors")
+
+
+def divert(config: Config) -> Path:
+    """Stage ``divert``: carry out the arm; ``labels.parquet``, ``history.parquet``, ``refined.safetensors``."""
+    source = inject_noise(config)
+    learned = config.arm in arms.LEARNED
+    loop = arms.loss_filter(config.divert) if config.arm == "clean-then-distill" else config.divert
+    settings: dict[str, Any] = {"arm": config.arm}
+    if learned:
+        settings |= {"loop": asdict(loop), "network": _network_settings(config), "seed": config.seed}
+
+    def work(w: Work) -> dict:
+        data, labels = dataset(config), load_labels(source)
+        device = config.torch_device
+        true_N = None if labels.true_N is None else labels.true_N.to(device)
+        done = len(w.resume[1]["rows"]) if w.resume else 0
+        with w.bar(loop.epochs if learned else 0, done) as bar:
+
+            def on_round(state: diversion.Loop) -> None:
+                bar.update()
+                w.checkpoint(*state.checkpoint())
+
+            refined = arms.refine(
+                config.arm,
+                network(config),
+                data.x_train,
+                labels.given_N.to(device),
+                data.n_classes,
+                config.divert,
+                seed=config.seed,
+                true_N=true_N,
+                resume=w.resume,
+                on_round=on_round,
+            )
+        tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
+        save_tensors(w.folder.path / "refined.safetensors", tensors)
+        save_table(w.folder.path / "labels.parquet", refined.table(true_N))
+        if refined.history:
+            save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
+        counts = torch.bincount(refined.space.long(), minlength=3).tolist()
+        sizes = {f"n_{name}": count for name, count in zip(diversion.SPACES, counts, strict=True)}
+        if true_N is None:
+            return sizes
+        metrics = refined.metrics(true_N)
+        if config.arm == "oracle":  # it judges no label, so its trust is no measure of anything
+            metrics = {name: value if name == "label_accuracy" else None for name, value in metrics.items()}
+        return sizes | metrics
+
+    return _stage(config, "divert", settings, {"noise": source}, work)
+
+
+def load_refined(path: Path) -> diversion.RefinedSet:
+    """The refined set that stage ``divert`` wrote, on the CPU."""
+    history = path / "history.parquet"
+    rows = load_table(history).to_dict("records") if history.exists() else []
+    return diversion.RefinedSet(**load_tensors(path / "refined.safetensors"), history=tuple(rows))
+
+
+def train_experts(config: Config) -> Path:
+    """Stage ``experts``: one trajectory a file; those already there are kept."""
+    source = divert(config)
+    own_loops = config.loops == "per-expert" and config.arm == "tad"
+    settings: dict[str, Any] = {
+        "expert": asdict(config.expert),
+        "network": _network_settings(config),
+        "seed": config.seed,
+        "loops": asdict(config.divert) if own_loops else None,
+    }
+
+    def work(w: Work) -> dict:
+        data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
+        store = experts.TrajectoryStore(w.folder.path)
+        finished = int(w.resume[1]) if w.resume else 0
+        with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
+            for i in range(finished, config.expert.count):
+                more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": bar.update}
+                if own_loops:
+                    trajectory = experts.train_diverting_expert(
+                        net, data.x_train, refined.given, data.n_classes, config.expert, config.divert, **more
+                    )
+                else:
+                    trajectory = experts.train_expert(
+                        net, data.x_train, refined.y, refined.weight, config.expert, **more
+                    )
+                store.save(i, trajectory)
+                w.checkpoint({}, i + 1, now=True)
+        return {"n_parameters": net.n_parameters}
+
+    return _stage(config, "experts", settings, {"divert": source}, work)
+
+
+def distill(config: Config) -> Path:
+    """Stage ``distill``: ``distilled.safetensors`` (images, labels, learning rate) and ``history.parquet``."""
+    refined_at, experts_at = divert(config), train_experts(config)
+    settings = {"method": config.method, "ipc": config.ipc, "seed": config.seed, "mtt": asdict(config.mtt)}
+    settings["network"] = _network_settings(config)
+
+    def work(w: Work) -> dict:
+        data, refined = dataset(config), load_refined(refined_at).to(config.torch_device)
+        store = experts.TrajectoryStore(experts_at)
+        with w.bar(config.mtt.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
+
+            def on_iteration(state: mtt.Loop) -> None:
+                bar.update()
+                w.checkpoint(*state.checkpoint())
+
+            synthetic, rows = mtt.distill(
+                network(config),
+                data.x_train,
+                refined.y,
+                refined.weight,
+                store,
+                config.mtt,
+                ipc=config.ipc,
+                seed=config.seed,
+                resume=w.resume,
+                on_iteration=on_iteration,
+            )
+        save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config)
+        save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
+        return {"lr": synthetic.lr, "not_finite": sum(not row["finite"] for row in rows)}
+
+    return _stage(config, "distill", settings, {"divert": refined_at, "experts": experts_at}, work)
+
+
+def evaluate(config: Config) -> Path:
+    """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions."""
+    source = distill(config)
+    settings = {
+        "protocol": asdict(config.evaluate),
+        "network": _network_settings(config),
+        "n_test": config.n_test,
+        "seed": config.seed,
+    }
+
+    def work(w: Work) -> dict:
+        data = dataset(config)
+        synthetic = load_distilled(source).synthetic.to(config.torch_device)
+        done = tuple(w.resume[1]) if w.resume else ()
+        with w.bar(config.evaluate.networks, len(done)) as bar:
+
+            def on_network(values: list[float]) -> None:
+                bar.update()
+                w.checkpoint({}, values, now=True)
+
+            accuracies = evaluate_networks(
+                network(config),
+                synthetic,
+                data.x_test,
+                data.y_test,
+                config.evaluate,
+                seed=config.seed,
+                done=done,
+                on_network=on_network,
+            )
+        save_json(w.folder.path / "accuracies.json", accuracies)
+        mean, half = mean_ci95(accuracies)
+        return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
+
+    return _stage(config, "evaluate", settings, {"distill": source}, work)
+
+
+# The distilled artefact ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distilled set with what is needed to use it: normalisation, class names, parameters of the run."""
+
+    synthetic: Synthetic
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    params: dict[str, Any]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """Images (S, C, H, W) as pixels, unclamped."""
+        mean, std = (self.synthetic.x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return self.synthetic.x * std + mean
+
+    def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
+        """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
+        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
+        torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)
+        data = dataset(config)
+        synthetic = self.synthetic.to(config.torch_device)
+        return evaluate_networks(
+            network(config), synthetic, data.x_test, data.y_test, config.evaluate, seed=config.seed
+        )
+
+
+def save_distilled(path: Path, synthetic: Synthetic, data: Dataset, config: Config) -> None:
+    """Write a distilled set as one safetensors file that stands on its own."""
+    about = {
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": data.class_names,
+        "params": _portable(config),
+        "lr": synthetic.lr,
+    }
+    save_tensors(path, {"x": synthetic.x, "y": synthetic.y}, {"distilled": json.dumps(about)})
+
+
+def load_distilled(path: Path | str) -> Distilled:
+    """Read a distilled set from its file, or from the folder of a finished stage ``distill``.
+
+    Raises:
+        InputError: when the file is missing, damaged or holds something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "distilled.safetensors"
+    tensors, metadata = load_tensors(path), load_metadata(path)
+    require("distilled" in metadata and {"x", "y"} <= tensors.keys(), f"{path} does not hold a distilled set")
+    about = json.loads(metadata["distilled"])
+    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
+    return Distilled(synthetic, tuple(about["mean"]), tuple(about["std"]), tuple(about["class_names"]), about["params"])
+
+
+# A whole cell --------------------------------------------------------------------------------------------------------
+
+
+def run(config: Config) -> dict[str, Any]:
+    """All stages of one cell; returns its row of ``results.parquet`` and merges it into the one under ``out``."""
+    check(config)
+    row = result_row(config, evaluate(config))
+    merge_results(Path(config.out) / "results.parquet", pd.DataFrame([row]))
+    return row
+
+
+def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
+    """The row of a finished cell, read from the manifests of its stages."""
+    stages = {"evaluate": evaluated_at}
+    for stage in ("evaluate", "distill", "experts", "divert"):
+        for name, key in StageFolder(stages[stage]).manifest()["inputs"].items():
+            stages[name] = Path(config.out) / name / key
+    m = {name: StageFolder(path).manifest() for name, path in stages.items()}
+    trust = m["divert"]["extra"]
+    peaks = [s["peak_memory_bytes"] for s in m.values() if s["peak_memory_bytes"] is not None]
+    versions, hardware = m["evaluate"]["versions"], m["distill"]["hardware"]
+    return {
+        "dataset": config.dataset,
+        "n_train": m["noise"]["extra"]["n_train"],
+        "noise": config.noise,
+        "rate_nominal": load_labels(stages["noise"]).rate,
+        "rate_realised": m["noise"]["extra"]["rate_realised"],
+        "arm": config.arm,
+        "method": config.method,
+        "ipc": config.ipc,
+        "seed": config.seed,
+        "preset": config.preset,
+        "accuracy_mean": m["evaluate"]["extra"]["accuracy_mean"],
+        "accuracy_ci95": m["evaluate"]["extra"]["accuracy_ci95"],
+        "n_networks": len(load_json(stages["evaluate"] / "accuracies.json")),
+        "trust_auroc": trust.get("trust_auroc"),
+        "trust_precision": trust.get("trust_precision"),
+        "trust_recall": trust.get("trust_recall"),
+        "relabel_count": trust.get("relabel_count"),
+        "relabel_accuracy": trust.get("relabel_accuracy"),
+        "label_accuracy": trust.get("label_accuracy"),
+        **{f"seconds_{s}": m[s]["seconds"] for s in ("divert", "experts", "distill", "evaluate")},
+        "peak_memory_bytes": max(peaks, default=None),
+        "device": m["distill"]["device"],
+        "hardware": hardware.get("gpu") or hardware.get("cpu"),
+        "torch_version": versions["torch"],
+        "tadlib_version": versions["tadlib"],
+        "commit": _commit(),
+        "config_hash": content_key(_portable(config)),
+        "key": evaluated_at.name,
+    }
+
+
+@lru_cache
+def _commit() -> str | None:
+    """The commit of this checkout of tadlib; None where it is installed otherwise."""
+    here = Path(tadlib.__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", "seed", "preset")
+
+
+def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add rows to a table of results; a row of the same configuration is replaced. Returns the table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / ".results.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tables = [load_table(path)] if path.exists() else []
+        table = pd.concat([t.astype(object) for t in [*tables, rows]], ignore_index=True)
+        table = table.drop_duplicates("config_hash", keep="last").infer_objects()
+        table = table.sort_values([*ORDER, "config_hash"], ignore_index=True)
+        save_table(path, table)
+    return table
+
+
+def cells(config: Config, *, arm=(), seed=()) -> list[Config]:
+    """One configuration for every arm and seed."""
+    return [replace(config, arm=a, seed=s) for s in (seed or (config.seed,)) for a in (arm or (config.arm,))]

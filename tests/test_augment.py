@@ -1,0 +1,232 @@
+"""Every augmentation against torchvision or a slow loop over samples, in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import affine
+
+from tadlib import augment
+from tadlib.augment import Draw
+from tadlib.errors import InputError
+
+N, C, H, W = 6, 3, 8, 10
+ALL = "color_crop_cutout_flip_scale_rotate"
+WHOLE_CHOICES = augment.operations(ALL)
+
+
+def images(seed: int = 0, shape=(N, C, H, W)) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def random_draw(op: str, n: int = N, seed: int = 0) -> Draw:
+    return augment.draw(op, n, torch.Generator().manual_seed(seed))[0]
+
+
+# One operation on one image (C, H, W) with its parameters, the obvious way.
+
+
+def flip(x, p):
+    return v2.functional.horizontal_flip(x) if p[0] < 0.5 else x
+
+
+def sampled(x, source):
+    """Bilinear interpolation with zeros outside; ``source(i, j)`` is where pixel (i, j) comes from, in pixels."""
+    out = torch.zeros_like(x)
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            u, v = source(i, j)
+            top, left = math.floor(u), math.floor(v)
+            for a, b in [(top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)]:
+                if 0 <= a < x.shape[1] and 0 <= b < x.shape[2]:
+                    out[:, i, j] += (1 - abs(u - a)) * (1 - abs(v - b)) * x[:, a, b]
+    return out
+
+
+def scale(x, p):
+    middle_i, middle_j = (x.shape[1] - 1) / 2, (x.shape[2] - 1) / 2
+    return sampled(x, lambda i, j: (middle_i + p[1] * (i - middle_i), middle_j + p[0] * (j - middle_j)))
+
+
+def rotate(x, p):
+    # torchvision's angle says where pixels go, the draw's where they come from
+    return affine(
+        x,
+        angle=-p[0],
+        translate=[0, 0],
+        scale=1.0,
+        shear=[0.0, 0.0],
+        interpolation=v2.InterpolationMode.BILINEAR,
+    )
+
+
+def crop(x, p):
+    reach_i, reach_j = round(x.shape[1] * 0.125), round(x.shape[2] * 0.125)
+    padded = v2.functional.pad(x, [reach_j, reach_i])
+    top, left = math.floor(p[0] * (2 * reach_i + 1)), math.floor(p[1] * (2 * reach_j + 1))
+    return v2.functional.crop(padded, top, left, x.shape[1], x.shape[2])
+
+
+def cutout(x, p):
+    out = x.clone()
+    middle = [math.floor(u * (side + (side // 2 + 1) % 2)) for u, side in zip(p, x.shape[1:])]
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            sizes = (x.shape[1] // 2, x.shape[2] // 2)
+            if all(m - s // 2 <= place < m - s // 2 + s for m, s, place in zip(middle, sizes, (i, j))):
+                out[:, i, j] = 0
+    return out
+
+
+def brightness(x, p):
+    return x + p[0]
+
+
+def saturation(x, p):
+    out = x.clone()
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            grey = sum(x[:, i, j]) / len(x)
+            out[:, i, j] = grey + 2 * p[0] * (x[:, i, j] - grey)
+    return out
+
+
+def contrast(x, p):
+    grey = x.sum() / x.numel()
+    return grey + (p[0] + 0.5) * (x - grey)
+
+
+SLOW = {
+    "flip": flip,
+    "scale": scale,
+    "rotate": rotate,
+    "crop": crop,
+    "cutout": cutout,
+    "brightness": brightness,
+    "saturation": saturation,
+    "contrast": contrast,
+}
+
+
+def test_every_operation_has_a_slow_twin():
+    assert set(SLOW) == set(augment.OPERATIONS)
+
+
+@pytest.mark.parametrize("op", SLOW)
+@pytest.mark.parametrize("seed", range(3))
+def test_operation_equals_a_slow_loop_over_samples(op, seed):
+    d, x = random_draw(op, seed=seed), images(seed)
+    expected = torch.stack([SLOW[op](one, p.tolist()) for one, p in zip(x, d.params)])
+    # grids are computed in the images' precision from float32 parameters
+    torch.testing.assert_close(augment.apply((d,), x), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(expected, x)
+
+
+def test_rotation_of_an_oblong_image_turns_pixels_not_the_side_lengths():
+    x, angle = images(), 12.0
+    middle_i, middle_j = (H - 1) / 2, (W - 1) / 2
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+
+    def source(i, j):
+        di, dj = i - middle_i, j - middle_j
+        return middle_i + sin * dj + cos * di, middle_j + cos * dj - sin * di
+
+    expected = torch.stack([sampled(one, source) for one in x])
+    params = torch.full((N, 1), angle, dtype=torch.float64)
+    torch.testing.assert_close(augment.apply((Draw("rotate", params),), x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("choice", WHOLE_CHOICES, ids="_".join)
+def test_augmentation_is_affine_in_the_images(choice):
+    draws = tuple(random_draw(op) for op in choice)
+    x, z = images(1), images(2)
+    mixed = augment.apply(draws, 0.3 * x + 0.7 * z)
+    torch.testing.assert_close(
+        mixed, 0.3 * augment.apply(draws, x) + 0.7 * augment.apply(draws, z), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("choice", WHOLE_CHOICES, ids="_".join)
+def test_pull_back_is_the_adjoint(choice):
+    draws = tuple(random_draw(op) for op in choice)
+    x, v, m = images(1), images(2), images(3)
+    _, pull_back = torch.func.vjp(lambda t: augment.apply(draws, t), x)
+    linear_part_of_v = augment.apply(draws, v) - augment.apply(draws, torch.zeros_like(v))
+    torch.testing.assert_close((linear_part_of_v * m).sum(), (v * pull_back(m)[0]).sum(), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda t: augment.apply(draws, t), (images(4, (N, C, 4, 4)).requires_grad_(),))
+
+
+def test_parameters_differ_between_samples_and_stay_in_their_range():
+    ranges = {
+        "flip": (0, 1),
+        "scale": (1 / 1.2, 1.2),
+        "rotate": (-15, 15),
+        "crop": (0, 1),
+        "cutout": (0, 1),
+        "brightness": (-0.5, 0.5),
+        "saturation": (0, 1),
+        "contrast": (0, 1),
+    }
+    for op, (low, high) in ranges.items():
+        p = random_draw(op, n=500).params
+        assert len(p.unique()) > 400, op
+        assert low <= p.min() < low + 0.05 * (high - low), op
+        assert high - 0.05 * (high - low) < p.max() <= high, op
+
+
+def test_crop_reaches_every_shift_and_cutout_always_touches_the_image():
+    n = 2000
+    one = torch.zeros(n, 1, 8, 8, dtype=torch.float64)
+    one[:, :, 4, 4] = 1
+    places = augment.apply((random_draw("crop", n),), one).flatten(1).argmax(1).unique()
+    assert {(int(p) // 8, int(p) % 8) for p in places} == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
+    holes = 64 - augment.apply((random_draw("cutout", n),), torch.ones_like(one)).sum((1, 2, 3))
+    assert holes.min() == 4  # a corner of the 4x4 square
+    assert holes.max() == 16
+
+
+def test_draw_makes_one_choice_for_the_batch_and_color_is_three_operations():
+    rng = torch.Generator().manual_seed(0)
+    seen = {tuple(d.op for d in augment.draw(ALL, 2, rng)) for _ in range(100)}
+    color = ("brightness", "saturation", "contrast")
+    assert seen == {color, ("crop",), ("cutout",), ("flip",), ("scale",), ("rotate",)}
+
+
+@pytest.mark.parametrize("strategy", ["", "none"])
+def test_no_strategy_is_the_identity(strategy):
+    draws = augment.draw(strategy, N, torch.Generator())
+    assert draws == ()
+    x = images()
+    assert augment.apply(draws, x) is x
+
+
+def test_same_generator_same_bits_and_the_global_one_untouched():
+    state = torch.get_rng_state()
+    first, second = (augment.draw(ALL, N, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert [d.op for d in first] == [d.op for d in second]
+    assert all(torch.equal(a.params, b.params) for a, b in zip(first, second))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_images_keep_their_precision():
+    for op in augment.OPERATIONS:
+        for dtype in (torch.float32, torch.float64):
+            assert augment.apply((random_draw(op),), images().to(dtype)).dtype == dtype, op
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError, match="unknown augmentation 'colour'"):
+        augment.operations("flip_colour")
+    with pytest.raises(InputError, match="a batch needs at least one image, got 0"):
+        augment.draw("flip", 0, torch.Generator())
+
+
+def test_affine_grid_of_no_change_is_no_change():
+    x = images()
+    ones = torch.ones(N, 2, dtype=torch.float64)
+    torch.testing.assert_close(augment.apply((Draw("scale", ones),), x), x, rtol=1e-12, atol=1e-12)
+    zero = torch.zeros(N, 1, dtype=torch.float64)
+    torch.testing.assert_close(augment.apply((Draw("rotate", zero),), x), x, rtol=1e-12, atol=1e-12)
+    assert F.mse_loss(augment.apply((Draw("rotate", zero + 5),), x), x) > 0.01

@@ -1,0 +1,327 @@
+"""Promises of the command ``tad``: exit statuses, one JSON document, errors without tracebacks, nothing lost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import decode_image
+
+from tadlib import cli, noise, presets, stages
+from tadlib.arms import ARMS
+from tadlib.artifacts import load_json, load_table, load_tensors
+from tadlib.config import METHODS
+from tadlib.data import DATASETS
+from tadlib.errors import InputError
+from tadlib.options import Cells
+
+TINY = """--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --ipc 1 --device cpu --set width=4 divert_epochs=4
+    divert_warmup=2 expert_count=2 expert_epochs=4 mtt_iterations=4 mtt_syn_steps=3 mtt_expert_epochs=2 mtt_max_start=2
+    evaluate_networks=2 evaluate_epochs=4"""
+
+
+def tiny(*more: object) -> list[str]:
+    """Options of a cell that takes a second; what comes first in ``more`` adds to its settings."""
+    return [*TINY.split(), *map(str, more)]
+
+
+def tad(*args: object, **options) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> tuple[Path, dict]:
+    """Output folder and JSON document of one run over three arms, in a process of its own."""
+    out = tmp_path_factory.mktemp("cli") / "runs"
+    done = tad("run", *tiny("--arm", "vanilla", "tad", "oracle", "--out", out, "--json"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar: not a terminal
+    return out, json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def distilled(ran) -> Path:
+    """The folder of a distilled set."""
+    return sorted((ran[0] / "distill").iterdir())[0]
+
+
+# Reading arguments
+
+
+def test_help_does_without_torch_and_tells_defaults_and_units():
+    code = """
+import sys
+from tadlib.cli import main
+try:
+    main(["run", "--help"])
+finally:
+    assert "torch" not in sys.modules and "pandas" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = re.sub(r"[│\s]+", " ", done.stdout)
+    for name in Cells.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+    for told in ("(default: digits)", "(default: 10)", "(default: smoke)", "in pixels", "in [0, 1)"):
+        assert told in text
+
+
+@pytest.mark.parametrize(
+    "option, names",
+    [
+        ("dataset", DATASETS),
+        ("noise", noise.NOISE_MODELS),
+        ("arm", ARMS),
+        ("method", METHODS),
+        ("preset", presets.PRESETS),
+    ],
+)
+def test_help_names_every_choice(capsys, option, names):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["run", "--help"])
+    text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    section = text[text.index(f"--{option} ") :].split("(default:")[0]
+    assert all(name in section for name in names)
+
+
+@pytest.mark.parametrize("args", [[], ["rum"], ["run", "--sed", "1"], ["run", "--seed", "x"], ["export"], ["info"]])
+def test_arguments_that_cannot_be_read_exit_2(capsys, args):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(args)
+    assert exit.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err
+
+
+BAD = [
+    (["--dataset", "digit"], "unknown data set 'digit'"),
+    (["--noise", "fog"], "unknown noise 'fog'"),
+    (["--arm", "tad", "tadd"], "unknown arm 'tadd'"),
+    (["--method", "dm"], "unknown method 'dm'"),
+    (["--preset", "huge"], "unknown preset 'huge'"),
+    (["--noise", "pairflip", "--rate", "1.4"], "rate must be in [0, 1), got 1.4"),
+    (["--ipc", "1000"], "ipc must not exceed the images of a class"),
+    (["--dataset", "cifar10"], "--root"),
+    (["--set", "mtt_lrimg=3"], "unknown parameter 'mtt_lrimg'; did you mean 'mtt_lr_img'?"),
+    (["--set", "width=wide"], "width must be int, got 'wide'"),
+    (["--set", "width"], "--set takes NAME=VALUE, got 'width'"),
+    (["--set", "seed=3"], "seed has an option of its own, --seed"),
+    (["--arm"], "--arm and --seed need at least one value each"),
+]
+
+
+@pytest.mark.parametrize("command", ["run", "distill"])
+@pytest.mark.parametrize("args, message", BAD)
+def test_bad_input_exits_2_before_any_cell_starts(tmp_path, monkeypatch, capsys, command, args, message):
+    monkeypatch.setattr(stages, "Work", None)  # any work would need one
+    assert cli.main([command, "--out", str(tmp_path / "runs"), "--json", *args]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("tad: error: ")
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_process_exits_with_the_status_of_main(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    done = tad("run", "--out", tmp_path, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tad: error: {tmp_path} is not an output folder of tadlib: it holds other files\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# Running cells
+
+
+def test_run_prints_one_document_with_a_row_for_every_arm(ran):
+    out, document = ran
+    assert [row["arm"] for row in document["rows"]] == ["vanilla", "tad", "oracle"]
+    assert document["failed"] == []
+    table = load_table(out / "results.parquet")
+    assert len(table) == 3
+    assert set(table["accuracy_mean"]) == {row["accuracy_mean"] for row in document["rows"]}
+    assert len(list((out / "noise").iterdir())) == 1  # shared
+    accuracy = {row["arm"]: row["accuracy_mean"] for row in document["rows"]}
+    gap = accuracy["oracle"] - accuracy["vanilla"]
+    expected = (accuracy["tad"] - accuracy["vanilla"]) / gap if gap else None
+    assert document["gap_closed"] == pytest.approx(expected)
+
+
+def test_the_table_is_in_percent_and_finished_cells_are_only_read(ran, monkeypatch, capsys):
+    out, document = ran
+    monkeypatch.setattr(stages, "Work", None)
+    assert cli.main(["run", *tiny("--arm", "tad", "tad", "--out", out)]) == 0
+    header, row, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["arm", "seed"]
+    accuracy = document["rows"][1]["accuracy_mean"]
+    assert row.startswith(f"tad  0     {100 * accuracy:.1f} ± ")
+    assert all(f"{stage} s" in header for stage in ("divert", "experts", "distill", "evaluate"))
+
+
+@pytest.mark.parametrize("error, status", [(RuntimeError("out of luck"), 1), (InputError("no"), 2)])
+def test_a_failing_cell_costs_no_other_its_row(ran, monkeypatch, capsys, error, status):
+    run = stages.run
+
+    def failing(config):
+        if config.arm == "tad":
+            raise error
+        return run(config)
+
+    monkeypatch.setattr(stages, "run", failing)
+    args = tiny("--arm", "vanilla", "tad", "oracle", "--out", ran[0], "--json")
+    assert cli.main(["run", *args]) == status
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert [row["arm"] for row in document["rows"]] == ["vanilla", "oracle"]
+    assert [(f["arm"], f["seed"]) for f in document["failed"]] == [("tad", 0)]
+    assert said.err.splitlines()[-1].startswith("tad: error: arm tad, seed 0: ")
+    assert ("Traceback" in said.err) == (status == 1)
+
+
+def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
+    out = tmp_path / "runs"
+    command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", "run"]
+    args = [*tiny("mtt_iterations=1000000", "--arm", "vanilla", "--out", out)]
+    with subprocess.Popen([*command, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "distill").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, ""), said
+    assert said == "tad: error: interrupted; the same command goes on from the last checkpoint\n"
+    assert all(list((out / stage).glob("*/manifest.json")) for stage in ("noise", "divert", "experts"))
+
+
+# Single stages
+
+
+def test_divert_writes_the_refined_set(tmp_path, capsys):
+    out = tmp_path / "refined"
+    assert cli.main(["divert", *tiny("--out", out, "--json")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["files"] == ["history.parquet", "labels.parquet", "metrics.json", "refined.safetensors"]
+    table = load_table(out / "labels.parquet")
+    assert len(table) == 200
+    interface = {"index", "given_label", "trust", "space", "label", "reliability", "true_label"}
+    assert interface <= set(table.columns)
+    metrics = load_json(out / "metrics.json")
+    assert metrics == document["metrics"]
+    assert metrics["n_trusted"] == (table["space"] == "trusted").sum()
+    assert metrics["rate_realised"] == pytest.approx((table["given_label"] != table["true_label"]).mean())
+    assert len(load_table(out / "history.parquet")) == 4
+
+    assert cli.main(["divert", *tiny("--out", out, "--arm", "vanilla")]) == 0
+    assert (load_table(out / "labels.parquet")["space"] == "trusted").all()
+    assert not (out / "history.parquet").exists()  # of the other arm
+    capsys.readouterr()
+    assert cli.main(["divert", "--arm", "vanilla", "tad", "--out", str(out)]) == 2
+    assert "expected one arm and one seed" in capsys.readouterr().err
+
+
+def test_distill_tells_where_the_set_lies_and_evaluate_reads_it(ran, capsys):
+    out, document = ran
+    row = document["rows"][1]
+    args = tiny("--arm", "tad", "--out", out, "--json")
+    assert cli.main(["distill", *args]) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert Path(cell["path"]).is_file()
+    assert cli.main(["evaluate", *args]) == 0
+    (of_cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert cli.main(["evaluate", cell["path"], "--device", "cpu", "--json"]) == 0
+    (of_path,) = json.loads(capsys.readouterr().out)["cells"]
+    assert of_cell == of_path
+    assert of_cell["accuracy_mean"] == row["accuracy_mean"]
+    assert of_cell["accuracy_ci95"] == row["accuracy_ci95"]
+    assert cli.main(["evaluate", cell["path"], "--ipc", "3"]) == 2
+    assert "--ipc comes from the distilled set" in capsys.readouterr().err
+
+
+def test_export_writes_pictures_tensors_and_recipe(distilled, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert cli.main(["export", str(distilled), "--out", str(out)]) == 0
+    files = sorted(path.relative_to(out / "png").as_posix() for path in out.rglob("*.png"))
+    assert files == [f"{k:03d}_{k}/000.png" for k in range(10)]
+    ours = stages.load_distilled(distilled)
+    tensors = load_tensors(out / "images.safetensors")
+    assert torch.equal(tensors["x"], ours.synthetic.x)
+    assert torch.equal(tensors["y"], ours.synthetic.y)
+    picture = decode_image(str(out / "png" / files[3]))
+    assert torch.equal(picture, (ours.pixels[3].clamp(0, 1) * 255).round().to(torch.uint8))
+    recipe = load_json(out / "recipe.json")
+    assert recipe["learning_rate"] == ours.synthetic.lr
+    assert recipe["params"] == ours.params
+    assert recipe["mean"] == list(ours.mean)
+    assert 0 <= recipe["clamped"] <= 1
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    capsys.readouterr()
+    assert cli.main(["export", str(distilled), "--out", str(tmp_path / "mine")]) == 2
+    assert "is not an output folder of tadlib" in capsys.readouterr().err
+
+
+def test_info_tells_what_a_folder_or_file_holds(ran, distilled, capsys):
+    assert cli.main(["info", str(distilled), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert (manifest["stage"], manifest["verified"], manifest["key"]) == ("distill", True, distilled.name)
+    assert manifest["files"].keys() == {"distilled.safetensors", "history.parquet"}
+    assert cli.main(["info", str(distilled / "distilled.safetensors"), "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)
+    assert held["images"] == [10, 1, 8, 8]
+    assert held["params"]["ipc"] == 1
+    for folder in ran[0].glob("*/*/"):
+        assert cli.main(["info", str(folder)]) == 0
+        assert "all match" in capsys.readouterr().out
+
+
+def test_info_notices_one_changed_byte(distilled, tmp_path, capsys):
+    copy = tmp_path / distilled.name
+    copy.mkdir()
+    for file in distilled.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    damaged = copy / "distilled.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    for path in (copy, damaged):
+        assert cli.main(["info", str(path)]) == 2
+        assert f"tad: error: {damaged} is damaged" in capsys.readouterr().err
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert "is not a finished stage" in capsys.readouterr().err
+
+
+# Small parts
+
+
+def test_the_gap_closed_needs_all_three_arms_of_a_seed():
+    def row(arm, accuracy, seed=0):
+        return {"arm": arm, "seed": seed, "accuracy_mean": accuracy}
+
+    rows = [row("vanilla", 0.5), row("tad", 0.8), row("oracle", 0.9)]
+    assert cli.gap_closed(rows) == pytest.approx(0.75)
+    assert cli.gap_closed([*rows, row("vanilla", 0.1, seed=1)]) == pytest.approx(0.75)
+    assert cli.gap_closed(rows[:2]) is None
+    assert cli.gap_closed([row("vanilla", 0.5), row("tad", 0.5), row("oracle", 0.5)]) is None
+
+
+def test_settings_are_typed_by_their_values():
+    given = ("width=4", "mtt_lr_img=1e1", "norm=none", "n_train=null", "download=true", "root=a=b")
+    assert cli.settings(given) == {
+        "width": 4,
+        "mtt_lr_img": 10.0,
+        "norm": "none",
+        "n_train": None,
+        "download": True,
+        "root": "a=b",
+    }

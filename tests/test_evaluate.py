@@ -1,0 +1,106 @@
+"""Evaluation protocols."""
+
+import statistics
+
+import pytest
+import torch
+from scipy import stats
+
+from tadlib import evaluate as evaluation
+from tadlib.distill.synthetic import Synthetic
+from tadlib.errors import InputError
+from tadlib.evaluate import Protocol, evaluate, mean_ci95, train_network
+from tadlib.networks import Network, NetworkSpec
+from tadlib.rng import generator
+from tadlib.training import Sgd, State, train_epoch
+
+K = 3
+NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
+PROTOCOL = Protocol(networks=3, epochs=6, batch=4)
+RNG = torch.Generator().manual_seed(0)
+CENTRES = torch.randn(K, 1, 8, 8, generator=RNG)
+
+
+def images(n, noise):
+    label = torch.arange(n) % K
+    return CENTRES[label] + noise * torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n)), label
+
+
+def synthetic():
+    x, label = images(9, 0.3)
+    return Synthetic(x, torch.nn.functional.one_hot(label, K).float(), 0.05)
+
+
+def run(**more):
+    return evaluate(NET, synthetic(), *images(60, 1.0), PROTOCOL, **{"seed": 0} | more)
+
+
+def test_same_seed_same_bits_and_networks_differ():
+    before = torch.get_rng_state()
+    thetas = [train_network(NET, synthetic(), PROTOCOL, seed=s, network=n) for s, n in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert torch.equal(thetas[0], thetas[1])
+    assert not torch.equal(thetas[0], thetas[2])
+    assert not torch.equal(thetas[0], thetas[3])
+    assert run() == run()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_is_sgd_whose_rate_falls_once_and_whose_momentum_then_starts_anew():
+    s, rng = synthetic(), generator(0, "evaluate", 1, "train")
+    state = State(NET.init(0, "evaluate", 1))
+    for epoch in range(6):
+        if epoch == 4:  # 6 // 2 + 1 epochs at the full rate
+            state = State(state.theta)
+        sgd = Sgd(0.05 if epoch < 4 else 0.05 * 0.1, 0.9, 5e-4)
+        state = train_epoch(
+            NET, state, s.x, s.y, torch.ones(9), sgd=sgd, batch=4, strategy=PROTOCOL.augmentation, generator=rng
+        )
+    assert torch.equal(train_network(NET, s, PROTOCOL, seed=0, network=1), state.theta)
+
+
+def test_accuracy_is_that_of_the_last_epoch_on_the_test_set():
+    x, label = images(60, 1.0)
+    theta_P = train_network(NET, synthetic(), PROTOCOL, seed=0, network=2)
+    expected = (NET(theta_P, x).argmax(1) == label).double().mean().item()
+    accuracies = run()
+    assert accuracies[2] == pytest.approx(expected)
+    assert len(accuracies) == 3
+    assert all(0 <= a <= 1 for a in accuracies)
+
+
+def test_training_on_the_synthetic_set_teaches_the_classes():
+    protocol = Protocol(networks=1, epochs=30, batch=9, augmentation="none")
+    assert evaluate(NET, synthetic(), *images(60, 0.3), protocol, seed=0)[0] > 0.9
+
+
+def test_done_networks_are_not_trained_again(monkeypatch):
+    whole, seen = run(), []
+    trained = []
+    original = train_network
+    monkeypatch.setattr(evaluation, "train_network", lambda *a, **k: trained.append(k["network"]) or original(*a, **k))
+    resumed = run(done=tuple(whole[:2]), on_network=lambda accuracies: seen.append(list(accuracies)))
+    assert resumed == whole
+    assert trained == [2]
+    assert seen == [whole]
+
+
+def test_mean_and_confidence_interval_by_hand():
+    values = [0.61, 0.64, 0.60, 0.66, 0.62]
+    mean, half = mean_ci95(values)
+    assert mean == pytest.approx(sum(values) / 5)
+    spread = (sum((v - mean) ** 2 for v in values) / 4) ** 0.5
+    assert half == pytest.approx(2.7764451 * spread / 5**0.5)  # Student's t, 4 degrees of freedom
+    low, high = stats.t.interval(0.95, 4, loc=statistics.fmean(values), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_a_single_value_has_no_interval():
+    assert mean_ci95([0.5]) == (0.5, None)
+    assert mean_ci95([0.5, 0.5]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("change", [{"networks": 0}, {"epochs": 1}])
+def test_bad_settings_are_named(change):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError, match=f"{name} must be at least .*, got {value}"):
+        Protocol(**change)

@@ -1,0 +1,218 @@
+"""Distillation by trajectory matching: the loop around the meta-gradient."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tadlib.artifacts import StageFolder
+from tadlib.distill import mtt
+from tadlib.distill.mtt import MttConfig, distill
+from tadlib.distill.synthetic import real_images
+from tadlib.errors import InputError
+from tadlib.experts import ExpertConfig, InMemory, train_experts
+from tadlib.matching import Matched, match
+from tadlib.networks import Network, NetworkSpec
+
+K, N = 3, 30
+NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
+CONFIG = MttConfig(
+    iterations=6, syn_steps=4, expert_epochs=1, max_start=3, lr_img=1.0, lr_lr=1e-6, lr_teacher=0.05, batch_syn=4
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Images, label distributions, weights and experts."""
+    rng = torch.Generator().manual_seed(0)
+    label = torch.arange(N) % K
+    x = torch.randn(N, 1, 8, 8, generator=rng) + torch.randn(K, 1, 8, 8, generator=rng)[label]
+    y, w = torch.nn.functional.one_hot(label, K).float(), torch.ones(N)
+    experts = train_experts(NET, x, y, w, ExpertConfig(count=2, epochs=3, lr=0.05, batch=10), seed=0)
+    return x, y, w, experts
+
+
+def run(problem, config=CONFIG, ipc=2, **more):
+    return distill(NET, *problem, config, **{"ipc": ipc, "seed": 0} | more)
+
+
+def test_one_iteration_is_one_step_of_sgd_with_momentum(problem):
+    config = replace(CONFIG, iterations=2, momentum=0.5)
+    points = []
+
+    def keep(loop):
+        points.append({k: v.clone() for k, v in loop.tensors.items()})
+
+    synthetic, rows = run(problem, config, on_iteration=keep)
+    loop = mtt.start(NET, *problem, config, ipc=2, seed=0)
+    x, lr = loop.tensors["x"], loop.tensors["lr"]
+    velocity_x, velocity_lr = torch.zeros_like(x), torch.zeros(())
+    for i in range(2):
+        pick = torch.randint(2**31, (2,), generator=loop.generator).tolist()
+        expert, epoch = pick[0] % 2, pick[1] % 3
+        assert (rows[i]["expert"], rows[i]["start_epoch"]) == (expert, epoch)
+        steps = mtt.steps(config, 6, loop.generator)
+        start_P, target_P = (problem[3].trajectories[expert][e] for e in (epoch, epoch + 1))
+        m = match(NET, start_P, target_P, x, loop.tensors["y"], lr, steps)
+        velocity_x, velocity_lr = 0.5 * velocity_x + m.grad_x, 0.5 * velocity_lr + m.grad_lr
+        x, lr = x - 1.0 * velocity_x, lr * math.exp(-1e-6 * velocity_lr / lr)
+        assert rows[i]["loss"] == m.loss.item()
+        torch.testing.assert_close(points[i]["x"], x)
+        torch.testing.assert_close(points[i]["lr"], lr)
+    assert torch.equal(synthetic.x, points[-1]["x"])
+    assert synthetic.lr == points[-1]["lr"].item() == rows[-1]["lr"]
+
+
+def test_distillation_lowers_the_matching_loss(problem):
+    config = replace(CONFIG, iterations=30, batch_syn=0, augmentation="none", max_start=1, lr_img=20.0)
+    _, rows = run(problem, config)
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_same_seed_same_bits_and_the_global_generator_untouched(problem):
+    before = torch.get_rng_state()
+    (a, rows), (b, again), (c, _) = run(problem), run(problem), run(problem, seed=1)
+    assert torch.equal(a.x, b.x)
+    assert rows == again
+    assert not torch.equal(a.x, c.x)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not a.x.requires_grad
+
+
+def test_a_resumed_run_ends_with_the_same_bits(problem, tmp_path):
+    folder = StageFolder(tmp_path / "stage")
+    (tmp_path / "stage").mkdir()
+
+    class Killed(Exception):
+        pass
+
+    def save_then_die(loop):
+        if loop.iteration == 3:
+            folder.save_checkpoint(*loop.checkpoint())
+        if loop.iteration == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(problem, on_iteration=save_then_die)
+    resumed, rows = run(problem, resume=folder.load_checkpoint())
+    whole, whole_rows = run(problem)
+    assert torch.equal(resumed.x, whole.x)
+    assert torch.equal(resumed.y, whole.y)
+    assert resumed.lr == whole.lr
+    assert rows == whole_rows
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_learning_rate_stays_positive_under_absurd_gradients(problem, monkeypatch, sign):
+    def absurd(*args, **kwargs):
+        m = match(*args, **kwargs)
+        return replace(m, grad_lr=torch.tensor(sign * 1e30))
+
+    monkeypatch.setattr(mtt, "match", absurd)
+    _, rows = run(problem, replace(CONFIG, iterations=40))
+    rates = [CONFIG.lr_teacher, *(row["lr"] for row in rows)]
+    for before, after in zip(rates, rates[1:]):
+        assert after > 0
+        assert after == pytest.approx(before * math.exp(-sign * mtt.MAX_LOG_STEP), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_x", "grad_lr"])
+def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted(problem, monkeypatch, name):
+    calls, points = [], []
+
+    def sometimes_broken(*args, **kwargs) -> Matched:
+        m = match(*args, **kwargs)
+        calls.append(1)
+        return replace(m, **{name: torch.full_like(getattr(m, name), torch.nan)}) if len(calls) == 3 else m
+
+    def keep(loop):
+        points.append({k: v.clone() for k, v in loop.tensors.items()})
+
+    monkeypatch.setattr(mtt, "match", sometimes_broken)
+    synthetic, rows = run(problem, on_iteration=keep)
+    assert [row["finite"] for row in rows] == [True, True, False, True, True, True]
+    assert rows[2]["loss"] is None
+    assert rows[2]["lr"] == rows[1]["lr"]
+    assert all(torch.equal(points[1][k], points[2][k]) for k in points[1])
+    assert not torch.equal(points[2]["x"], points[3]["x"])
+    assert synthetic.x.isfinite().all()
+
+
+def test_every_student_passes_over_the_set_in_full_batches():
+    steps = mtt.steps(replace(CONFIG, syn_steps=5, batch_syn=3), 7, torch.Generator().manual_seed(0))
+    assert [len(s.index_B) for s in steps] == [3] * 5
+    for first, second in [(0, 1), (2, 3)]:
+        assert len(set(steps[first].index_B.tolist() + steps[second].index_B.tolist())) == 6
+    assert len({tuple(s.index_B.tolist()) for s in steps}) == 5
+    whole = mtt.steps(replace(CONFIG, batch_syn=0), 7, torch.Generator())
+    assert [sorted(s.index_B.tolist()) for s in whole] == [list(range(7))] * CONFIG.syn_steps
+    assert [len(s.index_B) for s in mtt.steps(replace(CONFIG, batch_syn=50), 7, torch.Generator())] == [7] * 4
+
+
+def test_images_to_start_from_are_drawn_in_proportion_to_weight():
+    n = 40
+    x = torch.arange(n).view(n, 1, 1, 1).float()
+    label = torch.arange(n) % 2
+    y = torch.nn.functional.one_hot(label, 2).float()
+    w = torch.zeros(n)
+    w[:8], w[0], w[1] = 1.0, 9.0, 9.0  # per class one sample of weight 9 and three of weight 1
+    picks = torch.zeros(n)
+    for seed in range(200):
+        images, labels = real_images(x, y, w, 1, torch.Generator().manual_seed(seed))
+        assert labels.tolist() == [[1, 0], [0, 1]]
+        picks[images.flatten().long()] += 1
+    assert picks[8:].sum() == 0
+    assert 130 < picks[0] < 170  # expected 150, standard deviation 6
+    assert 130 < picks[1] < 170
+    images, _ = real_images(x, y, w, 4, torch.Generator())
+    assert sorted(images.flatten().tolist()) == list(range(8))
+    images += 1
+    assert x[0] == 0
+
+
+def test_soft_labels_count_for_the_class_they_favour():
+    x, w = torch.arange(4).view(4, 1, 1, 1).float(), torch.ones(4)
+    y = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
+    images, labels = real_images(x, y, w, 2, torch.Generator())
+    assert sorted(images.flatten().tolist()[:2]) == [1, 2]
+    assert labels.argmax(1).tolist() == [0, 0, 1, 1]
+    assert labels.max(1).values.tolist() == [1, 1, 1, 1]
+
+
+def test_ipc_larger_than_a_class_is_refused(problem):
+    x, y, w, experts = problem
+    w = w.clone()
+    w[y.argmax(1) == 1] = 0
+    w[1] = 0.5
+    with pytest.raises(InputError, match="class 1 has 1, got 2"):
+        run((x, y, w, experts))
+    with pytest.raises(InputError, match="ipc must be at least 1, got 0"):
+        run(problem, ipc=0)
+
+
+def test_experts_that_do_not_fit_are_refused(problem):
+    x, y, w, experts = problem
+    with pytest.raises(InputError, match="no epoch 4 of expert 0"):
+        run(problem, replace(CONFIG, expert_epochs=2))
+    with pytest.raises(InputError, match="at least one expert"):
+        run((x, y, w, InMemory(())))
+    with pytest.raises(InputError, match=f"experts have 7 parameters, the network {NET.n_parameters}"):
+        run((x, y, w, InMemory((torch.zeros(5, 7),))))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"syn_steps": 0}, "syn_steps must be at least 1, got 0"),
+        ({"lr_img": -1.0}, "lr_img must be positive, got -1.0"),
+        ({"lr_teacher": 0.0}, "lr_teacher must be positive, got 0.0"),
+        ({"batch_syn": -1}, "batch_syn must not be negative, got -1"),
+        ({"gradient": "exakt"}, "unknown gradient 'exakt'"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(CONFIG, **change)

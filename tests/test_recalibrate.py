@@ -1,0 +1,323 @@
+"""The inner loop's kernels against scikit-learn and slow loops; the flip model on problems with a known answer."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.covariance
+import torch
+
+from tadlib import recalibrate
+from tadlib.errors import InputError
+from tadlib.recalibrate import (
+    TEMPERATURES,
+    anchors,
+    believed,
+    candidates,
+    cosines,
+    discriminant,
+    distances,
+    flip_model,
+    ledoit_wolf,
+    one_way,
+    quantile,
+    temperature,
+)
+
+K, D = 4, 6
+
+
+def features(n=200, seed=0, k=K, d=D, separation=3.0, offset=0.0):
+    """Gaussian classes in float64 with one correlated covariance; returns features (N, D) and labels (N,)."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % k
+    mean = separation * torch.randn(k, d, generator=rng, dtype=torch.float64)
+    mixing = torch.eye(d, dtype=torch.float64) + 0.3 * torch.randn(d, d, generator=rng, dtype=torch.float64)
+    z = mean[y] + torch.randn(n, d, generator=rng, dtype=torch.float64) @ mixing
+    order = torch.randperm(n, generator=rng)
+    return (z + offset)[order], y[order]
+
+
+def one_hot(y, k=K):
+    return torch.nn.functional.one_hot(y, k).double()
+
+
+@pytest.mark.parametrize("n, d", [(500, 4), (40, 30), (10, 50)])
+def test_ledoit_wolf_equals_scikit_learns(n, d):
+    rng = torch.Generator().manual_seed(n)
+    z = torch.randn(n, d, generator=rng, dtype=torch.float64) @ torch.randn(d, d, generator=rng, dtype=torch.float64)
+    expected, shrink = sklearn.covariance.ledoit_wolf(z.numpy(), assume_centered=True)
+    assert 0 < shrink < 1
+    np.testing.assert_allclose(ledoit_wolf(z), expected, rtol=1e-10, atol=1e-10 * expected.max())
+
+
+def test_whitening_is_a_factor_of_the_precision():
+    z, _ = features()
+    covariance = ledoit_wolf(z)
+    whiten = recalibrate.whitening(covariance)
+    torch.testing.assert_close(whiten @ whiten.T, covariance.inverse(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(whiten.T @ covariance @ whiten, torch.eye(D).double(), rtol=1e-4, atol=1e-4)
+
+
+def test_dead_and_collinear_features_do_not_break_the_whitening():
+    z, y = features(2000)
+    z = torch.cat([100 * z[:, :1].expand(-1, 20) + 0.001 * z[:, :1], torch.zeros(2000, 20), z], 1).float()
+    a = anchors(z, one_hot(y).float(), torch.ones(2000))
+    assert a.whiten.isfinite().all()
+    assert (distances(a, z).argmin(1) == y).double().mean() > 0.9
+
+
+def test_anchors_are_weighted_means_over_samples_of_positive_weight():
+    z, y = features()
+    w = torch.rand(200, generator=torch.Generator().manual_seed(1)).double()
+    w[::3] = 0
+    a = anchors(z, one_hot(y), w)
+    for k in range(K):
+        mine = [i for i in range(200) if y[i] == k and w[i] > 0]
+        expected = sum(w[i] * z[i] for i in mine) / sum(w[i] for i in mine)
+        torch.testing.assert_close(a.mean[k], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(a.origin, z[w > 0].mean(0), rtol=1e-12, atol=1e-12)
+    broken = z.clone()
+    broken[w == 0] = 1e6
+    assert torch.equal(anchors(broken, one_hot(y), w).whiten, a.whiten)
+
+
+def test_distances_are_mahalanobis_distances():
+    z, y = features()
+    a = anchors(z, one_hot(y), torch.ones(200).double())
+    residual = torch.stack([z[i] - a.mean[y[i]] for i in range(200)])
+    covariance = torch.tensor(sklearn.covariance.ledoit_wolf(residual.numpy(), assume_centered=True)[0])
+    covariance = covariance + 1e-6 * covariance.diagonal().mean() * torch.eye(D)
+    precision = covariance.inverse()
+    expected = torch.tensor([[(one - m) @ precision @ (one - m) for m in a.mean] for one in z])
+    torch.testing.assert_close(distances(a, z), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_distances_in_float32_survive_features_far_from_zero():
+    z, y = features(offset=1000.0)
+    exact = distances(anchors(z, one_hot(y), torch.ones(200).double()), z)
+    single = distances(anchors(z.float(), one_hot(y).float(), torch.ones(200)), z.float())
+    torch.testing.assert_close(single.double(), exact, rtol=5e-3, atol=5e-2)
+
+
+def test_cosines_are_taken_about_the_mean_of_the_trusted_features():
+    z, y = features(offset=5.0)
+    w = (torch.arange(200) % 5 > 0).double()
+    a = anchors(z, one_hot(y), w)
+    middle = z[w > 0].mean(0)
+    expected = [
+        [(one - middle) @ (m - middle) / (one - middle).norm() / (m - middle).norm() for m in a.mean] for one in z
+    ]
+    torch.testing.assert_close(cosines(a, z), torch.tensor(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_a_class_without_trusted_samples_is_refused():
+    z, y = features()
+    with pytest.raises(InputError, match=r"classes without: \[1, 3\]"):
+        anchors(z, one_hot(y), (y % 2 == 0).double())
+
+
+def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
+    z, y = features(separation=1.0)
+    a = anchors(z, one_hot(y), torch.ones(200).double())
+    d, s, t = distances(a, z), cosines(a, z), 2.0
+    found = candidates(d, s, t)
+    agreements = 0
+    for i in range(200):
+        weights = [math.exp(-(d[i, k] - d[i].min()) / (2 * t)) for k in range(K)]
+        k = min(range(K), key=lambda k: d[i, k])
+        agree = k == max(range(K), key=lambda k: s[i, k])
+        agreements += agree
+        q = [w / sum(weights) for w in weights]
+        assert found.label[i] == k
+        assert found.q[i].tolist() == pytest.approx(q, rel=1e-10, abs=1e-14)
+        assert found.reliability[i].item() == pytest.approx(q[k] * (1 + s[i, k].item()) / 2 if agree else 0, rel=1e-10)
+    assert 0 < agreements < 200
+
+
+def test_one_criterion_alone():
+    z, y = features(separation=1.0)
+    a = anchors(z, one_hot(y), torch.ones(200).double())
+    d, s = distances(a, z), cosines(a, z)
+    by_distance = candidates(d, s, 2.0, "mahalanobis")
+    assert torch.equal(by_distance.label, d.argmin(1))
+    assert torch.equal(by_distance.reliability, (-d / 4).softmax(1).amax(1))
+    by_angle = candidates(d, s, 2.0, "cosine")
+    assert torch.equal(by_angle.label, s.argmax(1))
+    torch.testing.assert_close(by_angle.reliability, (1 + s.amax(1)) / 2)
+    assert not torch.equal(by_angle.label, by_distance.label)
+    for found in (by_distance, by_angle):  # the soft label says the same as the label
+        assert torch.equal(found.q.argmax(1), found.label)
+        torch.testing.assert_close(found.q.sum(1), torch.ones(200).double())
+    with pytest.raises(InputError, match="unknown criterion 'angle'"):
+        candidates(d, s, 1.0, "angle")
+
+
+@pytest.mark.parametrize("true_t", [1.0, 3.0, 8.0])
+def test_temperature_finds_how_over_confident_the_distances_are(true_t):
+    rng = torch.Generator().manual_seed(0)
+    d = 40 * torch.rand(20_000, K, generator=rng).double()
+    label = torch.multinomial((-d / (2 * true_t)).softmax(1), 1, generator=rng)[:, 0]
+    assert temperature(d, label) == true_t
+    assert true_t in TEMPERATURES
+
+
+def test_quantile_is_the_lower_neighbour():
+    values = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert [quantile(values, a) for a in (0.0, 0.3, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    many = torch.rand(1001, generator=torch.Generator().manual_seed(0)).double()
+    for alpha in (0.1, 0.25, 0.333, 0.9):
+        assert quantile(many, alpha) == torch.quantile(many, alpha, interpolation="lower").item()
+
+
+def test_believed_is_above_the_quantile_of_the_reference():
+    rho = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3])
+    reference = torch.tensor([True, True, True, False, False])
+    mask, bar = believed(rho, reference, 0.5)
+    assert bar == pytest.approx(0.5)
+    assert mask.tolist() == [False, True, False, True, False]
+    assert not believed(rho, torch.zeros(5, dtype=torch.bool), 0.5)[0].any()
+    with pytest.raises(InputError, match=r"alpha must be in \[0, 1\], got 1.5"):
+        believed(rho, reference, 1.5)
+
+
+def scored_candidates(n, noise, k=10, seed=0):
+    """Candidates right with probability min(1, 1.2ρ), labels wrong with probability ``noise``.
+
+    Returns ρ, whether candidate and label agree, and whether the candidate is right.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(k, (n,), generator=rng)
+
+    def wrong():
+        return (y + torch.randint(1, k, (n,), generator=rng)) % k
+
+    rho = torch.rand(n, generator=rng)
+    candidate = torch.where(torch.rand(n, generator=rng) < 1.2 * rho, y, wrong())
+    given = torch.where(torch.rand(n, generator=rng) < noise, wrong(), y)
+    return rho, candidate == given, candidate == y
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.4])
+def test_calibrate_gives_the_probability_that_the_candidate_is_right(noise):
+    rho, agrees, right = scored_candidates(60_000, noise)
+    reference = torch.arange(len(rho)) % 3 == 0
+    p, rate = recalibrate.calibrate(rho, agrees, reference, 10)
+    assert rate == pytest.approx(noise, abs=0.02)
+    for group in (agrees & ~reference, ~agrees & ~reference):
+        for low in torch.arange(0, 1, 0.2).tolist():
+            mine = group & (rho > low) & (rho <= low + 0.2)
+            assert p[mine].mean().item() == pytest.approx(right[mine].double().mean().item(), abs=0.06)
+    assert (p[~agrees & (rho > 0.95)].min() > p[~agrees & (rho < 0.2)].max()).item()
+
+
+def test_calibrate_relabels_next_to_nothing_where_labels_are_right():
+    rho, agrees, _ = scored_candidates(20_000, 0.0)
+    p, rate = recalibrate.calibrate(rho, agrees, torch.ones_like(agrees), 10)
+    assert rate < 0.05
+    assert (p[~agrees] > 0.9).double().mean() < 0.01
+    with pytest.raises(InputError, match="at least one reference sample"):
+        recalibrate.calibrate(rho, agrees, torch.zeros_like(agrees), 10)
+
+
+def test_calibrate_never_assumes_more_noise_than_the_bound():
+    rho, agrees, _ = scored_candidates(20_000, 0.4)
+    assert recalibrate.calibrate(rho, agrees, torch.ones_like(agrees), 10, most=0.15)[1] == pytest.approx(0.15)
+
+
+def test_features_that_are_not_numbers_are_refused():
+    z, y = features()
+    z[3, 2] = torch.nan
+    with pytest.raises(InputError, match="features must be finite"):
+        anchors(z, one_hot(y), torch.ones(200).double())
+
+
+def pairflip(k, rate):
+    eye = torch.eye(k, dtype=torch.float64)
+    return (1 - rate) * eye + rate * eye.roll(1, 1)
+
+
+def flipped(y, transition, seed=0):
+    return torch.multinomial(transition[y], 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+
+
+def test_flip_model_recovers_the_transition_matrix_of_pairflips():
+    z, y = features(6000, k=6, d=12, separation=1.2)
+    true_T = pairflip(6, 0.4)
+    given = flipped(y, true_T)
+    model = flip_model(z, given, 6)
+    assert (model.transition - true_T).abs().max() < 0.05
+    assert ((given == y).double().mean() - 0.6).abs() < 0.02
+    assert (model.posterior.argmax(1) == y).double().mean() > 0.97
+    torch.testing.assert_close(model.posterior.sum(1), torch.ones(6000).double())
+    torch.testing.assert_close(model.transition.sum(1), torch.ones(6).double())
+    torch.testing.assert_close(model.prior, torch.full((6,), 1 / 6).double(), atol=0.02, rtol=0)
+    # trust in the given label is a probability: right as often as it says
+    trust = model.posterior.gather(1, given[:, None])[:, 0]
+    assert (trust.mean() - (given == y).double().mean()).abs() < 0.02
+
+
+def test_flip_model_recovers_unequal_rates_and_priors():
+    rng = torch.Generator().manual_seed(0)
+    true_T = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.7, 0.3], [0.2, 0.2, 0.6]]).double()
+    y = torch.multinomial(torch.tensor([0.2, 0.3, 0.5]), 6000, replacement=True, generator=rng)
+    mean = torch.tensor([[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]]).double()
+    z = mean[y] + torch.randn(6000, 4, generator=rng).double()
+    model = flip_model(z, flipped(y, true_T), 3)
+    assert (model.transition - true_T).abs().max() < 0.05
+    torch.testing.assert_close(model.prior, torch.tensor([0.2, 0.3, 0.5]).double(), atol=0.02, rtol=0)
+
+
+def test_flip_model_leaves_clean_labels_alone():
+    z, y = features(3000, k=6, d=12, separation=1.2)
+    model = flip_model(z, y, 6)
+    assert (model.transition - torch.eye(6)).abs().max() < 0.05
+    assert (model.posterior.argmax(1) == y).double().mean() > 0.99
+
+
+def test_flip_model_does_not_depend_on_the_order_of_classes_in_the_data():
+    """Classes in turn: a held-out part cut by place alone would hold some classes and miss others."""
+    z, y = features(4000, k=4, d=8, separation=1.2)
+    order = torch.stack([(y == k).nonzero()[:, 0] for k in range(4)], 1).flatten()
+    given = flipped(y, pairflip(4, 0.3))
+    a, b = flip_model(z, given, 4), flip_model(z[order], given[order], 4)
+    assert a.temperature == b.temperature
+    torch.testing.assert_close(a.transition, b.transition, atol=1e-6, rtol=0)
+
+
+def test_discriminants_lose_nothing_about_the_classes():
+    """The posterior of the Gaussian model is the same in all D dimensions and in the K − 1 discriminants."""
+    z, y = features(5000, k=5, d=15, separation=0.6)
+    given = flipped(y, pairflip(5, 0.3))
+    short = discriminant(z, given, 5)
+    assert short.shape == (5000, 4)
+    full = (-distances(anchors(z, one_hot(given, 5), torch.ones(5000).double()), z) / 2).softmax(1)
+    means = torch.stack([short[given == k].mean(0) for k in range(5)])
+    reduced = (-torch.cdist(short, means).square() / 2).softmax(1)
+    torch.testing.assert_close(full, reduced, rtol=1e-8, atol=1e-10)
+    assert full.std(0).min() > 0.05  # not because they say nothing
+    # whitened within classes, but for the shrinkage of the covariance
+    centred = short - means[given]
+    torch.testing.assert_close(centred.T @ centred / 5000, torch.eye(4).double(), atol=0.15, rtol=0)
+
+
+def test_em_in_discriminants_agrees_with_em_in_all_dimensions(monkeypatch):
+    z, y = features(4000, k=4, d=10, separation=1.0)
+    given = flipped(y, pairflip(4, 0.3))
+    reduced = flip_model(z, given, 4)
+    monkeypatch.setattr(recalibrate, "discriminant", lambda features_ND, *rest: features_ND - features_ND.mean(0))
+    full = flip_model(z, given, 4)
+    assert (full.posterior - reduced.posterior).abs().mean() < 0.01
+    assert (full.transition - reduced.transition).abs().max() < 0.02
+
+
+def test_one_way_is_0_for_symmetric_flips_and_the_rate_for_pairflips():
+    symmetric = torch.full((5, 5), 0.1).double() + 0.5 * torch.eye(5)
+    assert one_way(symmetric) == pytest.approx(0, abs=1e-12)
+    assert one_way(pairflip(5, 0.4)) == pytest.approx(0.4)
+    assert one_way((symmetric + pairflip(5, 0.4)) / 2) == pytest.approx(0.2)
+    assert one_way(torch.eye(5).double()) == 0
+    mutual = torch.eye(4).double()
+    mutual[0, 0] = mutual[1, 1] = 0.6
+    mutual[0, 1] = mutual[1, 0] = 0.4
+    assert one_way(mutual) == 0

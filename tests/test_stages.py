@@ -1,0 +1,495 @@
+"""Promises of tadlib.stages and tadlib.config: bad input is refused early, no work is lost, and none is done twice."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tadlib
+from tadlib import presets, stages
+from tadlib.artifacts import StageFolder, load_json, load_table
+from tadlib.config import Config, param_types
+from tadlib.errors import InputError
+from tadlib.experts import TrajectoryStore
+
+TINY = {
+    "dataset": "digits",
+    "n_train": 200,
+    "n_test": 100,
+    "noise": "pairflip",
+    "rate": 0.3,
+    "ipc": 1,
+    "device": "cpu",
+    "width": 4,
+    "depth": 2,
+    "divert_epochs": 4,
+    "divert_warmup": 2,
+    "expert_count": 3,
+    "expert_epochs": 4,
+    "mtt_iterations": 6,
+    "mtt_syn_steps": 3,
+    "mtt_expert_epochs": 2,
+    "mtt_max_start": 2,
+    "evaluate_networks": 3,
+    "evaluate_epochs": 4,
+}
+STAGES = ("noise", "divert", "experts", "distill", "evaluate")
+COLUMNS = [
+    "dataset",
+    "n_train",
+    "noise",
+    "rate_nominal",
+    "rate_realised",
+    "arm",
+    "method",
+    "ipc",
+    "seed",
+    "preset",
+    "accuracy_mean",
+    "accuracy_ci95",
+    "n_networks",
+    "trust_auroc",
+    "trust_precision",
+    "trust_recall",
+    "relabel_count",
+    "relabel_accuracy",
+    "seconds_divert",
+    "seconds_experts",
+    "seconds_distill",
+    "seconds_evaluate",
+    "peak_memory_bytes",
+    "device",
+    "torch_version",
+    "tadlib_version",
+    "commit",
+    "config_hash",
+]
+
+
+def tiny(out: Path | str = "never-written", **changes) -> Config:
+    """A cell that takes about two seconds."""
+    return Config.from_params(**TINY | {"out": str(out)} | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, dict]:
+    """The output folder of a finished cell, and its row. Tests that change files take a copy."""
+    out = tmp_path_factory.mktemp("finished") / "runs"
+    return out, stages.run(tiny(out))
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the finished output folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "runs"))
+
+
+def folders(out: Path) -> dict[str, Path]:
+    """The one folder of every stage under ``out``."""
+    found = {stage: list((out / stage).iterdir()) for stage in STAGES}
+    assert all(len(paths) == 1 for paths in found.values())
+    return {stage: paths[0] for stage, paths in found.items()}
+
+
+def contents(out: Path) -> dict[str, dict]:
+    """Name, size and SHA-256 of every file that the stages wrote."""
+    for folder in folders(out).values():
+        StageFolder(folder).verify()
+    return {stage: StageFolder(folder).manifest()["files"] for stage, folder in folders(out).items()}
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"expert_epoch": 3}, "unknown parameter 'expert_epoch'; did you mean 'expert_epochs'?"),
+        ({"sed": 3}, "did you mean 'seed'?"),
+        ({"mtt": {}}, "unknown parameter 'mtt'"),
+        ({"dataset": "digit"}, "unknown data set 'digit'; expected one of: digits, "),
+        ({"noise": "gaussian"}, "unknown noise 'gaussian'; expected one of: none, "),
+        ({"arm": "taf"}, "unknown arm 'taf'; expected one of: vanilla, "),
+        ({"method": "dm"}, "unknown method 'dm'; expected one of: mtt"),
+        ({"preset": "tiny"}, "unknown preset 'tiny'; expected one of: smoke, lite, paper"),
+        ({"loops": "both"}, "unknown loops 'both'"),
+        ({"preset": "paper"}, "preset paper has published settings for cifar10 ipc 1"),
+        ({"rate": 1.4}, r"rate must be in \[0, 1\), got 1.4"),
+        ({"rate": 1}, r"rate must be in \[0, 1\), got 1.0"),
+        ({"rate": -0.1}, r"rate must be in \[0, 1\), got -0.1"),
+        ({"rate": math.nan}, "rate must be finite, got nan"),
+        ({"rate": "0.4"}, "rate must be float, got '0.4'"),
+        ({"seed": True}, "seed must be int, got True"),
+        ({"seed": None}, "seed must be int, got None"),
+        ({"ipc": 2.5}, "ipc must be int, got 2.5"),
+        ({"ipc": "10", "preset": "paper"}, "ipc must be int, got '10'"),
+        ({"ipc": 0}, "ipc must be at least 1, got 0"),
+        ({"dataset": 5}, "dataset must be str, got 5"),
+        ({"download": 1}, "download must be bool, got 1"),
+        ({"n_train": "all"}, "n_train must be int or null, got 'all'"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"device": "tpu"}, "device 'tpu' cannot be used"),
+        ({"expert_lr": -1.0}, "expert_lr must be positive, got -1.0"),
+        ({"divert_batch": 0}, "divert_batch must be at least 1, got 0"),
+        ({"mtt_momentum": 1.0}, r"mtt_momentum must be in \[0, 1\), got 1.0"),
+        ({"evaluate_augmentation": "crop_flop"}, "unknown augmentation 'flop'"),
+        ({"expert_epochs": 1}, "experts must be trained for mtt_max_start - 1 .* or more, got expert_epochs 1"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(params, message):
+    with pytest.raises(InputError, match=message):
+        Config.from_params(**params)
+
+
+def test_the_preset_fills_in_and_what_is_explicit_wins():
+    plain, chosen = Config.from_params(), Config.from_params(width=5, mtt_iterations=7, expert_lr=0.5)
+    flat = plain.to_params()
+    assert all(flat[name] == value for name, value in presets.SMOKE.items())
+    changed = {name for name, value in chosen.to_params().items() if value != flat[name]}
+    assert changed == {"width", "mtt_iterations", "expert_lr"}
+    assert (chosen.width, chosen.mtt.iterations, chosen.expert.lr) == (5, 7, 0.5)
+    lite = {"dataset": "cifar10", "preset": "lite"}
+    assert Config.from_params(**lite).n_train == presets.LITE["n_train"]
+    assert Config.from_params(**lite, n_train=None).n_train is None
+    paper = Config.from_params(dataset="cifar10", preset="paper", ipc=50)
+    assert (paper.mtt.max_start, paper.mtt.lr_img, paper.mtt.lr_teacher) == (40, 1000.0, 0.001)
+
+
+@pytest.mark.parametrize("params", [{}, TINY, {"dataset": "cifar10", "preset": "lite", "n_train": None, "rate": 0}])
+def test_params_survive_the_round_trip_through_json(params):
+    config = Config.from_params(**params)
+    flat = config.to_params()
+    assert flat.keys() == param_types().keys()
+    assert Config.from_params(**json.loads(json.dumps(flat))) == config
+    assert config.with_params(seed=5).seed == 5
+    assert config.with_params(seed=5).with_params(seed=config.seed) == config
+
+
+# Bad input that only data, files and folders show
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"ipc": 21}, "ipc must not exceed the images of a class: class 0 has 20 under the given labels, got 21"),
+        ({"noise": "none"}, "noise none takes no rate"),
+        ({"noise": "pairflip:x"}, "noise pairflip has no variants"),
+        ({"noise": "asymmetric"}, "asymmetric noise follows a map between the classes of a data set"),
+        ({"noise": "human:worse", "rate": 0}, "human labels exist for"),
+        ({"n_train": 7}, "n_train must be an integer in"),
+        ({"resolution": 9}, "resolution must be an integer in"),
+        ({"depth": 4}, "depth must leave at least one pixel"),
+        ({"norm": "batch"}, "unknown norm 'batch'"),
+        ({"dataset": "cifar10", "root": "/nonexistent"}, "nonexistent"),
+    ],
+)
+def test_check_refuses_before_anything_is_written(tmp_path, params, message):
+    with pytest.raises(InputError, match=message):
+        stages.run(tiny(tmp_path / "runs", **params))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_without_a_given_label_is_refused(tmp_path, monkeypatch):
+    inject = stages.noise.inject
+
+    def without_class_three(*args, **options):
+        labels = inject(*args, **options)
+        labels.given_N[labels.given_N == 3] = 4
+        return labels
+
+    monkeypatch.setattr(stages.noise, "inject", without_class_three)
+    with pytest.raises(InputError, match="class 3 has 0 under the given labels, got 1"):
+        stages.run(tiny(tmp_path / "runs"))
+    with pytest.raises(InputError, match=r"every class needs a sample with its label; classes without: \[3\]"):
+        stages.divert(tiny(tmp_path / "runs"))
+
+
+def test_the_oracle_counts_images_by_their_true_labels(tmp_path, monkeypatch):
+    inject = stages.noise.inject
+
+    def few_nines(*args, **options):
+        labels = inject(*args, **options)
+        labels.given_N[labels.given_N == 9] = 0
+        return labels
+
+    monkeypatch.setattr(stages.noise, "inject", few_nines)
+    stages.check(tiny(tmp_path / "runs", arm="oracle"))
+
+
+def test_a_class_with_too_few_trusted_images_is_named_and_finished_stages_stay(tmp_path):
+    config = tiny(tmp_path / "runs", ipc=20, arm="clean-then-distill")
+    with pytest.raises(InputError, match=r"ipc must not exceed the images of a class: class \d has \d+, got 20"):
+        stages.run(config)
+    for stage in (stages.divert, stages.train_experts):
+        assert StageFolder(stage(config)).is_complete()
+    assert not (tmp_path / "runs" / "results.parquet").exists()
+
+
+def test_a_foreign_output_folder_stays_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="is not an output folder of tadlib"):
+        stages.run(tiny(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+# Keys
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """Keys of all stages of a cell, without doing the work."""
+    monkeypatch.setattr(StageFolder, "is_complete", lambda self: True)
+
+    def of(**changes) -> dict[str, str]:
+        functions = (stages.inject_noise, stages.divert, stages.train_experts, stages.distill, stages.evaluate)
+        config = tiny(**{"out": tmp_path / "keys"} | changes)
+        return {stage: function(config).name for stage, function in zip(STAGES, functions)}
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "arm, change, first",
+    [
+        ("tad", {"seed": 1}, "noise"),
+        ("tad", {"rate": 0.2}, "noise"),
+        ("tad", {"n_train": 300}, "noise"),
+        ("tad", {"arm": "oracle"}, "divert"),
+        ("tad", {"divert_alpha": 0.4}, "divert"),
+        ("tad", {"width": 6}, "divert"),
+        ("tad", {"loops": "per-expert"}, "experts"),
+        ("tad", {"expert_lr": 0.3}, "experts"),
+        ("tad", {"mtt_lr_img": 3.0}, "distill"),
+        ("tad", {"ipc": 2}, "distill"),
+        ("tad", {"evaluate_epochs": 6}, "evaluate"),
+        ("clean-then-distill", {"divert_epochs": 5}, "divert"),
+        ("clean-then-distill", {"divert_tau_start": 0.9}, None),
+        ("vanilla", {"divert_epochs": 5}, None),
+        ("vanilla", {"width": 6}, "experts"),
+        ("vanilla", {"loops": "per-expert"}, None),
+        ("tad", {"device": "auto", "threads": 2, "root": "/data", "download": True}, None),
+        ("tad", {"preset": "lite", **{k: v for k, v in tiny().to_params().items() if k != "preset"}}, None),
+    ],
+)
+def test_a_change_renews_the_stages_that_depend_on_it_and_no_other(keys, arm, change, first):
+    before = keys(arm=arm)
+    change = {k: v for k, v in change.items() if k != "out"}
+    after = keys(**{"arm": arm} | change)
+    renewed = STAGES[STAGES.index(first) :] if first else ()
+    assert tuple(stage for stage in STAGES if before[stage] != after[stage]) == renewed
+
+
+def test_the_output_folder_is_in_no_key(keys, tmp_path):
+    assert keys(out=tmp_path / "here") == keys(out=tmp_path / "there")
+
+
+# Finished stages
+
+
+def test_the_second_run_does_no_work(copy, monkeypatch):
+    def state():
+        return {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and "results" not in p.name}
+
+    before = state()
+    monkeypatch.setattr(stages, "Work", None)  # any work would need one
+    stages.run(tiny(copy))
+    assert state() == before
+    assert len(load_table(copy / "results.parquet")) == 1
+
+
+READERS = {
+    "labels.safetensors": lambda file: stages.load_labels(file.parent),
+    "refined.safetensors": lambda file: stages.load_refined(file.parent),
+    "labels.parquet": load_table,
+    "expert_001.safetensors": lambda file: TrajectoryStore(file.parent).read(1, 0),
+    "distilled.safetensors": stages.load_distilled,
+    "accuracies.json": load_json,
+    "manifest.json": lambda file: StageFolder(file.parent).manifest(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_truncated_file_is_an_error_to_read_and_its_stage_is_computed_again(copy, finished, name):
+    (file,) = [p for p in copy.rglob(name) if p.parent.parent.name == "distill" or name != "manifest.json"]
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    with pytest.raises(InputError, match="expert 1 in .*" if "expert" in name else name):
+        READERS[name](file)
+    assert not StageFolder(file.parent).is_complete()
+    stages.run(tiny(copy))
+    assert contents(copy) == contents(finished[0])
+
+
+def test_a_distilled_set_carries_what_its_evaluation_needs(finished, tmp_path):
+    out, row = finished
+    moved = shutil.copy(folders(out)["distill"] / "distilled.safetensors", tmp_path / "somewhere.safetensors")
+    distilled = tadlib.load_distilled(moved)
+    accuracies = load_json(folders(out)["evaluate"] / "accuracies.json")
+    assert distilled.evaluate(device="cpu") == accuracies
+    assert len(accuracies) == row["n_networks"] == 3
+    assert distilled.evaluate(device="cpu", evaluate_networks=2) == accuracies[:2]
+    assert not {"root", "out", "device", "download"} & distilled.params.keys()
+    assert distilled.pixels.shape == (10, 1, 8, 8)
+    with pytest.raises(InputError, match="does not hold a distilled set"):
+        tadlib.load_distilled(folders(out)["divert"] / "refined.safetensors")
+
+
+def test_no_tensor_file_is_unreadable_without_tadlib(finished):
+    files = list(finished[0].rglob("*.safetensors"))
+    assert len(files) == 6
+    assert all(load_file(file) for file in files)
+
+
+def test_experts_can_carry_loops_of_their_own(finished, tmp_path):
+    shared = finished[0]
+    own = tmp_path / "runs"
+    row = stages.run(tiny(own, loops="per-expert"))
+    assert 0 <= row["accuracy_mean"] <= 1
+    stores = [TrajectoryStore(folders(out)["experts"]) for out in (shared, own)]
+    assert [len(store) for store in stores] == [3, 3]
+    points = [torch.stack([s.read(i, e) for i in range(3) for e in range(5)]) for s in stores]
+    assert points[0].shape == points[1].shape
+    assert not torch.equal(*points)
+
+
+# Interrupted stages
+
+# Runs one cell; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
+DRIVER = """
+import json, os, signal, sys
+from tadlib import stages
+from tadlib.artifacts import StageFolder
+
+order = json.loads(sys.argv[1])
+stages.CHECKPOINT_SECONDS = -1.0
+calls, finished = [], []
+save, finish = StageFolder.save_checkpoint, StageFolder.finish
+
+def saving(self, tensors, meta):
+    if self.path.parent.name == order["kill"]:
+        calls.append(1)
+        if len(calls) > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    save(self, tensors, meta)
+
+def finishing(self, **options):
+    finished.append(options["stage"])
+    finish(self, **options)
+
+StageFolder.save_checkpoint, StageFolder.finish = saving, finishing
+print("ready", flush=True)
+sys.stdin.readline()
+stages.run(stages.Config.from_params(**order["params"]))
+print(json.dumps(finished))
+"""
+
+
+def start(out: Path, kill: str = "") -> subprocess.Popen:
+    """A process that waits for a line on its standard input and then runs the tiny cell in ``out``."""
+    order = json.dumps({"params": tiny(out).to_params(), "kill": kill})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, order],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("stage", ["divert", "experts", "distill", "evaluate"])
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(copy, finished, stage, monkeypatch):
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(copy / later)
+    with start(copy, kill=stage) as process:
+        _, errors = process.communicate("go\n")
+    assert process.returncode == -signal.SIGKILL, errors
+    (folder,) = (copy / stage).iterdir()
+    assert (folder / "checkpoint.safetensors").exists()
+    assert not StageFolder(folder).is_complete()
+
+    load, resumed = StageFolder.load_checkpoint, []
+
+    def loading(self):
+        checkpoint = load(self)
+        if checkpoint is not None:
+            resumed.append(self.path)
+        return checkpoint
+
+    monkeypatch.setattr(StageFolder, "load_checkpoint", loading)
+    stages.run(tiny(copy))
+    assert resumed == [folder]
+    assert contents(copy) == contents(finished[0])
+    assert not list(copy.rglob("checkpoint.safetensors"))
+
+
+def test_two_processes_at_once_do_the_work_once(tmp_path, finished):
+    out = tmp_path / "runs"
+    with start(out) as one, start(out) as other:
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for process in (one, other):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [process.communicate() for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], answers
+    done = [stage for text, _ in answers for stage in json.loads(text)]
+    assert sorted(done) == sorted(STAGES)
+    assert contents(out) == contents(finished[0])
+    assert len(load_table(out / "results.parquet")) == 1
+
+
+# Results
+
+
+def test_a_row_has_the_columns_of_the_interface_and_is_what_the_stages_say(finished):
+    out, row = finished
+    table = load_table(out / "results.parquet")
+    assert set(COLUMNS) <= set(table.columns)
+    assert len(table) == 1
+    assert set(COLUMNS) <= row.keys()
+    assert row["n_train"] == 200
+    assert (row["rate_nominal"], row["rate_realised"]) == (0.3, pytest.approx(0.3))
+    assert row["key"] == folders(out)["evaluate"].name
+    fractions = [row[c] for c in COLUMNS if c.startswith(("accuracy", "trust"))]
+    assert all(0 <= value <= 1 for value in fractions)
+    assert all(row[f"seconds_{stage}"] > 0 for stage in STAGES[1:])
+    assert row["peak_memory_bytes"] > 1e6
+
+
+def test_rows_of_a_cell_are_replaced_and_others_kept(finished, tmp_path):
+    path = tmp_path / "new" / "results.parquet"
+    row = finished[1]
+    vanilla = row | {
+        "arm": "vanilla",
+        "config_hash": "v",
+        "accuracy_mean": 0.1,
+        "trust_auroc": None,
+        "relabel_accuracy": None,
+    }
+    stages.merge_results(path, pd.DataFrame([row, vanilla]))
+    stages.merge_results(path, pd.DataFrame([row | {"seed": 1, "config_hash": "s"}]))
+    stages.merge_results(path, pd.DataFrame([row | {"accuracy_mean": 0.5}]))
+    table = load_table(path)
+    assert table[["arm", "seed"]].values.tolist() == [["tad", 0], ["tad", 1], ["vanilla", 0]]
+    assert table["accuracy_mean"].tolist() == [0.5, row["accuracy_mean"], 0.1]
+    assert table["trust_auroc"].isna().tolist() == [False, False, True]
+    assert table["ipc"].dtype == "int64"
+    assert list(table.columns) == list(row)
+
+
+def test_cells_are_all_arms_and_seeds():
+    cells = stages.cells(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
+    assert [(c.arm, c.seed) for c in cells] == [("vanilla", 0), ("tad", 0), ("vanilla", 1), ("tad", 1)]
+    assert stages.cells(tiny()) == [tiny()]

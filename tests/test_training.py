@@ -1,0 +1,147 @@
+"""The training loop against PyTorch's own optimiser and modules."""
+
+import pytest
+import torch
+from test_networks import convnet_by_hand
+from torch import nn
+
+from tadlib import augment, training
+from tadlib.errors import InputError
+from tadlib.networks import Network, NetworkSpec
+from tadlib.training import Sgd, State, accuracy, batches, one_hot, predict, train_epoch, weighted_loss
+
+SPEC = NetworkSpec((1, 8, 8), 3, width=4, depth=2)
+NET = Network(SPEC)
+
+
+def data(n: int = 23, seed: int = 0, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 1, 8, 8, generator=rng, dtype=dtype)
+    return x, torch.randn(n, 3, generator=rng, dtype=dtype).softmax(1), torch.rand(n, generator=rng, dtype=dtype)
+
+
+def epoch(x, y, w, *, theta=None, seed=0, sgd=Sgd(0.1), batch=8, strategy="none", **more):  # noqa: B008 (frozen)
+    theta = NET.init(0).to(x.dtype) if theta is None else theta
+    rng = torch.Generator().manual_seed(seed)
+    return train_epoch(NET, State(theta), x, y, w, sgd=sgd, batch=batch, strategy=strategy, generator=rng, **more)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-2])
+def test_step_is_that_of_torch_sgd_bit_for_bit(momentum, weight_decay):
+    rng = torch.Generator().manual_seed(0)
+    theta, velocity = torch.randn(50, generator=rng), None
+    parameter = nn.Parameter(theta.clone())
+    optimiser = torch.optim.SGD([parameter], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    for _ in range(5):
+        g = torch.randn(50, generator=rng)
+        theta, velocity = Sgd(0.1, momentum, weight_decay).step(theta, g, velocity)
+        parameter.grad = g.clone()
+        optimiser.step()
+        assert torch.equal(theta, parameter)
+    assert (velocity is None) == (momentum == 0)
+
+
+def test_an_epoch_equals_a_plain_loop_with_a_module_and_an_optimiser():
+    x, y, w = data(dtype=torch.float64)
+    sgd, batch, strategy = Sgd(0.05, 0.9, 1e-2), 8, "color_crop_flip"
+    state = epoch(x, y, w, sgd=sgd, batch=batch, strategy=strategy)
+
+    module = convnet_by_hand(SPEC).double()
+    nn.utils.vector_to_parameters(NET.init(0).double(), module.parameters())
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+    rng = torch.Generator().manual_seed(0)
+    for index in torch.randperm(len(x), generator=rng).tensor_split(3):
+        x_B = augment.apply(augment.draw(strategy, len(index), rng), x[index])
+        each = nn.functional.cross_entropy(module(x_B), y[index], reduction="none")
+        optimiser.zero_grad()
+        ((w[index] * each).sum() / w[index].sum()).backward()
+        optimiser.step()
+    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
+    torch.testing.assert_close(state.theta, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(state.theta, NET.init(0).double())
+
+
+def test_same_seed_same_bits_and_the_global_generator_untouched():
+    x, y, w = data()
+    before = torch.get_rng_state()
+    runs = [epoch(x, y, w, strategy="crop_scale_color", seed=s) for s in (1, 1, 2)]
+    assert torch.equal(runs[0].theta, runs[1].theta)
+    assert not torch.equal(runs[0].theta, runs[2].theta)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_graph_survives_an_epoch():
+    x, y, w = data()
+    state = epoch(x, y, w, sgd=Sgd(0.1, 0.9))
+    assert not state.theta.requires_grad
+    assert state.velocity is not None
+    assert not state.velocity.requires_grad
+
+
+def test_samples_of_weight_zero_change_nothing():
+    x, y, w = data()
+    w[::3] = 0
+    changed = x.clone()
+    changed[::3] = torch.nan
+    assert torch.equal(epoch(x, y, w).theta, epoch(changed, y, w).theta)
+
+
+def test_a_further_loss_sees_samples_of_weight_zero_too():
+    x, y, w = data()
+    w[::3] = 0
+    seen = []
+
+    def extra(logits_BK, index_B):
+        seen.append(index_B)
+        return 0.5 * logits_BK.square().mean()
+
+    with_extra = epoch(x, y, w, extra=extra)
+    assert torch.cat(seen).sort().values.tolist() == list(range(len(x)))
+    assert not torch.equal(with_extra.theta, epoch(x, y, w, extra=lambda logits, index: 0 * logits.sum()).theta)
+    nothing = torch.zeros_like(w)
+    assert not torch.equal(epoch(x, y, nothing, extra=extra).theta, NET.init(0))
+
+
+def test_training_on_nothing_is_refused():
+    x, y, w = data()
+    with pytest.raises(InputError, match="positive weight"):
+        epoch(x, y, torch.zeros_like(w))
+
+
+def test_weighted_loss_is_the_weighted_mean_of_cross_entropies():
+    _, y, w = data(dtype=torch.float64)
+    logits = torch.randn(len(y), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    each = nn.functional.cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(weighted_loss(logits, y, w), (w * each).sum() / w.sum(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(weighted_loss(logits, y, 7 * w), weighted_loss(logits, y, w), rtol=1e-13, atol=0)
+    assert weighted_loss(logits, y, torch.zeros_like(w)) == 0
+
+
+@pytest.mark.parametrize("n, size", [(10, 3), (12, 4), (5, 8), (1, 1), (7, 7)])
+def test_batches_cover_everything_once_in_nearly_equal_parts(n, size):
+    parts = list(batches(n, size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(parts).tolist()) == list(range(n))
+    lengths = [len(p) for p in parts]
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= 1
+    assert len(parts) == -(-n // size)
+
+
+def test_predict_and_accuracy_in_batches_equal_one_pass(monkeypatch):
+    x, y, _ = data()
+    theta, label = NET.init(0), y.argmax(1)
+    logits, features = NET(theta, x), NET.features(theta, x)
+    right = (logits.argmax(1) == label).double().mean().item()
+    monkeypatch.setattr(training, "EVAL_BATCH", 5)
+    got_logits, got_features = predict(NET, theta, x)
+    torch.testing.assert_close(got_logits, logits)
+    torch.testing.assert_close(got_features, features)
+    assert not got_logits.requires_grad
+    assert accuracy(NET, theta, x, label) == pytest.approx(right)
+    assert accuracy(NET, theta, x, logits.argmax(1)) == 1.0
+
+
+def test_one_hot():
+    assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert one_hot(torch.tensor([2, 0]), 3).dtype == torch.float32
