@@ -4,6 +4,8 @@
 #   make test     pytest, then every notebook again under nbval
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite what it can
+#   make notebooks  run the notebooks and keep their outputs in notebooks/, to be committed
+#   make tables   write the table of results in README.md
 #   make env      only the environment
 #   make lock     new requirements.lock from pyproject.toml (UPGRADE=1: newest versions that its ranges allow)
 #   make clean    remove _build
@@ -18,13 +20,19 @@ STAMP := .venv/installed-$(shell cat requirements.lock pyproject.toml | git hash
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
-.PHONY: book html test lint format env lock clean
+.PHONY: book html notebooks tables test lint format env lock clean
 
 book: $(STAMP)
 	$(BIN)/python book/build.py
 
 html: $(STAMP)
 	$(BIN)/python book/build.py --html-only
+
+notebooks: $(STAMP)
+	$(BIN)/python book/build.py --in-place
+
+tables: $(STAMP)
+	$(BIN)/python -c 'from tadlib import report; report.write_readme_table("results", "README.md")'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

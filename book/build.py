@@ -3,10 +3,11 @@
     python book/build.py                   run every notebook, then render _build/html/index.html
     python book/build.py --only 02_trust   run this one (and reuse the others as last run), then render
     python book/build.py --html-only       render the notebooks as last run
+    python book/build.py --in-place        run every notebook and put its outputs into notebooks/; render nothing
 
-Everything is written below ``_build``; the working tree stays as it is. The staged copy keeps the layout of the
-repository (``book``, ``notebooks``, ``results``), so a relative path means the same in both. Exit status 1: a notebook
-failed or wrote to stderr, or Sphinx had a warning; 2: bad arguments.
+Everything is written below ``_build``; the working tree stays as it is, but for the notebooks under ``--in-place``.
+The staged copy keeps the layout of the repository (``book``, ``notebooks``, ``results``), so a relative path means the
+same in both. Exit status 1: a notebook failed or wrote to stderr, or Sphinx had a warning; 2: bad arguments.
 
 ``TADLIB_REPOSITORY_URL`` (optional) names the repository that readers can reach: with it the pages get buttons that
 open a notebook on Binder and Colab.
@@ -63,6 +64,17 @@ def run_notebook(source: Path, target: Path, attempt: Path, *, progress: bool = 
         raise BuildError(f"{source.name} wrote to stderr, which readers would see:\n{noise}\nIts outputs: {attempt}")
     nbformat.write(without_timings(notebook), target)
     attempt.unlink()
+    return seconds
+
+
+def run_in_place(source: Path, attempt: Path) -> float:
+    """Run ``source`` in its own folder and replace it by the result, without what changes from machine to machine."""
+    target = source.with_suffix(".executed")
+    seconds = run_notebook(source, target, attempt)
+    notebook = nbformat.read(target, as_version=4)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    nbformat.write(notebook, target)
+    target.replace(source)
     return seconds
 
 
@@ -129,10 +141,8 @@ def write_generated(root: Path, target: Path) -> None:
     """Write the pages' generated parts, each to be {include}d: the API of every module and the tables of results."""
     target.mkdir(parents=True, exist_ok=True)
     (target / "api.md").write_text(api_page(root / "tadlib"), encoding="utf-8")
-    if (root / "tadlib" / "report.py").exists():
-        report = importlib.import_module("tadlib.report")
-        if hasattr(report, "write_book_tables"):
-            report.write_book_tables(root / "results", target)
+    if (root / "tadlib" / "report").exists():
+        importlib.import_module("tadlib.report").write_book_tables(root / "results", target)
 
 
 def api_page(package: Path) -> str:
@@ -204,9 +214,16 @@ def main(arguments: list[str] | None = None) -> int:
     names = [path.stem for path in notebook_paths(ROOT)]
     choice.add_argument("--only", metavar="NAME", type=lambda name: Path(name).stem, choices=names, help="run this one")
     choice.add_argument("--html-only", action="store_true", help="run none: render the notebooks as last run")
+    choice.add_argument("--in-place", action="store_true", help="run all and replace the notebooks; render nothing")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the kernels: networks this small run faster on one thread
     try:
+        if options.in_place:
+            importlib.import_module("matplotlib.font_manager")
+            for path in notebook_paths(ROOT):
+                seconds = run_in_place(path, ROOT / "_build" / "attempts" / path.name)
+                print(f"ran {path.name} in {seconds:.1f} s", flush=True)
+            return 0
         print(f"the book: {build(ROOT, only=options.only, html_only=options.html_only)}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

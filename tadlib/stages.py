@@ -88,10 +88,10 @@ class Work:
 
 
 @contextmanager
-def _peak_memory(device: torch.device):
+def peak_memory(device: torch.device):
     """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes; None: unknown)."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.resetpeak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     with suppress(OSError):
@@ -121,7 +121,7 @@ def _stage(
     with folder.lock():
         if folder.is_complete():
             return folder.path
-        with _peak_memory(config.torch_device) as peak:
+        with peak_memory(config.torch_device) as peak:
             w = Work(folder, name)
             extra = work(w)
             folder.finish(

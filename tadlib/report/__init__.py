@@ -1,0 +1,58 @@
+"""Figures and tables of the book: pure functions from tensors and tables to matplotlib figures, tables and Markdown.
+
+The only part of the library that imports matplotlib and seaborn.
+"""
+
+from tadlib.report.labels import (
+    anchor_picture,
+    calibration_curve,
+    image_grid,
+    label_bars,
+    loss_histograms,
+    mixtures,
+    roc_curves,
+    space_flow,
+    transition_maps,
+    trust_over_rounds,
+)
+from tadlib.report.networks import (
+    accuracy_bars,
+    gradient_agreement,
+    matching_loss,
+    synthetic_images,
+    trajectories,
+)
+from tadlib.report.style import style
+from tadlib.report.tables import (
+    read_results,
+    results_table,
+    stage_table,
+    summarise,
+    write_book_tables,
+    write_readme_table,
+)
+
+__all__ = [
+    "accuracy_bars",
+    "anchor_picture",
+    "calibration_curve",
+    "gradient_agreement",
+    "image_grid",
+    "label_bars",
+    "loss_histograms",
+    "matching_loss",
+    "mixtures",
+    "read_results",
+    "results_table",
+    "roc_curves",
+    "space_flow",
+    "stage_table",
+    "style",
+    "summarise",
+    "synthetic_images",
+    "trajectories",
+    "transition_maps",
+    "trust_over_rounds",
+    "write_book_tables",
+    "write_readme_table",
+]

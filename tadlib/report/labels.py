@@ -1,0 +1,316 @@
+"""Figures about labels: noise, trust and recalibration.
+
+Legend: N samples, K classes, E rounds, C H W image.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from tadlib.errors import require
+from tadlib.report.style import (
+    CYCLE,
+    INK,
+    MUTED,
+    RIGHT,
+    SPACES,
+    WIDTH,
+    WRONG,
+    WRONG_HATCH,
+    array,
+    figure,
+    heat,
+    show_image,
+)
+from tadlib.trust import Partition, auroc
+
+MOST_TICKS = 20  # class names beside a matrix; with more classes only the axes are named
+
+
+def transition_maps(matrices: Mapping[str, Tensor], class_names: Sequence[str], *, values: bool = True) -> Figure:
+    """Transition matrices (K, K) side by side, row = true class, column = given class, on one scale from 0 to 1.
+
+    ``values`` writes entries of .05 and more into their cells where classes are few.
+    """
+    n = len(matrices)
+    made, axes = figure(WIDTH / n * (1.02 if n > 1 else 0.8), 1, n, sharey=True)
+    few, norm = len(class_names) <= MOST_TICKS, Normalize(0, 1)
+    for ax, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
+        T = array(matrix)
+        picture = ax.imshow(T, cmap=heat(), norm=norm)
+        ax.set(title=title, xlabel="given class")
+        ax.spines[:].set_visible(True)
+        if few:
+            places = range(len(class_names))
+            ax.set_xticks(places, class_names, rotation=0 if max(map(len, class_names)) < 3 else 90)
+            ax.set_yticks(places, class_names)
+            ax.tick_params(length=0)
+        for (i, j), value in np.ndenumerate(T) if values and few and n < 3 else ():
+            if value >= 0.05:
+                colour = "white" if value > 0.45 else INK
+                ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6.5, color=colour)
+    axes[0, 0].set_ylabel("true class")
+    bar = made.colorbar(picture, ax=axes[0].tolist(), shrink=0.8, pad=0.02, aspect=25)
+    bar.set_label("fraction of the true class")
+    bar.outline.set_linewidth(0.4)
+    return made
+
+
+def image_grid(pixels_NCHW: Tensor, captions: Sequence[str], *, columns: int = 8, empty: str = "no image") -> Figure:
+    """Images in [0, 1] with a caption (of any number of lines) above each; ``empty`` is said when there is none."""
+    n = len(pixels_NCHW)
+    require(n == len(captions), f"got {n} images and {len(captions)} captions; expected as many")
+    if n == 0:
+        made, axes = figure(0.6)
+        axes[0, 0].axis("off")
+        axes[0, 0].text(0.5, 0.5, empty, ha="center", va="center")
+        return made
+    rows, lines = -(-n // columns), max(caption.count("\n") + 1 for caption in captions)
+    made, axes = figure(rows * (WIDTH / columns + 0.13 * lines), rows, columns)
+    for ax in axes.flat[n:]:
+        ax.axis("off")
+    for ax, pixels, caption in zip(axes.flat, pixels_NCHW, captions):
+        show_image(ax, pixels)
+        ax.set_title(caption, fontsize=7, loc="center", pad=3)
+    return made
+
+
+def _right_and_wrong(ax: Axes, u_N: np.ndarray, right_N: np.ndarray, edges: np.ndarray, density: bool = False) -> None:
+    """Overlaid histograms: right labels filled, wrong ones hatched."""
+    scale = len(u_N) * (edges[1] - edges[0]) if density else 1.0
+    for mask, kind in ((right_N, "right"), (~right_N, "wrong")):
+        counts = np.histogram(u_N[mask], edges)[0] / scale
+        fill = {"color": RIGHT, "alpha": 0.75} if kind == "right" else {"facecolor": "none", "hatch": WRONG_HATCH}
+        ax.stairs(
+            counts, edges, fill=True, label=f"{kind} labels", edgecolor=RIGHT if kind == "right" else WRONG, **fill
+        )
+        if kind == "wrong":
+            ax.stairs(counts, edges, color=WRONG, linewidth=1.1)
+
+
+def loss_histograms(cases: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """One panel a case: histograms of the loss (N,) of samples whose label is right (N,), or wrong, with the AUROC."""
+    made, axes = figure(2.6, 1, len(cases), sharey=True)
+    most = max(float(np.quantile(array(loss), 0.995)) for loss, _ in cases.values())
+    for ax, (title, (loss_N, right_N)) in zip(axes[0], cases.items(), strict=True):
+        _right_and_wrong(ax, array(loss_N).clip(0, most), array(right_N), np.linspace(0, most, 31))
+        area = auroc(-loss_N, right_N)
+        ax.set(title=title if area is None else f"{title}: AUROC {area:.2f}", xlim=(0, most))
+        ax.set_xlabel(r"loss of the given label, $\ell_i$ (nats)")
+    axes[0, 0].set_ylabel("samples")
+    axes[0, -1].legend(loc="upper right")
+    return made
+
+
+def mixtures(
+    split: Partition, given_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
+) -> Figure:
+    """Per given class: the scaled evidence of right and wrong labels, the two Gaussians, and the cut of τ."""
+    shown = range(min(10, len(class_names)))
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    made, axes = figure(1.45 * rows + 0.5, rows, columns, sharex=True, sharey=True)
+    u, given, right = array(split.u), array(given_N), array(right_N)
+    grid, edges = np.linspace(0, 1, 200), np.linspace(0, 1, 21)
+    for k, ax in zip(shown, axes.flat):
+        of_class = given == k
+        _right_and_wrong(ax, u[of_class], right[of_class], edges, density=True)
+        row = k if len(split.mixture.mean) > 1 else 0
+        mean, variance, weight = (
+            array(t[row]) for t in (split.mixture.mean, split.mixture.variance, split.mixture.weight)
+        )
+        for c, line in enumerate(("-", (0, (4, 1.5)))):
+            density = (
+                weight[c] * np.exp(-((grid - mean[c]) ** 2) / (2 * variance[c])) / np.sqrt(2 * np.pi * variance[c])
+            )
+            ax.plot(grid, density, color=INK, linewidth=1, linestyle=line, label=f"{('lower', 'upper')[c]} Gaussian")
+        ax.axvline(
+            float(split.cut[k]),
+            color=INK,
+            linewidth=1,
+            linestyle=(0, (1, 1.2)),
+            label=rf"cut at $\tau$ = {split.threshold:.2f}",
+        )
+        ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=())
+        ax.set_title(f"given class {class_names[k]}", pad=2, fontsize=8)
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    made.supxlabel(r"evidence against the given label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
+    made.supylabel("density", fontsize=8.5)
+    made.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=5,
+        handlelength=1.8,
+        columnspacing=1.2,
+    )
+    return made
+
+
+def roc_curves(scores: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """ROC curves of scores (N,) for "the given label is right" (N,), with their areas, ties counted half."""
+    made, axes = figure(3.3, 1, 2, gridspec_kw={"width_ratios": [1, 0.9]})
+    ax = axes[0, 0]
+    for (colour, line), (name, (score_N, right_N)) in zip(CYCLE, scores.items()):
+        score, right = array(score_N).astype(float), array(right_N)
+        order = np.argsort(-score, kind="stable")
+        last = np.append(np.diff(score[order]) != 0, True)  # ties become one straight piece
+        true, false = (np.append(0, np.cumsum(part[order])[last]) / max(1, part.sum()) for part in (right, ~right))
+        area = auroc(score_N, right_N)
+        label = name if area is None else f"{name}\nAUROC {area:.3f}"
+        ax.plot(false, true, color=colour, linestyle=line, label=label)
+    ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.6)
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    ax.set(xlabel="wrong labels trusted (false positive rate)", ylabel="right labels trusted (true positive rate)")
+    axes[0, 1].axis("off")
+    axes[0, 1].legend(*ax.get_legend_handles_labels(), loc="center left", labelspacing=1.1, handlelength=2.6)
+    return made
+
+
+def space_flow(space_history_EN: Tensor, *, n_right: int | None = None, warmup: int | None = None) -> Figure:
+    """How many samples are in each space after every round, stacked; a line at the number of right given labels."""
+    history = array(space_history_EN)
+    rounds = np.arange(1, len(history) + 1)
+    counts = [(history == code).sum(1) for code in (2, 1, 0)]
+    made, axes = figure(2.9)
+    ax = axes[0, 0]
+    for area, (name, (colour, hatch)) in zip(ax.stackplot(rounds, counts), SPACES.items(), strict=True):
+        area.set(
+            facecolor=colour, hatch=hatch, edgecolor="white" if name == "trusted" else MUTED, linewidth=0.4, label=name
+        )
+    if n_right is not None:
+        ax.axhline(n_right, color=INK, linewidth=1.2, linestyle=(0, (5, 1.5)), label="given labels that are right")
+    if warmup is not None:
+        ax.axvline(warmup, color=INK, linewidth=0.9, linestyle=(0, (1, 1.2)), label="first diversion")
+    ax.set(xlim=(1, len(history)), ylim=(0, history.shape[1]), xlabel="round", ylabel="samples")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    return made
+
+
+def trust_over_rounds(history: pd.DataFrame) -> Figure:
+    """Precision and recall of the trusted space, AUROC of trust, accuracy of the labels in use: after every round."""
+    made, axes = figure(2.7)
+    ax = axes[0, 0]
+    names = {
+        "trust_precision": "precision: trusted labels that are right",
+        "trust_recall": "recall: right labels that are trusted",
+        "trust_auroc": "AUROC of trust",
+        "label_accuracy": "labels in use that are right (by weight)",
+    }
+    for (colour, line), (column, name), marker in zip(CYCLE, names.items(), "os^D", strict=True):
+        y = history[column].astype(float)
+        ax.plot(history["epoch"] + 1, y, color=colour, linestyle=line, marker=marker, markersize=3.5, label=name)
+    ax.set(xlabel="round", ylabel="per cent", xlim=(1, len(history)))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.9)
+    return made
+
+
+def anchor_picture(
+    z_N2: Tensor, given_N: Tensor, labels: Mapping[str, Tensor], classes: Sequence[int], class_names: Sequence[str]
+) -> Figure:
+    """Features in two whitened discriminants; one panel for each labelling (N,), with the anchors it gives.
+
+    A circle of radius 2 about an anchor holds the points at Mahalanobis distance 2; the ray from the origin to the
+    anchor is the direction against which cosines are taken. Marker = given class.
+    """
+    z, given = array(z_N2), array(given_N)
+    made, axes = figure(3.7, 1, len(labels), sharex=True, sharey=True)
+    colours = ("#0b5c8f", "#e0a13a", "#8d8d8d")
+    for ax, (title, label_N) in zip(axes[0], labels.items(), strict=True):
+        label = array(label_N)
+        for k, marker, colour in zip(classes, "osv", colours):
+            own = given == k
+            ax.scatter(
+                *z[own].T,
+                s=9,
+                marker=marker,
+                color=colour,
+                alpha=0.55,
+                linewidths=0,
+                label=f"given label {class_names[k]}",
+            )
+        for k in classes:
+            mean = z[label == k].mean(0)
+            ax.plot([0, mean[0]], [0, mean[1]], color=INK, linewidth=0.9)
+            ax.add_patch(Circle(mean, 2, fill=False, edgecolor=INK, linewidth=1.1, linestyle=(0, (4, 1.5))))
+            ax.annotate(
+                rf"$\mu_{{{class_names[k]}}}$",
+                mean,
+                ha="center",
+                va="center",
+                fontsize=9,
+                bbox={"boxstyle": "circle,pad=0.25", "fc": "white", "ec": INK, "lw": 0.9},
+            )
+        ax.set(title=title, xlabel=r"discriminant 1 ($\sigma$)", aspect="equal")
+        ax.plot(0, 0, marker="+", color=INK, markersize=7)
+    axes[0, 0].set_ylabel(r"discriminant 2 ($\sigma$)")
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, markerscale=1.8)
+    return made
+
+
+def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int = 10) -> Figure:
+    """Share of right candidate labels (N, bool) against reliability (N,), above; below, the samples in each bin."""
+    made, axes = figure(3.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": [2.4, 1]})
+    edges = np.linspace(0, 1, bins + 1)
+    width = 0.8 / bins / len(cases)
+    axes[0, 0].plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, label="reliability = share")
+    for i, ((colour, line), (name, (rho_N, correct_N))) in enumerate(zip(CYCLE, cases.items())):
+        rho, correct = array(rho_N).astype(float), array(correct_N).astype(float)
+        place = np.clip(np.digitize(rho, edges) - 1, 0, bins - 1)
+        counts = np.bincount(place, minlength=bins)
+        used = counts > 0
+        mean_rho, share = (np.bincount(place, values, bins)[used] / counts[used] for values in (rho, correct))
+        axes[0, 0].plot(mean_rho, share, color=colour, linestyle=line, marker="os^D"[i], markersize=4.5, label=name)
+        centre = (edges[:-1] + edges[1:]) / 2 + (i - (len(cases) - 1) / 2) * width
+        hatch = {"hatch": WRONG_HATCH, "facecolor": "white"} if i else {"facecolor": colour}
+        axes[1, 0].bar(centre, counts, width, edgecolor=colour, linewidth=0.8, **hatch)
+    axes[0, 0].set(ylabel="candidate labels\nthat are right", ylim=(-0.03, 1.05))
+    axes[0, 0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[1, 0].set(xlabel=r"reliability $\rho$", ylabel="samples", xlim=(0, 1.01))
+    return made
+
+
+def label_bars(given_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor) -> Figure:
+    """How many labels are right before diversion, and right, wrong or left out after it: two bars of N samples."""
+    given, label, space, true = (array(t) for t in (given_N, label_N, space_N, true_N))
+    right = given == true
+    parts: dict[str, dict[str, int]] = {
+        "given labels": {"right": int(right.sum()), "wrong": int((~right).sum())},
+        "after both loops": {
+            "right": int(((space > 0) & (label == true)).sum()),
+            "wrong": int(((space > 0) & (label != true)).sum()),
+            "left out": int((space == 0).sum()),
+        },
+    }
+    looks = {
+        "right": (RIGHT, "", "white"),
+        "wrong": ("white", WRONG_HATCH, INK),
+        "left out": (SPACES["untrusted"][0], "", INK),
+    }
+    made, axes = figure(1.7)
+    ax = axes[0, 0]
+    for row, counts in enumerate(parts.values()):
+        start = 0
+        for kind, count in counts.items():
+            colour, hatch, ink = looks[kind]
+            edge = WRONG if kind == "wrong" else colour
+            name = None if row == 0 else {"left out": "untrusted, left out"}.get(kind, f"label in use {kind}")
+            ax.barh(row, count, 0.62, left=start, facecolor=colour, hatch=hatch, edgecolor=edge, label=name)
+            if count > 0.05 * len(given):
+                box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"} if hatch else None
+                ax.text(start + count / 2, row, f"{count:,}", ha="center", va="center", color=ink, fontsize=8, bbox=box)
+            start += count
+    ax.set_yticks(range(len(parts)), list(parts))
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="samples", xlim=(0, len(given)))
+    made.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return made
