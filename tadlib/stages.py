@@ -91,7 +91,7 @@ class Work:
 def peak_memory(device: torch.device):
     """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes; None: unknown)."""
     if device.type == "cuda":
-        torch.cuda.resetpeak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     with suppress(OSError):
