@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tadlib import tiny_imagenet
+from tadlib.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.errors import InputError, known, require
 from tadlib.rng import generator
 
@@ -48,6 +50,8 @@ class Dataset:
     std: tuple[float, ...]
     index: Tensor
     """(N,) int64, place of each training image in the full training set."""
+    n_full: int | None = None
+    """Images of the full training set; None where it is unknown."""
 
     def __post_init__(self) -> None:
         K, shape = self.n_classes, tuple(self.x_train.shape[1:])
@@ -160,7 +164,7 @@ def load_dataset(
     x_train, y_train, x_test, y_test, index = (
         tensor.to(device) for tensor in (x_train, raw.y_train[train], x_test, raw.y_test[test], train)
     )
-    return Dataset(name, x_train, y_train, x_test, y_test, raw.class_names, mean, std, index)
+    return Dataset(name, x_train, y_train, x_test, y_test, raw.class_names, mean, std, index, len(raw.y_train))
 
 
 def balanced_subset(y_N: Tensor, n: int | None, n_classes: int, *purpose: str) -> Tensor:
@@ -205,6 +209,20 @@ def _cifar(name: str, root: Path | None, download: bool) -> Raw:
     return Raw(x_train, y_train, x_test, y_test, tuple(train.classes))
 
 
+def _cifar100_coarse(root: Path | None, download: bool) -> Raw:
+    """CIFAR-100 with its 20 superclasses as the classes: the task of the coarse human labels."""
+    raw, of_K = _cifar("cifar100", root, download), torch.tensor(superclass_of())
+    names = tuple(CIFAR100_SUPERCLASSES)
+    return replace(raw, y_train=of_K[raw.y_train], y_test=of_K[raw.y_test], class_names=names)
+
+
+def _tiny_imagenet(root: Path | None, download: bool) -> Raw:
+    """Tiny ImageNet (Le & Yang 2015), all of it or the classes that are there; it is never downloaded."""
+    tensors, class_names = tiny_imagenet.load(root)
+    x_train, y_train, x_test, y_test = (tensors[name] for name in tiny_imagenet.NAMES)
+    return Raw(x_train, y_train, x_test, y_test, class_names)
+
+
 def _fashion_mnist(root: Path | None, download: bool) -> Raw:
     """Fashion-MNIST (Xiao et al. 2017) from the compressed files that torchvision keeps: only they have known md5s."""
     from torchvision.datasets import FashionMNIST
@@ -225,6 +243,8 @@ DATASETS: dict[str, Callable[[Path | None, bool], Raw]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": partial(_cifar, "cifar10"),
     "cifar100": partial(_cifar, "cifar100"),
+    "cifar100-coarse": _cifar100_coarse,
+    "tiny-imagenet": _tiny_imagenet,
 }
 DATASET_NAMES = tuple(DATASETS)
 

@@ -20,7 +20,7 @@ class Cells(Output):
     """Options that define one cell, or one for every arm and seed."""
 
     dataset: str = "digits"
-    """Data set: digits, fashion-mnist, cifar10 or cifar100."""
+    """Data set: digits, fashion-mnist, cifar10, cifar100, cifar100-coarse (its 20 superclasses) or tiny-imagenet."""
     root: str | None = None
     """Folder of the data set's files (torchvision's layout) and of human labels; digits needs none."""
     download: bool = False
@@ -32,7 +32,9 @@ class Cells(Output):
     resolution: int | None = None
     """Side of the images, in pixels; default: the preset's, else as published."""
     noise: str = "none"
-    """Label noise: none, symmetric, asymmetric, pairflip, or human:NAME (CIFAR-N: worse, aggre, random1, ...)."""
+    """Label noise: none, symmetric, symmetric:included, asymmetric, pairflip, superclass, instance,
+    human:NAME (CIFAR-N: worse, aggre, random1, random2, random3; fine, coarse), or
+    file:PATH (one label an image: .safetensors, .npy, .csv or .parquet)."""
     rate: float = 0.0
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
     arm: tuple[str, ...] = ("tad",)

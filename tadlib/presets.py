@@ -111,6 +111,8 @@ def settings(preset: str, dataset: str, ipc: int) -> Settings:
         values |= {k: GREY for k in values if "augmentation" in k}
     elif preset == "smoke":
         values |= {"n_train": 2000, "n_test": 1000, "resolution": 16}
+    elif dataset == "tiny-imagenet":
+        values |= {"n_test": 1000, "resolution": 32}  # also of a part with 20 of its classes, which has 10000 and 1000
     return values
 
 

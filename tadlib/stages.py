@@ -50,7 +50,7 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
-    "noise": ("data", "noise", "rng"),
+    "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
     "divert": ("arms", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
     "experts": ("experts", "training", "augment", "networks", "rng"),
     "distill": ("distill", "matching", "augment", "networks", "rng"),
@@ -196,7 +196,7 @@ def check(config: Config) -> NoisyLabels:
 
 
 def _labels(config: Config, data: Dataset) -> NoisyLabels:
-    rate = None if config.noise.startswith("human") and config.rate == 0 else config.rate
+    rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
     return noise.inject(
         data.y_train,
         config.noise,
@@ -206,7 +206,13 @@ def _labels(config: Config, data: Dataset) -> NoisyLabels:
         dataset=config.dataset,
         root=config.root,
         index_N=data.index,
+        n_full=data.n_full,
+        x_NCHW=data.x_train,
     )
+
+
+def _noise_name(config: Config) -> str:
+    return config.noise.partition(":")[0]
 
 
 def inject_noise(config: Config) -> Path:
@@ -224,7 +230,10 @@ def inject_noise(config: Config) -> Path:
         }
 
     names = ("dataset", "n_train", "resolution", "noise", "rate", "seed")
-    return _stage(config, "noise", {name: getattr(config, name) for name in names}, {}, work)
+    settings = {name: getattr(config, name) for name in names}
+    if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
+        settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
+    return _stage(config, "noise", settings, {}, work)
 
 
 def load_labels(path: Path) -> NoisyLabels:

@@ -13,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
+from tadlib.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data import DATASETS, Dataset, balanced_subset, load_dataset
 from tadlib.errors import InputError
 
@@ -277,6 +278,31 @@ def test_failed_download_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR100, "download", fetch)
     with pytest.raises(InputError, match="cifar100 could not be downloaded to .*: no route to host"):
         load_dataset("cifar100", root=tmp_path, download=True)
+
+
+def test_cifar100_coarse_has_the_superclasses_as_its_classes(tmp_path, monkeypatch):
+    write_cifar(CIFAR100, tmp_path, monkeypatch)
+    fine, coarse = (load_dataset(name, root=tmp_path) for name in ("cifar100", "cifar100-coarse"))
+    assert torch.equal(fine.x_train, coarse.x_train)
+    assert coarse.n_classes == 20
+    assert coarse.class_names[:2] == ("aquatic_mammals", "fish")
+    names = sorted(sum(CIFAR100_SUPERCLASSES.values(), ()))
+    for y, of in zip(fine.y_train.tolist(), coarse.y_train.tolist()):
+        assert names[y] in CIFAR100_SUPERCLASSES[coarse.class_names[of]]
+
+
+def test_real_superclasses_are_the_official_ones(data_root):
+    if not (data_root / CIFAR100.base_folder).is_dir():
+        pytest.skip("cifar100 is not under TADLIB_DATA_ROOT")
+    DATASETS["cifar100"](data_root, False)  # checks the md5 of the files, which are pickles
+    folder = data_root / CIFAR100.base_folder
+    meta = pickle.loads((folder / "meta").read_bytes())
+    assert meta["fine_label_names"] == sorted(sum(CIFAR100_SUPERCLASSES.values(), ()))
+    assert meta["coarse_label_names"] == list(CIFAR100_SUPERCLASSES)
+    of_K = superclass_of()
+    for split in ("train", "test"):
+        content = pickle.loads((folder / split).read_bytes(), encoding="latin1")
+        assert [of_K[y] for y in content["fine_labels"]] == content["coarse_labels"]
 
 
 # Fashion-MNIST from files

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import truncnorm
 
-from tadlib.artifacts import save_tensors
+from tadlib.artifacts import save_table, save_tensors
+from tadlib.class_maps import ASYMMETRIC_MAPS, CIFAR100_SUPERCLASSES, superclass_groups, superclass_of
 from tadlib.data import DATASETS, load_dataset
 from tadlib.errors import InputError
-from tadlib.noise import HUMAN_LABELS, NoisyLabels, inject, transition
+from tadlib.noise import HUMAN_LABELS, NoisyLabels, inject, list_checksum, transition
+from tadlib.noise.instance import truncated_normal
+from tadlib.rng import generator
 
 MAPPED = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}  # asymmetric CIFAR-10
 RATES = (0.0, 0.1, 0.37, 0.5, 0.8, 0.99)
@@ -120,10 +125,130 @@ def test_a_class_without_samples_changes_nothing_for_the_others(kind):
     assert (noise.given_N == 3).any()  # the class may still be given to others
 
 
+def test_symmetric_noise_with_the_true_class_included_redraws_exactly_int_r_n_labels():
+    n, rate = 20000, 0.45
+    noise = noisy("symmetric:included", rate, true_N=labels([n // 10] * 10))
+    assert noise.rate == rate
+    # of the labels drawn a tenth is right: r (K-1)/K, up to five standard deviations of a binomial count
+    wrong = int((noise.given_N != noise.true_N).sum())
+    assert wrong < int(rate * n)
+    assert abs(wrong - 0.9 * rate * n) < 5 * (rate * n * 0.9 * 0.1) ** 0.5
+    expected_KK = (1 - rate) * torch.eye(10, dtype=torch.float64) + rate / 10
+    torch.testing.assert_close(noise.transition_nominal, expected_KK)
+    assert (noise.transition_realised - expected_KK).abs().max() < 5 * (0.5 * 0.5 / (n / 10)) ** 0.5
+    few = noisy("symmetric:included", 0.37, true_N=torch.arange(10))
+    assert int((few.given_N != few.true_N).sum()) <= 3  # int(3.7) labels are drawn, not 4
+
+
+def test_asymmetric_cifar100_turns_every_class_within_its_official_superclass():
+    per_class, rate = 50, 0.4
+    noise = noisy("asymmetric", rate, true_N=labels([per_class] * 100), n_classes=100, dataset="cifar100")
+    of_K = superclass_of()
+    targets: dict[int, set[int]] = {k: set() for k in range(100)}
+    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+        targets[true] |= {given} - {true}
+    assert all(len(given) == 1 for given in targets.values())  # mouse too: no class is left out
+    to = {true: given.pop() for true, given in targets.items()}
+    assert all(of_K[true] == of_K[given] for true, given in to.items())
+    for group in superclass_groups():  # a rotation: after five turns each is home again, and not before
+        k, seen = group[0], []
+        for _ in range(5):
+            k = to[k]
+            seen.append(k)
+        assert sorted(seen) == sorted(group)
+    assert noise.rate_realised == pytest.approx(rate)
+    names = sorted(sum(CIFAR100_SUPERCLASSES.values(), ()))
+    assert (names[50], names[to[50]]) == ("mouse", "rabbit")
+
+
+def test_superclass_noise_reaches_the_four_others_of_a_superclass_alike():
+    per_class, rate = 2000, 0.4
+    options = {"n_classes": 100, "dataset": "cifar100"}
+    noise = noisy("superclass", rate, true_N=labels([per_class] * 100), **options)
+    of_K = torch.tensor(superclass_of())
+    same_KK = of_K[:, None] == of_K
+    expected_KK = torch.where(same_KK, rate / 4, 0.0).double()
+    expected_KK.fill_diagonal_(1 - rate)
+    torch.testing.assert_close(noise.transition_nominal, expected_KK)
+    realised = noise.transition_realised
+    torch.testing.assert_close(realised.diagonal(), torch.full((100,), 1 - rate, dtype=torch.float64))
+    assert (realised - expected_KK).abs().max() < 5 * (0.1 * 0.9 / per_class) ** 0.5
+    assert noise.rate_realised == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 7, 20, 200])
+def test_tiny_imagenet_map_covers_every_class_once_and_pairs_neighbours(n_classes):
+    to = ASYMMETRIC_MAPS["tiny-imagenet"](n_classes)
+    assert sorted(to) == sorted(to.values()) == list(range(n_classes))
+    assert all(k != given and abs(k - given) <= 2 for k, given in to.items())
+    if n_classes % 2 == 0:
+        assert all(to[given] == k for k, given in to.items())
+    noise = noisy("asymmetric", 0.4, true_N=labels([50] * n_classes), n_classes=n_classes, dataset="tiny-imagenet")
+    assert noise.rate_realised == pytest.approx(0.4)
+
+
+# Noise that depends on the image
+
+
+def instance_by_hand(true_N, x_NCHW, rate, n_classes, seed):
+    """Xia et al. (2020), algorithm 2, one sample after the other, from the same random numbers."""
+    rng = generator(seed, "noise", "instance")
+    u_N, v_N, w_N = torch.rand(3, len(true_N), dtype=torch.float64, generator=rng).numpy()
+    x_ND = x_NCHW.flatten(1).double().numpy()
+    W = [torch.randn(x_ND.shape[1], n_classes, dtype=torch.float64, generator=rng).numpy() for _ in range(n_classes)]
+    q_N = truncnorm.ppf(w_N, -rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1)
+    given, rows = [], np.zeros((n_classes, n_classes))
+    for i, y in enumerate(true_N.tolist()):
+        score = x_ND[i] @ W[y]
+        e = np.exp(score - max(np.delete(score, y)))
+        e[y] = 0
+        p = e / e.sum()
+        rows[y] += q_N[i] * p
+        rows[y, y] += 1 - q_N[i]
+        total, target = 0.0, None
+        for j in range(n_classes):
+            total += p[j]
+            if target is None and v_N[i] < total:
+                target = j
+        given.append(target if u_N[i] < q_N[i] else y)
+    return given, rows / np.bincount(true_N, minlength=n_classes)[:, None]
+
+
+def test_instance_noise_is_that_of_the_paper_sample_by_sample():
+    x_NCHW = torch.randn(300, 1, 3, 3, generator=torch.Generator().manual_seed(3)) / 3
+    true_N = labels([100, 120, 80])
+    noise = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
+    given, rows = instance_by_hand(true_N, x_NCHW, 0.4, 3, 7)
+    assert noise.given_N.tolist() == given
+    np.testing.assert_allclose(noise.transition_nominal.numpy(), rows, atol=1e-12)
+    again = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
+    assert again.checksum == noise.checksum
+    other = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW.flip(0))
+    assert not torch.equal(other.given_N, noise.given_N)  # the image counts
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.6])
+def test_instance_noise_has_about_the_rate_asked_for_and_differs_between_images_of_a_class(rate):
+    n = 10000
+    x_NCHW = torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = noisy("instance", rate, true_N=labels([n // 10] * 10), x_NCHW=x_NCHW)
+    assert noise.rate_realised == pytest.approx(rate, abs=5 * (rate * (1 - rate) / n) ** 0.5 + 0.006)
+    assert noise.transition_nominal.sum(1).tolist() == pytest.approx([1] * 10)
+    assert (noise.transition_realised - noise.transition_nominal).abs().max() < 5 * 0.5 / (n / 10) ** 0.5
+    assert noisy("instance", 0.0, true_N=labels([10] * 10), x_NCHW=x_NCHW[:100]).rate_realised == 0
+
+
+def test_a_cut_normal_distribution_is_scipys():
+    u_N = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    for mean in (0.0, 0.1, 0.4, 0.95):
+        expected = truncnorm.ppf(u_N.numpy(), -mean / 0.1, (1 - mean) / 0.1, loc=mean, scale=0.1)
+        np.testing.assert_allclose(truncated_normal(u_N, mean).numpy(), expected, atol=1e-9)
+
+
 # Determinism
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric", "symmetric:included"])
 def test_the_seed_alone_decides(kind):
     true_N = labels(UNEVEN)
     kept = true_N.clone()
@@ -139,7 +264,7 @@ def test_the_seed_alone_decides(kind):
     assert torch.equal(true_N, kept)
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
+@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric", "symmetric:included"])
 def test_what_flips_at_a_rate_flips_alike_at_higher_ones(kind):
     low, high = noisy(kind, 0.2), noisy(kind, 0.6)
     flipped = low.given_N != low.true_N
@@ -200,6 +325,100 @@ def test_files_that_hold_no_noisy_labels_are_refused(tmp_path):
         NoisyLabels.load(path)
 
 
+# Given labels from a file
+
+
+def listed(path: Path, true_N: torch.Tensor, **options) -> Any:
+    arguments: dict[str, Any] = {"n_classes": 10, "seed": 0} | options
+    return inject(true_N, f"file:{path}", arguments.pop("rate", None), **arguments)
+
+
+def write_list(path: Path, values: list[int]) -> Path:
+    """The same labels in any of the formats."""
+    if path.suffix == ".npy":
+        np.save(path, np.array(values, dtype=np.int16))
+    elif path.suffix == ".parquet":
+        save_table(path, pd.DataFrame({"index": range(len(values)), "given_label": values}))
+    elif path.suffix == ".csv":
+        head = ["label"] if path.stem == "named" else []
+        path.write_text("\n".join([*head, *map(str, values)]) + "\n")
+    else:
+        truth = torch.arange(len(values)) % 10
+        T = transition(truth, torch.tensor(values), 10)
+        NoisyLabels(torch.tensor(values), truth, 10, "pairflip", 0.4, 0, T).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.csv", "named.csv", "a.parquet", "a.safetensors"])
+def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
+    true_N = torch.arange(40) % 10
+    values = [(k + (i % 4 == 0)) % 10 for i, k in enumerate(true_N.tolist())]
+    path = write_list(tmp_path / name, values)
+    whole = listed(path, true_N)
+    assert whole.given_N.tolist() == values
+    assert torch.equal(whole.true_N, true_N)
+    assert whole.rate == whole.rate_realised == 0.25
+    assert torch.equal(whole.transition_nominal, whole.transition_realised)
+    assert list_checksum(path) == list_checksum(write_list(tmp_path / "other.npy", values))
+    index_N = torch.tensor([39, 0, 17])
+    assert listed(path, index_N % 10, index_N=index_N, n_full=40, rate=0).given_N.tolist() == [9, 1, 7]
+    whole.save(tmp_path / "back.safetensors")
+    assert NoisyLabels.load(tmp_path / "back.safetensors").checksum == whole.checksum
+
+
+@pytest.mark.parametrize(
+    "values, options, message",
+    [
+        (list(range(9)), {}, "must hold 10 labels, one for each training image, or 10, got 9"),
+        (list(range(10)) * 2, {"index_N": torch.arange(10), "n_full": 30}, "must hold 30 labels, .* or 10, got 20"),
+        ([*range(9), 10], {}, r"labels in .*a\.npy must be in \[0, 10\), got 10 at 9"),
+        ([*range(9), -1], {}, r"must be in \[0, 10\), got -1 at 9"),
+        ([*range(1, 10), 0], {}, "every label differs from the true one"),
+        (list(range(10)), {"rate": 0.4}, "rate must be 0 or None, got 0.4"),
+    ],
+)
+def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, values, options, message):
+    path = write_list(tmp_path / "a.npy", values)
+    with pytest.raises(InputError, match=message):
+        listed(path, torch.arange(10), **options)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gone.npy", None, r"file of labels .*gone\.npy does not exist"),
+        ("a.pt", b"", r"unknown type of file of labels '\.pt'; expected one of: \.safetensors, \.npy"),
+        ("a.npy", b"not numpy", r"a\.npy is damaged or no array of integers"),
+        ("a.csv", b"1\n2\n2.5\n", r"a\.csv must hold one column of integers"),
+        ("a.csv", b"", r"a\.csv is damaged or no table"),
+        ("a.csv", b"x,y\n1,2\n", r"must have one column or one named given_label, got \['x', 'y'\]"),
+        ("a.parquet", b"PAR1", r"a\.parquet is damaged"),
+        ("a.safetensors", b"", r"a\.safetensors is damaged"),
+    ],
+)
+def test_files_that_are_no_lists_of_labels_are_refused(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        listed(tmp_path / name, torch.arange(10))
+
+
+def test_arrays_of_a_file_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="is damaged or no array of integers"):
+        listed(tmp_path / "a.npy", torch.arange(10))
+    np.save(tmp_path / "b.npy", np.arange(10) / 2)
+    with pytest.raises(InputError, match="must hold one column of integers, got shape .* of float64"):
+        listed(tmp_path / "b.npy", torch.arange(10))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_saved_labels_of_other_images_are_refused(tmp_path):
+    path = write_list(tmp_path / "a.safetensors", list(range(10)))
+    with pytest.raises(InputError, match="belongs to other images: its true labels differ for 10 of 10"):
+        listed(path, torch.arange(9, -1, -1))
+
+
 # Bad input
 
 
@@ -217,9 +436,11 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
             "symetric",
             0.4,
             {},
-            "unknown noise 'symetric'; expected one of: none, symmetric, asymmetric, pairflip, human",
+            "unknown noise 'symetric'; expected one of: none, symmetric, asymmetric, pairflip, superclass, instance, "
+            "human, file",
         ),
-        ("symmetric:2", 0.4, {}, "noise symmetric has no variants, got 'symmetric:2'"),
+        ("symmetric:2", 0.4, {}, "unknown variant of symmetric noise '2'; expected one of: , included"),
+        ("pairflip:2", 0.4, {}, "noise pairflip has no variants, got 'pairflip:2'"),
         ("none", 0.4, {}, r"noise none takes no rate \(0 or None\), got 0\.4"),
         ("symmetric", 0.4, {"n_classes": 1}, "n_classes must be at least 2, got 1"),
         ("symmetric", 0.4, {"n_classes": 5}, r"true labels must be in \[0, 5\), got \d at \d"),
@@ -228,9 +449,14 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
         ("symmetric", 0.4, {"true_N": torch.zeros(3, 1).long()}, r"true labels must be \(N,\) int64, got \(3, 1\)"),
         ("symmetric", 0.4, {"true_N": torch.zeros(0).long()}, r"true labels must be \(N,\) int64, got \(0,\)"),
         ("symmetric", 0.4, {"index_N": torch.arange(3)}, r"index_N must be \(841,\) int64, got \(3,\)"),
-        ("asymmetric", 0.4, {"dataset": "digits"}, "must be one of: cifar10, got digits"),
-        ("asymmetric", 0.4, {"dataset": "cifar100"}, "must be one of: cifar10, got cifar100"),
-        ("asymmetric", 0.4, {"dataset": None}, "must be one of: cifar10, got None"),
+        ("asymmetric", 0.4, {"dataset": "digits"}, "must be one of: cifar10, cifar100, tiny-imagenet, got digits"),
+        ("asymmetric", 0.4, {"dataset": "fashion-mnist"}, "must be one of: .*, got fashion-mnist"),
+        ("asymmetric", 0.4, {"dataset": None}, "must be one of: .*, got None"),
+        ("asymmetric", 0.4, {"dataset": "cifar100"}, "the map of cifar100 needs 100 classes, got n_classes 10"),
+        ("superclass", 0.4, {}, "superclass noise is defined for cifar100 alone, got cifar10"),
+        ("superclass", 0.4, {"dataset": "cifar100"}, "hold 100 classes, got n_classes 10"),
+        ("instance", 0.4, {}, "instance noise depends on the images: give x_NCHW"),
+        ("instance", 0.4, {"x_NCHW": torch.zeros(3, 1, 2, 2)}, "an image for each of 841 labels, got 3"),
         (
             "asymmetric",
             0.4,
@@ -312,10 +538,14 @@ def test_human_labels_may_lie_in_the_root_itself(human_root):
         ({"kind": "human"}, "unknown set of human labels of cifar10 ''"),
         ({"kind": "human:random1"}, r"CIFAR-10_human\.pt is damaged or no file of CIFAR-N's labels \(KeyError\)"),
         ({"kind": "human:fine"}, "unknown set of human labels of cifar10 'fine'"),
-        ({"dataset": "digits"}, "human labels exist for: cifar10, cifar100, got digits"),
+        ({"dataset": "digits"}, "human labels exist for: cifar10, cifar100, cifar100-coarse, got digits"),
         (
             {"dataset": "cifar100", "kind": "human:coarse"},
-            "coarse labels the 20 superclasses of cifar100, another task",
+            "human:coarse labels the 20 superclasses of cifar100: its data set is cifar100-coarse, got cifar100",
+        ),
+        (
+            {"dataset": "cifar100-coarse", "kind": "human:fine"},
+            "human:fine labels the 100 classes of cifar100: its data set is cifar100, got cifar100-coarse",
         ),
         (
             {"dataset": "cifar100", "kind": "human:fine"},
@@ -381,8 +611,13 @@ def test_a_truncated_file_of_human_labels_is_refused(human_root):
 PERCENT = {
     "cifar10": {"aggre": 9.01, "random1": 17.23, "random2": 18.12, "random3": 17.64, "worse": 40.21},
     "cifar100": {"fine": 40.20},
+    "cifar100-coarse": {"coarse": 26.40},
 }
-FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+FOLDERS = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "cifar100-coarse": "cifar-100-python",
+}
 
 
 @pytest.fixture(params=list(PERCENT))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -289,8 +290,34 @@ def test_a_change_renews_the_stages_that_depend_on_it_and_no_other(keys, arm, ch
     assert tuple(stage for stage in STAGES if before[stage] != after[stage]) == renewed
 
 
+def test_a_list_of_labels_counts_by_its_content_and_not_by_its_place(keys, tmp_path):
+    labels = [i % 10 for i in range(200)]
+    (tmp_path / "a.csv").write_text("\n".join(map(str, labels)))
+    np.save(tmp_path / "b.npy", np.array(labels))
+    options = {"rate": 0, "seed": 0}
+    first = keys(noise=f"file:{tmp_path / 'a.csv'}", **options)
+    assert keys(noise=f"file:{tmp_path / 'b.npy'}", **options) == first
+    (tmp_path / "a.csv").write_text("\n".join(map(str, [*labels[:-1], 0])))
+    changed = keys(noise=f"file:{tmp_path / 'a.csv'}", **options)
+    assert all(changed[stage] != first[stage] for stage in STAGES)
+
+
 def test_the_output_folder_is_in_no_key(keys, tmp_path):
     assert keys(out=tmp_path / "here") == keys(out=tmp_path / "there")
+
+
+# Noise and arms through the stages
+
+
+def test_labels_of_a_file_and_noise_that_depends_on_images_reach_the_stages(tmp_path):
+    drawn = stages.load_labels(stages.inject_noise(tiny(tmp_path / "runs", noise="instance", rate=0.4)))
+    assert drawn.rate_realised == pytest.approx(0.4, abs=0.15)
+    drawn.save(tmp_path / "given.safetensors")
+    given = tiny(tmp_path / "runs", noise=f"file:{tmp_path / 'given.safetensors'}", rate=0, arm="vanilla")
+    stages.check(given)
+    back = stages.load_labels(stages.inject_noise(given))
+    assert torch.equal(back.given_N, drawn.given_N)
+    assert back.rate_realised == drawn.rate_realised
 
 
 # Finished stages

@@ -1,0 +1,17 @@
+"""Label noise: given labels made from true ones, or read from files."""
+
+from tadlib.class_maps import ASYMMETRIC_MAPS
+from tadlib.noise.files import HUMAN_LABELS, list_checksum
+from tadlib.noise.labels import NoisyLabels, transition
+from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, inject
+
+__all__ = [
+    "ASYMMETRIC_MAPS",
+    "FIXED_RATE",
+    "HUMAN_LABELS",
+    "NOISE_MODELS",
+    "NoisyLabels",
+    "inject",
+    "list_checksum",
+    "transition",
+]
