@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tadlib import diversion
+from tadlib import diversion, rivals
 from tadlib.diversion import TRUSTED, DiversionConfig, RefinedSet
 from tadlib.errors import known, require
 from tadlib.networks import Network
@@ -72,10 +72,20 @@ def loss_filter(config: DiversionConfig) -> DiversionConfig:
 ARMS: dict[str, Callable[..., RefinedSet]] = {
     "vanilla": vanilla,
     "clean-then-distill": clean_then_distill,
+    "co-teaching": rivals.co_teaching,
+    "confident-learning": rivals.confident_learning,
+    "gce": rivals.gce,
     "tad": diversion.divert,
     "oracle": oracle,
 }
-LEARNED = ("clean-then-distill", "tad")  # arms that train a network
+LEARNED = ("clean-then-distill", "co-teaching", "confident-learning", "gce", "tad")  # arms that train a network
+
+
+def settings_used(arm: str, config: DiversionConfig) -> DiversionConfig:
+    """``config`` with everything that ``arm`` makes no use of at a fixed value: what its result depends on."""
+    if arm == "tad":
+        return config
+    return replace(loss_filter(config), warmup=config.warmup) if arm == "co-teaching" else loss_filter(config)
 
 
 def refine(arm: str, net: Network, x_NCHW: Tensor, given_N: Tensor, n_classes: int, config, **rest) -> RefinedSet:

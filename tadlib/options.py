@@ -38,7 +38,8 @@ class Cells(Output):
     rate: float = 0.0
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
     arm: tuple[str, ...] = ("tad",)
-    """What the labels go through: vanilla, clean-then-distill, tad, oracle; one or several."""
+    """What the labels go through: vanilla, clean-then-distill, co-teaching, confident-learning, gce, tad, oracle;
+    one or several."""
     method: str = "mtt"
     """Distillation method: mtt."""
     ipc: int = 10

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, diversion, experts, noise
+from tadlib import arms, diversion, experts, noise, rivals
 from tadlib.artifacts import (
     StageFolder,
     claim_output,
@@ -51,7 +51,7 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
-    "divert": ("arms", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
+    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
     "experts": ("experts", "training", "augment", "networks", "rng"),
     "distill": ("distill", "matching", "augment", "networks", "rng"),
     "evaluate": ("evaluate", "training", "augment", "networks", "rng"),
@@ -245,7 +245,7 @@ def divert(config: Config) -> Path:
     """Stage ``divert``: carry out the arm; ``labels.parquet``, ``history.parquet``, ``refined.safetensors``."""
     source = inject_noise(config)
     learned = config.arm in arms.LEARNED
-    loop = arms.loss_filter(config.divert) if config.arm == "clean-then-distill" else config.divert
+    loop = arms.settings_used(config.arm, config.divert)
     settings: dict[str, Any] = {"arm": config.arm}
     if learned:
         settings |= {"loop": asdict(loop), "network": _network_settings(config), "seed": config.seed}
@@ -255,7 +255,7 @@ def divert(config: Config) -> Path:
         device = config.torch_device
         true_N = None if labels.true_N is None else labels.true_N.to(device)
         done = len(w.resume[1]["rows"]) if w.resume else 0
-        with w.bar(loop.epochs if learned else 0, done) as bar:
+        with w.bar(rivals.rounds(config.arm, loop) if learned else 0, done) as bar:
 
             def on_round(state: diversion.Loop) -> None:
                 bar.update()
@@ -513,6 +513,44 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     }
 
 
+TRUST = ("trust_auroc", "trust_precision", "trust_recall")
+RELABELLED = ("relabel_count", "relabel_accuracy", "relabel_recall")
+
+
+def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
+    """What a finished stage ``divert`` found, as a row: setting, arm, seed, trust, relabelling, cost, provenance.
+
+    ``flagged`` is the fraction of samples that are not trusted as given.
+    """
+    m = StageFolder(diverted_at).manifest()
+    noise_at = Path(config.out) / "noise" / m["inputs"]["noise"]
+    noise_extra, found = StageFolder(noise_at).manifest()["extra"], m["extra"]
+    n_train = noise_extra["n_train"]
+    return {
+        "dataset": config.dataset,
+        "n_train": n_train,
+        "noise": config.noise,
+        "rate_nominal": load_labels(noise_at).rate,
+        "rate_realised": noise_extra["rate_realised"],
+        "arm": config.arm,
+        "seed": config.seed,
+        "preset": config.preset,
+        **{name: found.get(name) for name in TRUST},
+        "flagged": 1 - found["n_trusted"] / n_train,
+        **{name: found.get(name) for name in RELABELLED},
+        "label_accuracy": found.get("label_accuracy"),
+        "seconds_divert": m["seconds"],
+        "peak_memory_bytes": m["peak_memory_bytes"],
+        "device": m["device"],
+        "hardware": m["hardware"].get("gpu") or m["hardware"].get("cpu"),
+        "torch_version": m["versions"]["torch"],
+        "tadlib_version": m["versions"]["tadlib"],
+        "commit": _commit(),
+        "config_hash": content_key(_portable(config)),
+        "key": diverted_at.name,
+    }
+
+
 @lru_cache
 def _commit() -> str | None:
     """The commit of this checkout of tadlib; None where it is installed otherwise."""
@@ -535,7 +573,8 @@ def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
         tables = [load_table(path)] if path.exists() else []
         table = pd.concat([t.astype(object) for t in [*tables, rows]], ignore_index=True)
         table = table.drop_duplicates("config_hash", keep="last").infer_objects()
-        table = table.sort_values([*ORDER, "config_hash"], ignore_index=True)
+        order = [name for name in ORDER if name in table]
+        table = table.sort_values([*order, "config_hash"], ignore_index=True)
         save_table(path, table)
     return table
 

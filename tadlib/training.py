@@ -65,6 +65,7 @@ def train_epoch(
     strategy: str,
     generator: torch.Generator,
     extra: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor] = weighted_loss,
 ) -> State:
     """One pass over the samples; those of weight 0 are left out unless ``extra`` needs them.
 
@@ -73,6 +74,7 @@ def train_epoch(
         strategy: DSA strategy string; one draw per batch.
         generator: draws the order and the augmentation, on the data's device.
         extra: ``extra(logits_BK, index_B)``, a further loss added to the weighted cross entropy.
+        loss_fn: ``loss_fn(logits_BK, y_BK, w_B)``, a loss in place of the weighted cross entropy.
 
     Raises:
         InputError: when no sample has a positive weight.
@@ -81,7 +83,7 @@ def train_epoch(
 
     def loss(theta, x_B, y_B, w_B, index_B):
         logits_BK = net(theta, x_B)
-        value = weighted_loss(logits_BK, y_B, w_B)
+        value = loss_fn(logits_BK, y_B, w_B)
         return value if extra is None else value + extra(logits_BK, index_B)
 
     step = grad_and_value(loss)

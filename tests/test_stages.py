@@ -318,6 +318,29 @@ def test_labels_of_a_file_and_noise_that_depends_on_images_reach_the_stages(tmp_
     back = stages.load_labels(stages.inject_noise(given))
     assert torch.equal(back.given_N, drawn.given_N)
     assert back.rate_realised == drawn.rate_realised
+    row = stages.trust_row(given, stages.divert(given))
+    assert row["label_accuracy"] == pytest.approx(1 - drawn.rate_realised)
+
+
+@pytest.mark.parametrize("arm", ["co-teaching", "confident-learning", "gce"])
+def test_a_rival_that_is_killed_resumes_to_the_same_bits(tmp_path, monkeypatch, arm):
+    if arm == "confident-learning":
+        pytest.importorskip("cleanlab")
+    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", -1.0)
+    whole = stages.load_refined(stages.divert(tiny(tmp_path / "whole", arm=arm)))
+    checkpoint = StageFolder.save_checkpoint
+
+    def killed(self, *args):
+        checkpoint(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageFolder, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stages.divert(tiny(tmp_path / "killed", arm=arm))
+    resumed = stages.load_refined(stages.divert(tiny(tmp_path / "killed", arm=arm)))
+    assert torch.equal(resumed.trust, whole.trust)
+    assert torch.equal(resumed.weight, whole.weight)
 
 
 # Finished stages

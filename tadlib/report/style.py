@@ -20,6 +20,9 @@ WRONG_HATCH = "////"
 ARMS = {
     "vanilla": ("#a6a6a6", "o", (0, (1, 1.2))),
     "clean-then-distill": ("#5aa9d6", "s", (0, (4, 1.5))),
+    "co-teaching": ("#8fbf8f", "v", (0, (3, 1.2))),
+    "confident-learning": ("#3f9a8a", "P", (0, (2, 1))),
+    "gce": ("#b58fc2", "X", (0, (5, 1, 1, 1))),
     "tad": ("#d1592a", "D", "-"),
     "oracle": ("#12263a", "^", (0, (6, 1.5, 1, 1.5))),
 }
