@@ -25,9 +25,12 @@ from tadlib.report.networks import (
 from tadlib.report.style import style
 from tadlib.report.tables import (
     read_results,
+    read_trust,
+    recalibration_table,
     results_table,
     stage_table,
     summarise,
+    trust_table,
     write_book_tables,
     write_readme_table,
 )
@@ -43,6 +46,8 @@ __all__ = [
     "matching_loss",
     "mixtures",
     "read_results",
+    "read_trust",
+    "recalibration_table",
     "results_table",
     "roc_curves",
     "space_flow",
@@ -53,6 +58,7 @@ __all__ = [
     "trajectories",
     "transition_maps",
     "trust_over_rounds",
+    "trust_table",
     "write_book_tables",
     "write_readme_table",
 ]

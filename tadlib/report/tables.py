@@ -12,6 +12,16 @@ from tadlib.evaluate import mean_ci95
 from tadlib.presets import PRESETS
 
 CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset"]  # what the arms of one cell share
+SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
+RECALIBRATION = {
+    "flagged": "flagged",
+    "precision": "trust_precision",
+    "recall": "trust_recall",
+    "relabelled": "relabelled",
+    "of these right": "relabel_accuracy",
+    "wrong labels mended": "relabel_recall",
+    "labels in use right": "label_accuracy",
+}
 NEEDED = {*CELL, "arm", "seed", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"
@@ -77,11 +87,11 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gap closed."""
     if results.empty:
         return pd.DataFrame()
-    rows = []
+    rows, shown = [], {*results["arm"]}
     for cell, arms in summarise(results).groupby(CELL, sort=False):
         row: dict[str, object] = dict(zip(CELL, cell))
         row["rate_nominal"] = f"{100 * float(row['rate_nominal']):.0f} %"  # type: ignore[arg-type]
-        for name in ARMS:
+        for name in (arm for arm in ARMS if arm in shown):
             found = arms[arms["arm"] == name]
             row[name] = _with_interval(found["accuracy"].iloc[0], found["half"].iloc[0]) if len(found) else "–"
         gap = arms["gap"].astype(float).dropna()
@@ -110,6 +120,65 @@ def stage_table(results: pd.DataFrame) -> pd.DataFrame:
     return table.round(2)
 
 
+# Trust ---------------------------------------------------------------------------------------------------------------
+
+
+def read_trust(path: Path | str) -> pd.DataFrame:
+    """Rows of ``benchmarks/trust.py``, settings in the order of the table, arms in that of ``ARMS``; empty if none."""
+    if not Path(path).exists():
+        return pd.DataFrame(columns=[*SETTING, "arm", "seed"])
+    rows = load_table(path).drop_duplicates([*SETTING, "arm", "seed"], keep="last")
+    return rows.sort_values([*SETTING, "arm", "seed"], key=_order, ignore_index=True)
+
+
+def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: AUROC of every arm that judges labels, mean ± half of the 95 % interval over seeds.
+
+    Without wrong labels there is no AUROC; such a row tells the percentage of samples flagged instead.
+    """
+    found = []
+    for setting, runs in rows.groupby(SETTING, sort=False):
+        measure = "AUROC" if (runs["rate_realised"].astype(float) > 0).any() else "flagged, %"
+        column, scale, digits = ("trust_auroc", 1, 3) if measure == "AUROC" else ("flagged", 100, 1)
+        row = _setting(setting, runs) | {"measure": measure}
+        found.append(row | _by_arm(runs, rows, column, scale, digits))
+    return pd.DataFrame(found).fillna("–")
+
+
+def recalibration_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting and arm: what is flagged, relabelled and right, in %, mean ± half of the 95 % interval.
+
+    Columns: samples not trusted as given; right labels among the trusted; trusted among the right ones; samples that
+    got a new label, how many of these are right, and how many wrong labels that mends; right labels among all in use,
+    by weight; seconds.
+    """
+    found = []
+    for (*setting, arm), runs in rows.groupby([*SETTING, "arm"], sort=False):
+        relabelled = runs["relabel_count"].astype(float) / runs["n_train"].astype(float)
+        runs = runs.assign(relabelled=relabelled)
+        row = _setting(setting, runs) | {"arm": arm}
+        found.append(row | {name: _over_seeds(runs[column], 100, 1) for name, column in RECALIBRATION.items()})
+        found[-1]["seconds"] = _over_seeds(runs["seconds_divert"], 1, 0)
+    return pd.DataFrame(found)
+
+
+def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
+    of = dict(zip(SETTING, setting))
+    seeds = runs["seed"].nunique()
+    rate = f"{100 * runs['rate_realised'].astype(float).mean():.0f} %"
+    return {"data set": of["dataset"], "images": of["n_train"], "noise": of["noise"], "wrong": rate, "seeds": seeds}
+
+
+def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, digits: int) -> dict[str, str]:
+    shown = [arm for arm in ARMS if arm not in ("vanilla", "oracle") and (rows["arm"] == arm).any()]
+    return {arm: _over_seeds(runs.loc[runs["arm"] == arm, column], scale, digits) for arm in shown}
+
+
+def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
+    known = values.astype(float).dropna().tolist()
+    return _with_interval(*mean_ci95(known), scale, digits) if known else "–"
+
+
 # Generated Markdown --------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +190,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales) and ``results_<preset>.md``: MyST fragments for the book to include.
+    """Write ``results.md`` (all scales), ``results_<preset>.md`` and ``trust.md``: MyST fragments to include.
 
     Each table comes with its scale, seeds, hardware, versions and commit, the command that makes it again, and the
     hash of every run. Without results a fragment says so. Returns what was written.
@@ -132,6 +201,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts = {f"results_{name}.md": _fragment(results[results["preset"] == name], name) for name in PRESETS}
     parts = [f"**Scale {name}**: {SCALES[name]}.\n\n{_body(results[results['preset'] == name])}" for name in present]
     texts["results.md"] = "\n\n".join(parts) or NONE_YET
+    texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
     return [target / name for name in texts]
@@ -143,6 +213,22 @@ def _fragment(results: pd.DataFrame, preset: str) -> str:
     caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
     head, _, rest = _body(results).partition("\n\n")
     return f":::{{table}} {caption}\n:name: tab-results-{preset}\n\n{head}\n\n:::\n\n{rest}"
+
+
+def _trust_fragment(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return NONE_YET
+    parts = []
+    for preset, own in rows.groupby("preset", sort=False):
+        relabelling = recalibration_table(own)
+        parts.append(
+            f"**Scale {preset}**: {SCALES[str(preset)]}. Area under the ROC curve of trust as a score of right "
+            f"labels, mean ± half of the 95 % interval over seeds.\n\n{markdown(trust_table(own))}\n\n"
+            f"Spaces and labels that leave each arm (%), and its cost:\n\n{markdown(relabelling)}\n\n"
+            f"{provenance(own)}\n\nTo make these rows again:\n\n"
+            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
+        )
+    return "\n\n".join(parts)
 
 
 def _body(results: pd.DataFrame) -> str:
@@ -180,8 +266,9 @@ def provenance(results: pd.DataFrame) -> str:
         found = dict.fromkeys(str(value)[:shorten] for value in results[column].dropna())
         return ", ".join(found) or "unknown"
 
+    networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
     return (
-        f"Seeds {values('seed')}; {values('n_networks')} networks a run; {values('device')} on {values('hardware')}; "
+        f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
         f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit', 12)}."
     )
 

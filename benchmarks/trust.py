@@ -1,0 +1,100 @@
+"""How well every arm tells right labels from wrong ones: the whole table, resumed where it was interrupted.
+
+    python benchmarks/trust.py --root DATA
+    python benchmarks/trust.py --root DATA --settings cifar10:pairflip:.4 cifar10:human:worse --arms tad --seeds 0
+
+A cell is a setting (data set, noise, rate), an arm and a seed. It runs the stages noise and divert under ``--out``,
+which keep what is finished, and puts one row into ``--results``. A cell that fails is reported and the next one
+starts; exit status 1 then. ``--time-limit MINUTES`` starts no cell after that time; a later call goes on.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tadlib import stages
+from tadlib.arms import ARMS
+from tadlib.config import Config
+from tadlib.errors import InputError, require
+
+SETTINGS = (
+    "cifar10:symmetric:.2",
+    "cifar10:symmetric:.4",
+    "cifar10:asymmetric:.4",
+    "cifar10:pairflip:.4",
+    "cifar10:human:worse",
+    "cifar10:human:random1",
+    "cifar10:none",
+    "cifar100:symmetric:.4",
+    "cifar100:human:fine",
+    "tiny-imagenet:symmetric:.4",
+    "tiny-imagenet:asymmetric:.4",
+)
+COMPARED = tuple(arm for arm in ARMS if arm not in ("vanilla", "oracle"))  # these two judge no label
+
+
+def parse(setting: str) -> dict[str, Any]:
+    """``DATASET:NOISE[:VARIANT][:RATE]`` as parameters; InputError when it has no such form."""
+    dataset, _, rest = setting.partition(":")
+    require(bool(dataset and rest), f"a setting is DATASET:NOISE[:VARIANT][:RATE], got {setting!r}")
+    noise, _, rate = rest.rpartition(":")
+    try:
+        return {"dataset": dataset, "noise": noise, "rate": float(rate)}
+    except ValueError:  # no rate: a kind that has none, or a variant
+        return {"dataset": dataset, "noise": rest}
+
+
+def cells(settings: Sequence[str], arms: Sequence[str], seeds: Sequence[int], **common: Any) -> Iterator[Config]:
+    """Seed by seed, so that an interrupted table covers all settings and arms before it gains a second seed."""
+    for seed in seeds:
+        for setting in settings:
+            for arm in arms:
+                yield Config.from_params(**parse(setting), arm=arm, seed=seed, **common)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="SETTING", help="default: all of the table")
+    parser.add_argument("--arms", nargs="+", default=COMPARED, choices=ARMS, help="default: all that judge labels")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--root", help="folder of the data sets' files")
+    parser.add_argument("--preset", default="lite", help="default: lite")
+    parser.add_argument("--device", default="auto", help="default: auto")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other integer or float settings")
+    parser.add_argument("--out", default="runs/trust", help="folder of the stages (default: runs/trust)")
+    parser.add_argument("--results", type=Path, default=Path("results/trust.parquet"))
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no cell after so long")
+    options = parser.parse_args(arguments)
+    started, failed = time.monotonic(), 0
+    try:
+        more = {name: float(value) for name, _, value in (text.partition("=") for text in options.set)}
+        common = {"root": options.root, "preset": options.preset, "device": options.device, "out": options.out}
+        todo = list(cells(options.settings, options.arms, options.seeds, **common, **more))
+    except (InputError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for done, config in enumerate(todo):
+        cell = f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {config.arm} {config.seed}"
+        if options.time_limit is not None and time.monotonic() - started > 60 * options.time_limit:
+            print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
+            break
+        try:
+            row = stages.trust_row(config, stages.divert(config))
+        except Exception as error:  # one failing cell must not stop a table that takes hours
+            failed += 1
+            print(f"{cell}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        stages.merge_results(options.results, pd.DataFrame([row]))
+        auroc = "–" if row["trust_auroc"] is None else f"{row['trust_auroc']:.3f}"
+        print(f"{cell}: AUROC {auroc}, flagged {row['flagged']:.3f}, {row['seconds_divert']:.0f} s", flush=True)
+    (options.results.parent / ".results.lock").unlink(missing_ok=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The table of trust: a cell is computed once, a failing one stops no other, and the book shows what was measured."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tadlib import report, stages
+from tadlib.artifacts import load_table, save_table
+from tadlib.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_trust", ROOT / "benchmarks" / "trust.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(benchmark, folder: Path, *more: str) -> int:
+    options = ["--out", str(folder / "runs"), "--results", str(folder / "trust.parquet"), "--preset", "smoke"]
+    options += ["--set", "n_train=200", "divert_epochs=2", "divert_warmup=1", "width=4", "--device", "cpu"]
+    return benchmark.main([*options, *more])
+
+
+@pytest.mark.parametrize(
+    "text, params",
+    [
+        ("cifar10:symmetric:.4", {"dataset": "cifar10", "noise": "symmetric", "rate": 0.4}),
+        ("cifar10:symmetric:included:.4", {"dataset": "cifar10", "noise": "symmetric:included", "rate": 0.4}),
+        ("cifar10:human:worse", {"dataset": "cifar10", "noise": "human:worse"}),
+        ("cifar10:none", {"dataset": "cifar10", "noise": "none"}),
+    ],
+)
+def test_settings_are_read(benchmark, text, params):
+    assert benchmark.parse(text) == params
+
+
+def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, monkeypatch, capsys):
+    options = ("--settings", "digits:symmetric:.3", "digits:none", "--arms", "clean-then-distill", "tad")
+    divert = stages.divert
+
+    def failing(config):
+        if config.noise == "none" and config.arm == "tad":
+            raise RuntimeError("no luck")
+        return divert(config)
+
+    monkeypatch.setattr(stages, "divert", failing)
+    assert run(benchmark, tmp_path, *options, "--seeds", "0") == 1
+    assert "digits none 0 tad 0: failed: RuntimeError: no luck" in capsys.readouterr().err
+    assert len(load_table(tmp_path / "trust.parquet")) == 3
+    monkeypatch.setattr(stages, "divert", divert)
+
+    computed = []
+    work = stages.Work
+    monkeypatch.setattr(stages, "Work", lambda folder, title: computed.append(title) or work(folder, title))
+    assert run(benchmark, tmp_path, *options, "--seeds", "0") == 0
+    assert computed == ["divert"]  # the one that had failed
+    assert run(benchmark, tmp_path, *options, "--seeds", "0") == 0
+    assert computed == ["divert"]
+    rows = load_table(tmp_path / "trust.parquet")
+    assert len(rows) == 4
+    assert not (tmp_path / ".results.lock").exists()
+    noisy = rows[rows.noise == "symmetric"]
+    assert noisy.trust_auroc.between(0, 1).all()
+    assert rows[rows.noise == "none"].trust_auroc.isna().all()
+    assert rows.flagged.between(0, 1).all()
+    for column in ("seconds_divert", "hardware", "torch_version", "tadlib_version", "commit", "config_hash", "key"):
+        assert rows[column].notna().all(), column
+
+
+def test_no_cell_starts_after_the_time_limit(benchmark, tmp_path, capsys):
+    options = ("--settings", "digits:symmetric:.3", "--arms", "tad", "--time-limit", "0")
+    assert run(benchmark, tmp_path, *options) == 0
+    assert "time is up: 3 of 3 cells are left" in capsys.readouterr().out
+    assert not (tmp_path / "trust.parquet").exists()
+
+
+@pytest.mark.parametrize("setting", ["digits", "digits:symetric:.4", "digits:symmetric:1.4", "mnist:none"])
+def test_bad_settings_are_bad_arguments(benchmark, tmp_path, setting, capsys):
+    assert run(benchmark, tmp_path, "--settings", setting) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def rows(**change) -> pd.DataFrame:
+    base = {
+        "dataset": "cifar10",
+        "n_train": 1000,
+        "noise": "symmetric",
+        "rate_nominal": 0.4,
+        "rate_realised": 0.4,
+        "preset": "lite",
+        "trust_precision": 0.9,
+        "trust_recall": 0.8,
+        "flagged": 0.45,
+        "relabel_count": 100,
+        "relabel_accuracy": 0.85,
+        "relabel_recall": 0.2125,
+        "label_accuracy": 0.9,
+        "seconds_divert": 12.0,
+        "device": "cpu",
+        "hardware": "a CPU",
+        "torch_version": "2",
+        "tadlib_version": "1",
+        "commit": "c" * 40,
+        "config_hash": "0",
+    }
+    found = [
+        base | {"arm": arm, "seed": seed, "trust_auroc": value + seed / 100} | change
+        for arm, value in (("gce", 0.85), ("tad", 0.9))
+        for seed in range(3)
+    ]
+    return pd.DataFrame(found)
+
+
+def test_tables_show_mean_and_interval_by_setting_and_arm():
+    clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
+    both = pd.concat([rows(), clean])
+    table = report.trust_table(both)
+    assert table["measure"].tolist() == ["AUROC", "flagged, %"]
+    assert table["gce"].tolist() == ["0.860 ± 0.025", "2.0 ± 0.0"]  # 4.303 · .01 / √3
+    assert table["tad"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0"]
+    assert table["wrong"].tolist() == ["40 %", "0 %"]
+    second = report.recalibration_table(both)
+    assert second["arm"].tolist() == ["gce", "tad"] * 2
+    assert second["relabelled"][1] == "10.0 ± 0.0"
+    assert second["of these right"][1] == "85.0 ± 0.0"
+
+
+def test_the_book_shows_the_table_once_there_is_one(tmp_path):
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    assert "No results yet" in (tmp_path / "generated" / "trust.md").read_text()
+    save_table(tmp_path / "trust.parquet", rows())
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    text = (tmp_path / "generated" / "trust.md").read_text()
+    assert "| 0.910 ± 0.025 |" in text
+    assert "Seeds 0, 1, 2; cpu on a CPU; torch 2, tadlib 1, commit cccccccccccc." in text
+    assert "No results yet" in (tmp_path / "generated" / "results.md").read_text()  # it holds no accuracies
+    assert len(report.read_trust(tmp_path / "trust.parquet")) == 6
+
+
+def test_unknown_forms_of_settings_are_named(benchmark):
+    with pytest.raises(InputError, match=r"a setting is DATASET:NOISE\[:VARIANT\]\[:RATE\], got 'digits'"):
+        benchmark.parse("digits")
