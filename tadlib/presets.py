@@ -99,7 +99,7 @@ def _paper(dataset: str, ipc: int) -> Settings:
 
 
 def settings(preset: str, dataset: str, ipc: int) -> Settings:
-    """Flat settings of ``preset`` (see :class:`tadlib.stages.Config`) for a data set and a number of images a class."""
+    """Flat settings of ``preset`` (see :class:`tadlib.config.Config`) for a data set and a number of images a class."""
     known("preset", preset, PRESETS)
     if preset == "paper":
         return _paper(dataset, ipc)

@@ -90,7 +90,7 @@ class NoisyLabels:
 
 @dataclass(frozen=True)
 class Request:
-    """What a noise model is asked for; the arguments of :func:`inject`, checked."""
+    """What a noise model is asked for; the arguments of :func:`tadlib.noise.models.inject`, checked."""
 
     true_N: Tensor
     variant: str
