@@ -65,7 +65,8 @@ def loss_filter(config: DiversionConfig) -> DiversionConfig:
         confidence_penalty=0.0,
         recalibrate_every=0,
         holdout=0.0,
-        transition="off",
+        average=0.0,
+        targets="refined",
     )
 
 

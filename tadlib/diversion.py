@@ -3,10 +3,11 @@
 Legend: N samples, K classes, C H W image, D features, P flat parameters, A auditors, E epochs.
 
 One round is one epoch of the auditors: train on the labels in use, look at every sample once, divert
-(:mod:`tadlib.trust`), recalibrate (:mod:`tadlib.recalibrate`). ``start``, ``advance`` and ``finish`` expose the
-rounds, so that a run can be checkpointed between any two; ``divert`` carries out all of them.
+(:mod:`tadlib.trust`, :mod:`tadlib.posterior`), recalibrate (:mod:`tadlib.recalibrate`). ``start``, ``advance`` and
+``finish`` expose the rounds, so that a run can be checkpointed between any two; ``divert`` carries out all of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib import recalibrate, trust
+from tadlib import posterior, recalibrate, trust
 from tadlib.errors import known, require
 from tadlib.networks import Network
 from tadlib.rng import generator
@@ -22,6 +23,7 @@ from tadlib.training import Sgd, State, one_hot, predict, train_epoch
 
 UNTRUSTED, RECALIBRATED, TRUSTED = 0, 1, 2
 SPACES = ("untrusted", "recalibrated", "trusted")
+VIEWS = ("network", "training", "anchors")  # what the posterior is pooled from
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,14 @@ class DiversionConfig:
     weight_decay: float = 5e-4
     batch: int = 128
     augmentation: str = "crop_scale_rotate"
-    evidence: str = "fused"  # "fused" ranks of margin and Mahalanobis margin, or the paper's "loss"
-    scope: str = "class"  # mixtures per given "class" (TAD) or one "global" (DivideMix)
+    average: float = 0.99  # per step, of an auditor's parameters; predictions are the average's; 0 = the last ones
+    evidence: str = "posterior"  # of the true label; or "fused" ranks of two margins, or the paper's "loss"
+    views: str = "network+training+anchors"  # posterior: class probabilities that are pooled
+    transition: str = "estimated"  # posterior: T from the data, or "symmetric", its directions levelled
+    sharpness: float = 3.0  # posterior: of the predictions after warm-up, from which T is estimated
+    targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
+    bootstrap: float = 0.75  # posterior: its share in what auditors train on, the rest is the given label
+    scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.7  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.7  # τ(e) after warm-up ...
     tau_end: float = 0.5  # ... and in the last round
@@ -45,30 +53,34 @@ class DiversionConfig:
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.5  # weight of KL(p̄ ‖ p(augmented x)) at full strength; 0 = off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
-    recalibrate_every: int = 1  # rounds between inner loops; 0 = never
-    criterion: str = "both"  # "both", "mahalanobis" or "cosine"
+    look_every: int = 1  # rounds between two looks at all samples after warm-up; the last round always looks
+    recalibrate_every: int = 1  # looks between inner loops; 0 = never
+    criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
     error: float = 0.1  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
     drop: float = 0.98  # recalibrated samples with a loss above this quantile of trusted ones are dropped; 1 = never
-    transition: str = "auto"  # transition-aware anchors: "auto" by evidence, "on", "off"
-    one_way: float = 0.15  # "auto" uses them where the estimated T moves more labels one way than this
 
     def __post_init__(self):
-        known("evidence", self.evidence, ("fused", "loss"))
+        known("evidence", self.evidence, ("posterior", "fused", "loss"))
+        for view in self.views.split("+"):
+            known("view", view, VIEWS)
+        known("transition", self.transition, ("estimated", "symmetric"))
+        known("targets", self.targets, ("posterior", "refined"))
         known("scope", self.scope, ("class", "global"))
         known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
         known("belief", self.belief, ("calibrated", "quantile", "fixed"))
-        known("transition", self.transition, ("auto", "on", "off"))
         require(self.auditors >= 1, f"auditors must be at least 1, got {self.auditors}")
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         require(1 <= self.warmup <= self.epochs, f"warmup must be in [1, epochs={self.epochs}], got {self.warmup}")
-        for name in ("ema", "tau_start", "tau_end", "minimum", "holdout"):
+        require(self.look_every >= 1, f"look_every must be at least 1, got {self.look_every}")
+        require(self.sharpness > 0, f"sharpness must be positive, got {self.sharpness}")
+        for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
-        for name in ("alpha", "reliability", "error", "drop", "one_way"):
+        for name in ("alpha", "reliability", "error", "drop", "bootstrap"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
 
@@ -225,6 +237,8 @@ def start(
         "labelled": _labelled(given_N, n_classes, config.holdout, generator(seed, name, "holdout")),
         "space_history": torch.empty(0, n, dtype=torch.int8, device=device),
     }
+    tensors["target"] = tensors["y"]  # what auditors learn
+    tensors["learn"] = tensors["labelled"].float()  # with which weight
     for a in range(config.auditors):
         tensors[f"theta/{a}"] = net.init(seed, name, a)
     generators = [generator(seed, name, a, "train", device=device) for a in range(config.auditors)]
@@ -242,18 +256,14 @@ def _labelled(given_N: Tensor, n_classes: int, holdout: float, random: torch.Gen
 
 
 def advance(loop: Loop) -> None:
-    """One round: train every auditor for an epoch, look at every sample, divert, recalibrate."""
+    """One round: train every auditor for an epoch; after warm-up look at every sample, divert, recalibrate."""
     config, t, epoch = loop.config, loop.tensors, loop.epoch
-    for a in range(config.auditors):
-        _train(loop, a, epoch)
-    looks = [predict(loop.net, t[f"theta/{a}"], loop.x) for a in range(config.auditors)]
-    p_NK = torch.stack([logits.softmax(1) for logits, _ in looks]).mean(0)
-    t["p"] = trust.ema(t.get("p"), p_NK, config.ema)
-    log_p_NK = p_NK.clamp_min(1e-12).log()
-    t["loss"] = trust.ema(t.get("loss"), -log_p_NK.gather(1, loop.given[:, None])[:, 0], config.ema)
+    seen_NK = torch.stack([_train(loop, a, epoch) for a in range(config.auditors)]).mean(0)
+    t["seen"] = trust.ema(t.get("seen"), seen_NK, config.ema)
     row: dict = {"epoch": epoch}
-    if epoch >= config.warmup - 1:
-        row |= _divert(loop, [features for _, features in looks], epoch)
+    rounds_left = config.epochs - 1 - epoch
+    if epoch >= config.warmup - 1 and rounds_left % config.look_every == 0:
+        row |= _divert(loop, _look(loop), epoch)
     counts = torch.bincount(t["space"].long(), minlength=3).tolist()
     row |= {f"n_{name}": count for name, count in zip(SPACES, counts, strict=True)}
     if len(t["space_history"]):
@@ -262,6 +272,17 @@ def advance(loop: Loop) -> None:
         row |= _metrics(loop.given, t["trust"], t["space"], t["y"], t["weight"], loop.true)
     t["space_history"] = torch.cat([t["space_history"], t["space"][None]])
     loop.rows.append(row)
+
+
+def _look(loop: Loop) -> list[Tensor]:
+    """Predictions of every auditor, into the moving averages; returns the penultimate features of each."""
+    config, t = loop.config, loop.tensors
+    looks = [predict(loop.net, t.get(f"mean/{a}", t[f"theta/{a}"]), loop.x) for a in range(config.auditors)]
+    p_NK = torch.stack([logits.softmax(1) for logits, _ in looks]).mean(0)
+    t["p"] = trust.ema(t.get("p"), p_NK, config.ema)
+    loss_N = -p_NK.clamp_min(1e-12).log().gather(1, loop.given[:, None])[:, 0]
+    t["loss"] = trust.ema(t.get("loss"), loss_N, config.ema)
+    return [features for _, features in looks]
 
 
 def finish(loop: Loop) -> RefinedSet:
@@ -307,10 +328,14 @@ def divert(
     return finish(loop)
 
 
-def _train(loop: Loop, a: int, epoch: int) -> None:
-    """Auditor ``a`` takes one epoch on the labels in use."""
+def _train(loop: Loop, a: int, epoch: int) -> Tensor:
+    """Auditor ``a`` takes one epoch; returns its predictions on the way (N, K), each made before its step.
+
+    They cost nothing, come from as many points of the trajectory as there are steps, and none has been trained on
+    the sample since the last epoch (our choice).
+    """
     config, t = loop.config, loop.tensors
-    warm = epoch < config.warmup
+    warm = epoch < config.warmup or "p" not in t
     ramp = min(1.0, (epoch - config.warmup + 1) / max(1, config.warmup))
     strength = config.confidence_penalty if warm else config.consistency * ramp
 
@@ -322,68 +347,58 @@ def _train(loop: Loop, a: int, epoch: int) -> None:
         # towards the moving average of its own unaugmented predictions: a teacher that costs no further pass
         return strength * -(t["p"][index_B] * logits_BK.log_softmax(1)).sum(1).mean()
 
+    seen_NK = torch.full_like(t["y"], 1 / loop.n_classes)
+    mean_P = t.get(f"mean/{a}", t[f"theta/{a}"]).clone()
+    steps = epoch * math.ceil(len(loop.x) / config.batch)
+
+    def on_step(index_B: Tensor, logits_BK: Tensor, theta_P: Tensor) -> None:
+        nonlocal steps
+        seen_NK[index_B] = logits_BK.softmax(1)
+        if config.average:
+            mean_P.lerp_(theta_P, max(1 - config.average, 10 / (steps + 10)))  # soon forgets where it began
+        steps += 1
+
     state = train_epoch(
         loop.net,
         State(t[f"theta/{a}"], t.get(f"velocity/{a}")),
         loop.x,
-        t["y"],
-        t["weight"] * t["labelled"],
+        t["target"],
+        t["learn"],
         sgd=Sgd(config.lr, config.momentum, config.weight_decay),
         batch=config.batch,
         strategy=config.augmentation,
         generator=loop.generators[a],
         extra=None if strength == 0 else penalty if warm else consistency,
+        on_step=on_step,
     )
     t[f"theta/{a}"] = state.theta
     if state.velocity is not None:
         t[f"velocity/{a}"] = state.velocity
+    if config.average:
+        t[f"mean/{a}"] = mean_P
+    return seen_NK
 
 
 def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
     """Outer and, when due, inner loop; writes the labels in use and returns what the history keeps."""
     config, t, k = loop.config, loop.tensors, loop.n_classes
-    given_NK = one_hot(loop.given, k)
     tau = trust.threshold(epoch, config.warmup - 1, config.epochs, config.tau_start, config.tau_end)
     minimum = max(1, int(config.minimum * len(loop.given) / k))
-
-    # evidence against the given labels; anchors come from what was trusted so far
-    trusted_w = t["weight"] * (t["space"] == TRUSTED)
-    d_NK, _ = _distances(features, given_NK, trusted_w)
-    temperature = recalibrate.temperature(d_NK[trusted_w > 0], loop.given[trusted_w > 0])
-    margin_N = trust.margin(-d_NK / 2, loop.given)
-    t["margin"] = trust.ema(t.get("margin"), margin_N, config.ema)
-    if config.evidence == "loss":
-        evidence_N = t["loss"]
+    looks = sum("tau" in row for row in loop.rows)
+    row: dict = {"tau": tau}
+    q_NK = None
+    if config.evidence == "posterior":
+        q_NK = _posterior(loop, features, row)
+        t["trust"] = q_NK.gather(1, loop.given[:, None])[:, 0]
+        trusted_N = (t["trust"] > tau) | trust.best(-t["trust"], loop.given, k, minimum)
     else:
-        own_margin_N = trust.margin(t["p"].clamp_min(1e-12).log(), loop.given)
-        evidence_N = trust.fuse(-own_margin_N, -t["margin"])
-    split = trust.partition(evidence_N, loop.given, k, tau=tau, scope=config.scope, delta=config.delta, minimum=minimum)
-    # the class-wise mixture decides; one mixture over all classes makes the number comparable between them
-    trust_N = trust.partition(evidence_N, loop.given, k, tau=tau, scope="global", delta=config.delta).trust
-    trusted_N = split.trusted
-    row = {"tau": tau, "temperature": temperature, "n_clean_classes": int((~split.mixture.separated).sum())}
+        trusted_N = _mixtures(loop, features, tau, minimum, row)
 
-    flips = None
-    if config.transition != "off":
-        start_NK = t.get("posterior")
-        models = [recalibrate.flip_model(f, loop.given, k, start_NK=start_NK) for f in features]
-        posterior_NK = torch.stack([m.posterior for m in models]).mean(0)
-        t["transition"] = torch.stack([m.transition for m in models]).mean(0)
-        row["one_way"] = recalibrate.one_way(t["transition"])
-        row["held_out_log_likelihood"] = sum(m.log_likelihood for m in models) / len(models)
-        if config.transition == "on" or row["one_way"] > config.one_way:
-            flips = t["posterior"] = posterior_NK
-            trust_N = flips.gather(1, loop.given[:, None])[:, 0]
-            trusted_N = (trust_N > tau) | trust.best(-trust_N, loop.given, k, minimum)
-        else:
-            t.pop("posterior", None)
-    row["transition_aware"] = flips is not None
-
-    t["trust"] = trust_N
-    if config.recalibrate_every and (epoch - config.warmup + 1) % config.recalibrate_every == 0:
-        found = _candidates(loop, features, given_NK, trusted_N, trust_N, flips)
+    given_NK = one_hot(loop.given, k)
+    if config.recalibrate_every and looks % config.recalibrate_every == 0:
+        found = _candidates(loop, features, given_NK, trusted_N, q_NK)
         t["y"], t["weight"], t["space"], t["reliability"], more = _recalibrate(
-            loop, found, given_NK, trusted_N, posterior=flips is not None
+            loop, found, given_NK, trusted_N, posterior=q_NK is not None
         )
         row |= more
     else:
@@ -392,7 +407,68 @@ def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
         t["y"] = torch.where(kept[:, None], t["y"], given_NK)
         t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
         t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
+    if q_NK is not None and config.targets == "posterior":
+        t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)
+        t["learn"] = t["labelled"].float()
+    else:
+        t["target"], t["learn"] = t["y"], t["weight"] * t["labelled"]
     return row
+
+
+def _posterior(loop: Loop, features: list[Tensor], row: dict) -> Tensor:
+    """q (N, K): the posterior of the true label (:mod:`tadlib.posterior`); keeps T and notes what was estimated."""
+    config, t = loop.config, loop.tensors
+    views = {"network": t["p"], "training": t["seen"]}
+    if "anchors" in config.views:
+        # the responsibilities of the round before say which samples stand for a class
+        d_NK, _ = _distances(features, t["target"], t["labelled"].float())
+        fitted_N = t["labelled"]
+        row["temperature"] = recalibrate.temperature(d_NK[fitted_N], t["target"][fitted_N].argmax(1))
+        t["anchored"] = trust.ema(t.get("anchored"), (-d_NK / (2 * row["temperature"])).softmax(1), config.ema)
+        views["anchors"] = t["anchored"]
+    log_p_NK = posterior.pool([views[view] for view in config.views.split("+")])
+    if "transition" not in t or config.targets != "posterior":
+        t["transition"] = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness)
+        t["keep"] = t["transition"].diagonal().mean()
+    else:
+        # where auditors have become sure, even mildly sharpened predictions tell how many labels are right
+        mild_KK = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness / 2)
+        t["keep"] = torch.minimum(t["keep"], mild_KK.diagonal().mean())
+        t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, t["keep"].item())
+    if config.transition == "symmetric":
+        t["transition"] = posterior.symmetric(t["transition"])
+    reference_N = _reference(loop)
+    b = posterior.sharpest(log_p_NK[reference_N], loop.given[reference_N], t["transition"])
+    row["exponent"] = b
+    row["held_out_log_likelihood"] = posterior.log_likelihood(
+        log_p_NK[reference_N], loop.given[reference_N], t["transition"], b
+    )
+    return posterior.posterior(log_p_NK, loop.given, t["transition"], b)
+
+
+def _mixtures(loop: Loop, features: list[Tensor], tau: float, minimum: int, row: dict) -> Tensor:
+    """Trusted samples (N,) by the class-wise mixtures of the evidence against given labels; keeps their trust."""
+    config, t, k = loop.config, loop.tensors, loop.n_classes
+    evidence_N = t["loss"]
+    if config.evidence == "fused":
+        # anchors come from what was trusted so far
+        trusted_w = t["weight"] * (t["space"] == TRUSTED)
+        d_NK, _ = _distances(features, one_hot(loop.given, k), trusted_w)
+        margin_N = trust.margin(-d_NK / 2, loop.given)
+        t["margin"] = trust.ema(t.get("margin"), margin_N, config.ema)
+        own_margin_N = trust.margin(t["p"].clamp_min(1e-12).log(), loop.given)
+        evidence_N = trust.fuse(-own_margin_N, -t["margin"])
+    split = trust.partition(evidence_N, loop.given, k, tau=tau, scope=config.scope, delta=config.delta, minimum=minimum)
+    row["n_clean_classes"] = int((~split.mixture.separated).sum())
+    # the class-wise mixture decides; one mixture over all classes makes the number comparable between them
+    t["trust"] = trust.partition(evidence_N, loop.given, k, tau=tau, scope="global", delta=config.delta).trust
+    return split.trusted
+
+
+def _reference(loop: Loop) -> Tensor:
+    """Mask (N,) of the samples whose labels no auditor is trained on; of all where none is held out."""
+    held_out_N = ~loop.tensors["labelled"]
+    return held_out_N if held_out_N.any() else ~held_out_N
 
 
 def _distances(features: list[Tensor], y_NK: Tensor, w_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,12 +479,12 @@ def _distances(features: list[Tensor], y_NK: Tensor, w_N: Tensor) -> tuple[Tenso
     return torch.stack(d).mean(0), torch.stack(s).mean(0)
 
 
-def _candidates(loop, features, given_NK, trusted_N, trust_N, flips) -> recalibrate.Candidates:
-    """Candidate labels from the anchors of the samples trusted now, or from the flip model where it is in force."""
-    if flips is not None:
-        rho_N, label_N = flips.max(1)
-        return recalibrate.Candidates(label_N, rho_N.float(), flips.float())
-    w_N = (trust_N.float() * trusted_N).clamp_min(1e-6) * trusted_N
+def _candidates(loop, features, given_NK, trusted_N, q_NK) -> recalibrate.Candidates:
+    """Candidate labels from the posterior where that is the evidence, else from the anchors of trusted samples."""
+    if q_NK is not None:
+        rho_N, label_N = q_NK.max(1)
+        return recalibrate.Candidates(label_N, rho_N.float(), q_NK.float())
+    w_N = (loop.tensors["trust"].float() * trusted_N).clamp_min(1e-6) * trusted_N
     d_NK, s_NK = _distances(features, given_NK, w_N)
     temperature = recalibrate.temperature(d_NK[trusted_N], loop.given[trusted_N])
     return recalibrate.candidates(d_NK, s_NK, temperature, loop.config.criterion)
@@ -417,7 +493,7 @@ def _candidates(loop, features, given_NK, trusted_N, trust_N, flips) -> recalibr
 def _recalibrate(loop, found, given_NK, trusted_N, *, posterior: bool):
     """Recall, recalibrate or leave every untrusted sample; returns the labels in use.
 
-    ``posterior``: the candidates' reliability is a probability already (from the flip model).
+    ``posterior``: the candidates' reliability is a probability already.
     """
     config, given = loop.config, loop.given
     rho_N, row = found.reliability, {}
@@ -425,12 +501,8 @@ def _recalibrate(loop, found, given_NK, trusted_N, *, posterior: bool):
         believed_N, row["bar"] = recalibrate.believed(rho_N, trusted_N, config.alpha)
     else:
         if config.belief == "calibrated" and not posterior:
-            held_out_N = ~loop.tensors["labelled"]
-            reference_N = held_out_N if held_out_N.any() else ~held_out_N
-            flips = loop.tensors.get("transition")
-            most = 1.0 if flips is None else 1 - flips.diagonal().mean().item()
             rho_N, row["noise_rate"] = recalibrate.calibrate(
-                rho_N, found.label == given, reference_N, loop.n_classes, most
+                rho_N, found.label == given, _reference(loop), loop.n_classes
             )
         row["bar"] = 1 - config.error if config.belief == "calibrated" else config.reliability
         believed_N = rho_N > row["bar"]

@@ -51,7 +51,10 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
-    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
+    "divert": (
+        *("arms", "rivals", "diversion", "trust", "posterior", "recalibrate"),
+        *("training", "augment", "networks", "rng"),
+    ),
     "experts": ("experts", "training", "augment", "networks", "rng"),
     "distill": ("distill", "matching", "augment", "networks", "rng"),
     "evaluate": ("evaluate", "training", "augment", "networks", "rng"),

@@ -66,8 +66,9 @@ def train_epoch(
     generator: torch.Generator,
     extra: Callable[[Tensor, Tensor], Tensor] | None = None,
     loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor] = weighted_loss,
+    on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> State:
-    """One pass over the samples; those of weight 0 are left out unless ``extra`` needs them.
+    """One pass over the samples; those of weight 0 are left out unless ``extra`` or ``on_step`` needs them.
 
     Args:
         y_NK, w_N: label distributions and weights.
@@ -75,27 +76,32 @@ def train_epoch(
         generator: draws the order and the augmentation, on the data's device.
         extra: ``extra(logits_BK, index_B)``, a further loss added to the weighted cross entropy.
         loss_fn: ``loss_fn(logits_BK, y_BK, w_B)``, a loss in place of the weighted cross entropy.
+        on_step: called after every step as ``on_step(index_B, logits_BK, theta_P)``, with the logits before the step
+            and the parameters after it.
 
     Raises:
         InputError: when no sample has a positive weight.
     """
-    places = None if extra is not None or bool((w_N > 0).all()) else w_N.nonzero()[:, 0]
+    everyone = extra is not None or on_step is not None
+    places = None if everyone or bool((w_N > 0).all()) else w_N.nonzero()[:, 0]
 
     def loss(theta, x_B, y_B, w_B, index_B):
         logits_BK = net(theta, x_B)
         value = loss_fn(logits_BK, y_B, w_B)
-        return value if extra is None else value + extra(logits_BK, index_B)
+        return (value if extra is None else value + extra(logits_BK, index_B)), logits_BK
 
-    step = grad_and_value(loss)
+    step = grad_and_value(loss, has_aux=True)
     n = len(x_NCHW) if places is None else len(places)
     require(n >= 1, "training needs a sample of positive weight, got none")
     for index_B in batches(n, batch, generator):
         if places is not None:
             index_B = places[index_B]
         x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
-        g_P, _ = step(state.theta, x_B, y_NK[index_B], w_N[index_B], index_B)
+        g_P, (_, logits_BK) = step(state.theta, x_B, y_NK[index_B], w_N[index_B], index_B)
         theta_P, velocity_P = sgd.step(state.theta, g_P, state.velocity)
         state = replace(state, theta=theta_P, velocity=velocity_P)
+        if on_step is not None:
+            on_step(index_B, logits_BK, theta_P)
     return state
 
 

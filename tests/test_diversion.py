@@ -13,11 +13,11 @@ from tadlib.artifacts import StageFolder
 from tadlib.diversion import RECALIBRATED, TRUSTED, UNTRUSTED, DiversionConfig, RefinedSet, divert
 from tadlib.errors import InputError
 from tadlib.networks import Network, NetworkSpec
-from tadlib.training import one_hot, predict
+from tadlib.training import Sgd, State, one_hot, predict, train_epoch
 
 K = 10
 SMALL = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
-TINY = DiversionConfig(epochs=3, warmup=2, lr=0.05, batch=32, transition="off")
+TINY = DiversionConfig(epochs=3, warmup=2, lr=0.05, batch=32)
 
 
 def digits(n, kind, rate, seed=0):
@@ -67,72 +67,86 @@ def assert_consistent(refined: RefinedSet, config: DiversionConfig):
         assert [row[f"n_{name}"] for name in diversion.SPACES] == torch.bincount(spaces.long(), minlength=3).tolist()
 
 
+FUSED = replace(TINY, evidence="fused")
 SWITCHES = [
-    {"warmup": 1},
-    {"warmup": 3},
-    {"auditors": 2},
-    {"evidence": "loss"},
-    {"scope": "global"},
-    {"ema": 0.0},
-    {"tau_start": 0.99, "tau_end": 0.99},
-    {"delta": 1e9},
-    {"minimum": 0.9},
-    {"consistency": 0.0, "warmup": 1},
-    {"confidence_penalty": 0.5},
-    {"recalibrate_every": 0},
-    {"recalibrate_every": 2, "warmup": 1},
-    {"criterion": "mahalanobis"},
-    {"criterion": "cosine", "belief": "quantile", "alpha": 0.0},
-    {"belief": "quantile"},
-    {"belief": "fixed", "reliability": 0.0},
-    {"error": 0.9},
-    {"error": 0.9, "holdout": 0.0},
-    {"error": 0.9, "drop": 1.0},
-    {"holdout": 0.0},
-    {"transition": "auto"},
-    {"transition": "on"},
-    {"augmentation": "none"},
-    {"momentum": 0.0},
+    (TINY, {"warmup": 1}),
+    (TINY, {"warmup": 3}),
+    (TINY, {"auditors": 2}),
+    (TINY, {"evidence": "loss"}),
+    (TINY, {"evidence": "fused"}),
+    (TINY, {"views": "network"}),
+    (TINY, {"views": "training+anchors"}),
+    (TINY, {"average": 0.0}),
+    (TINY, {"transition": "symmetric"}),
+    (TINY, {"sharpness": 1.5}),
+    (TINY, {"targets": "refined"}),
+    (TINY, {"bootstrap": 0.3}),
+    (TINY, {"look_every": 2, "warmup": 1}),
+    (TINY, {"ema": 0.0}),
+    (TINY, {"tau_start": 0.99, "tau_end": 0.99}),
+    (TINY, {"consistency": 0.5, "warmup": 1}),
+    (TINY, {"confidence_penalty": 0.5}),
+    (TINY, {"recalibrate_every": 0}),
+    (TINY, {"holdout": 0.0}),
+    (TINY, {"augmentation": "none"}),
+    (TINY, {"momentum": 0.0}),
+    (FUSED, {"scope": "global"}),
+    (FUSED, {"delta": 1e9}),
+    (FUSED, {"minimum": 0.9}),
+    (FUSED, {"recalibrate_every": 0}),
+    (FUSED, {"recalibrate_every": 2, "warmup": 1}),
+    (FUSED, {"criterion": "mahalanobis"}),
+    (FUSED, {"criterion": "cosine", "belief": "quantile", "alpha": 0.0}),
+    (FUSED, {"belief": "quantile"}),
+    (FUSED, {"belief": "fixed", "reliability": 0.0}),
+    (FUSED, {"error": 0.9}),
+    (FUSED, {"error": 0.9, "holdout": 0.0}),
+    (FUSED, {"error": 0.9, "drop": 1.0}),
 ]
 
 
 @pytest.fixture(scope="module")
-def baseline(tiny) -> RefinedSet:
-    refined = run(tiny)
-    assert_consistent(refined, TINY)
+def baselines(tiny) -> dict[str, RefinedSet]:
+    refined = {config.evidence: run(tiny, config) for config in (TINY, FUSED)}
+    for config in (TINY, FUSED):
+        assert_consistent(refined[config.evidence], config)
     return refined
 
 
-@pytest.mark.parametrize("change", SWITCHES, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()))
-def test_every_switch_runs_changes_something_and_leaves_a_consistent_set(tiny, baseline, change):
-    config = replace(TINY, **change)
+@pytest.mark.parametrize(
+    "base, change", SWITCHES, ids=lambda c: c.evidence if isinstance(c, DiversionConfig) else str(c)
+)
+def test_every_switch_runs_changes_something_and_leaves_a_consistent_set(tiny, baselines, base, change):
+    config = replace(base, **change)
     refined = run(tiny, config)
     assert_consistent(refined, config)
-    pairs = [(getattr(refined, n), getattr(baseline, n)) for n in ("trust", "weight", "y", "reliability")]
+    pairs = [
+        (getattr(refined, n), getattr(baselines[base.evidence], n)) for n in ("trust", "weight", "y", "reliability")
+    ]
     assert not all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("change", [{}, {"minimum": 0.0}, {"transition": "on"}, {"recalibrate_every": 0}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"minimum": 0.0}, {"evidence": "loss"}, {"recalibrate_every": 0}], ids=str)
 def test_a_single_round_is_enough(tiny, change):
     config = replace(TINY, epochs=1, warmup=1, **change)
     assert_consistent(run(tiny, config), config)
 
 
 def test_a_class_that_separates_by_too_little_is_wholly_trusted(tiny):
-    refined = run(tiny, replace(TINY, delta=1e9))
+    refined = run(tiny, replace(FUSED, delta=1e9))
     assert (refined.space == TRUSTED).all()
     assert refined.history[-1]["n_clean_classes"] == K
 
 
 def test_without_recalibration_nothing_is_relabelled(tiny):
-    refined = run(tiny, replace(TINY, recalibrate_every=0))
+    refined = run(tiny, replace(FUSED, recalibrate_every=0))
     assert torch.equal(refined.label, refined.given)
     assert not (refined.space_history == RECALIBRATED).any()
     assert (refined.space == UNTRUSTED).any()
 
 
 def test_drop_zero_keeps_only_relabels_of_the_smallest_loss(tiny):
-    config = replace(TINY, transition="on")
+    config = replace(FUSED, error=0.9)
     without, with_drop = (run(tiny, replace(config, drop=d)) for d in (1.0, 0.0))
     counts = [int((r.space_history[config.warmup - 1] == RECALIBRATED).sum()) for r in (without, with_drop)]
     assert counts[0] > counts[1]
@@ -163,7 +177,7 @@ def test_the_truth_is_used_for_metrics_only(tiny):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"auditors": 2, "transition": "on"}, {"recalibrate_every": 2, "ema": 0.0}],
+    [{}, {"auditors": 2, "look_every": 2}, {"recalibrate_every": 2, "ema": 0.0}],
     ids=str,
 )
 @pytest.mark.parametrize("at", [1, 2, 4])
@@ -210,15 +224,37 @@ def test_held_out_labels_are_never_trained_on(tiny):
 
 def test_warm_up_is_plain_training_on_the_given_labels(tiny):
     x, given, _ = tiny
-    loop = diversion.start(SMALL, x, given, K, replace(TINY, warmup=3), seed=0)
-    losses = []
+    config = replace(TINY, warmup=3)
+    loop = diversion.start(SMALL, x, given, K, config, seed=0)
+    theta, velocity, random = loop.tensors["theta/0"], None, loop.generators[0].clone_state()
+    labelled = loop.tensors["labelled"].float()
     for _ in range(2):
         diversion.advance(loop)
         assert (loop.tensors["space"] == TRUSTED).all()
         assert torch.equal(loop.tensors["y"], one_hot(given, K))
-        logits, _ = predict(SMALL, loop.tensors["theta/0"], x)
-        losses.append(torch.nn.functional.cross_entropy(logits, given, reduction="none"))
-    torch.testing.assert_close(loop.tensors["loss"], 0.7 * losses[0] + 0.3 * losses[1], rtol=1e-4, atol=1e-5)
+        state = train_epoch(
+            SMALL,
+            State(theta, velocity),
+            x,
+            one_hot(given, K),
+            labelled,
+            sgd=Sgd(config.lr, config.momentum, config.weight_decay),
+            batch=config.batch,
+            strategy=config.augmentation,
+            generator=random,
+            on_step=lambda *_: None,  # all samples are seen, held-out ones without their labels
+        )
+        theta, velocity = state.theta, state.velocity
+    assert torch.equal(loop.tensors["theta/0"], theta)
+
+
+def test_predictions_on_the_way_are_those_before_each_step(tiny):
+    x, given, _ = tiny
+    config = replace(TINY, warmup=3, batch=len(x), augmentation="none")
+    loop = diversion.start(SMALL, x, given, K, config, seed=0)
+    before, _ = predict(SMALL, loop.tensors["theta/0"], x)
+    diversion.advance(loop)
+    torch.testing.assert_close(loop.tensors["seen"], before.softmax(1), atol=1e-5, rtol=1e-4)
 
 
 def test_metrics_by_hand():
@@ -368,6 +404,8 @@ def test_images_that_are_not_numbers_are_refused(tiny):
         ({"evidence": "los"}, "unknown evidence 'los'"),
         ({"scope": "row"}, "unknown scope 'row'"),
         ({"criterion": "angle"}, "unknown criterion 'angle'"),
+        ({"evidence": "rumour"}, "unknown evidence 'rumour'"),
+        ({"views": "network+rumour"}, "unknown view 'rumour'"),
         ({"transition": "maybe"}, "unknown transition 'maybe'"),
         ({"auditors": 0}, "auditors must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
@@ -376,7 +414,7 @@ def test_images_that_are_not_numbers_are_refused(tiny):
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"tau_end": 1.4}, r"tau_end must be in \[0, 1\), got 1.4"),
         ({"alpha": -0.1}, r"alpha must be in \[0, 1\], got -0.1"),
-        ({"one_way": 2.0}, r"one_way must be in \[0, 1\], got 2.0"),
+        ({"bootstrap": 2.0}, r"bootstrap must be in \[0, 1\], got 2.0"),
     ],
 )
 def test_bad_settings_are_named(change, message):

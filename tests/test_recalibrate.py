@@ -1,4 +1,4 @@
-"""The inner loop's kernels against scikit-learn and slow loops; the flip model on problems with a known answer."""
+"""The inner loop's kernels against scikit-learn and slow loops."""
 
 import math
 
@@ -15,11 +15,8 @@ from tadlib.recalibrate import (
     believed,
     candidates,
     cosines,
-    discriminant,
     distances,
-    flip_model,
     ledoit_wolf,
-    one_way,
     quantile,
     temperature,
 )
@@ -230,94 +227,3 @@ def test_features_that_are_not_numbers_are_refused():
     z[3, 2] = torch.nan
     with pytest.raises(InputError, match="features must be finite"):
         anchors(z, one_hot(y), torch.ones(200).double())
-
-
-def pairflip(k, rate):
-    eye = torch.eye(k, dtype=torch.float64)
-    return (1 - rate) * eye + rate * eye.roll(1, 1)
-
-
-def flipped(y, transition, seed=0):
-    return torch.multinomial(transition[y], 1, generator=torch.Generator().manual_seed(seed))[:, 0]
-
-
-def test_flip_model_recovers_the_transition_matrix_of_pairflips():
-    z, y = features(6000, k=6, d=12, separation=1.2)
-    true_T = pairflip(6, 0.4)
-    given = flipped(y, true_T)
-    model = flip_model(z, given, 6)
-    assert (model.transition - true_T).abs().max() < 0.05
-    assert ((given == y).double().mean() - 0.6).abs() < 0.02
-    assert (model.posterior.argmax(1) == y).double().mean() > 0.97
-    torch.testing.assert_close(model.posterior.sum(1), torch.ones(6000).double())
-    torch.testing.assert_close(model.transition.sum(1), torch.ones(6).double())
-    torch.testing.assert_close(model.prior, torch.full((6,), 1 / 6).double(), atol=0.02, rtol=0)
-    # trust in the given label is a probability: right as often as it says
-    trust = model.posterior.gather(1, given[:, None])[:, 0]
-    assert (trust.mean() - (given == y).double().mean()).abs() < 0.02
-
-
-def test_flip_model_recovers_unequal_rates_and_priors():
-    rng = torch.Generator().manual_seed(0)
-    true_T = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.7, 0.3], [0.2, 0.2, 0.6]]).double()
-    y = torch.multinomial(torch.tensor([0.2, 0.3, 0.5]), 6000, replacement=True, generator=rng)
-    mean = torch.tensor([[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]]).double()
-    z = mean[y] + torch.randn(6000, 4, generator=rng).double()
-    model = flip_model(z, flipped(y, true_T), 3)
-    assert (model.transition - true_T).abs().max() < 0.05
-    torch.testing.assert_close(model.prior, torch.tensor([0.2, 0.3, 0.5]).double(), atol=0.02, rtol=0)
-
-
-def test_flip_model_leaves_clean_labels_alone():
-    z, y = features(3000, k=6, d=12, separation=1.2)
-    model = flip_model(z, y, 6)
-    assert (model.transition - torch.eye(6)).abs().max() < 0.05
-    assert (model.posterior.argmax(1) == y).double().mean() > 0.99
-
-
-def test_flip_model_does_not_depend_on_the_order_of_classes_in_the_data():
-    """Classes in turn: a held-out part cut by place alone would hold some classes and miss others."""
-    z, y = features(4000, k=4, d=8, separation=1.2)
-    order = torch.stack([(y == k).nonzero()[:, 0] for k in range(4)], 1).flatten()
-    given = flipped(y, pairflip(4, 0.3))
-    a, b = flip_model(z, given, 4), flip_model(z[order], given[order], 4)
-    assert a.temperature == b.temperature
-    torch.testing.assert_close(a.transition, b.transition, atol=1e-6, rtol=0)
-
-
-def test_discriminants_lose_nothing_about_the_classes():
-    """The posterior of the Gaussian model is the same in all D dimensions and in the K − 1 discriminants."""
-    z, y = features(5000, k=5, d=15, separation=0.6)
-    given = flipped(y, pairflip(5, 0.3))
-    short = discriminant(z, given, 5)
-    assert short.shape == (5000, 4)
-    full = (-distances(anchors(z, one_hot(given, 5), torch.ones(5000).double()), z) / 2).softmax(1)
-    means = torch.stack([short[given == k].mean(0) for k in range(5)])
-    reduced = (-torch.cdist(short, means).square() / 2).softmax(1)
-    torch.testing.assert_close(full, reduced, rtol=1e-8, atol=1e-10)
-    assert full.std(0).min() > 0.05  # not because they say nothing
-    # whitened within classes, but for the shrinkage of the covariance
-    centred = short - means[given]
-    torch.testing.assert_close(centred.T @ centred / 5000, torch.eye(4).double(), atol=0.15, rtol=0)
-
-
-def test_em_in_discriminants_agrees_with_em_in_all_dimensions(monkeypatch):
-    z, y = features(4000, k=4, d=10, separation=1.0)
-    given = flipped(y, pairflip(4, 0.3))
-    reduced = flip_model(z, given, 4)
-    monkeypatch.setattr(recalibrate, "discriminant", lambda features_ND, *rest: features_ND - features_ND.mean(0))
-    full = flip_model(z, given, 4)
-    assert (full.posterior - reduced.posterior).abs().mean() < 0.01
-    assert (full.transition - reduced.transition).abs().max() < 0.02
-
-
-def test_one_way_is_0_for_symmetric_flips_and_the_rate_for_pairflips():
-    symmetric = torch.full((5, 5), 0.1).double() + 0.5 * torch.eye(5)
-    assert one_way(symmetric) == pytest.approx(0, abs=1e-12)
-    assert one_way(pairflip(5, 0.4)) == pytest.approx(0.4)
-    assert one_way((symmetric + pairflip(5, 0.4)) / 2) == pytest.approx(0.2)
-    assert one_way(torch.eye(5).double()) == 0
-    mutual = torch.eye(4).double()
-    mutual[0, 0] = mutual[1, 1] = 0.6
-    mutual[0, 1] = mutual[1, 0] = 0.4
-    assert one_way(mutual) == 0
