@@ -27,7 +27,7 @@ DD_RANKING = {
     "cifar100": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-LEAST = 1e-12  # a probability of zero as a logit: its softmax is zero in float32
+LEAST = 1e-12  # stands for a probability of zero, whose logarithm a loss with temperature could not take
 
 
 def bytes_of(distilled: Distilled) -> Tensor:
