@@ -432,6 +432,43 @@ def test_experts_can_carry_loops_of_their_own(finished, tmp_path):
     assert not torch.equal(*points)
 
 
+# A few iterations of every method
+FEW = {
+    **{m: {"syn_steps": 2, "expert_epochs": 1, "max_start": 2, "iterations": 2} for m in ("mtt", "tesla", "ftd")},
+    "datm": {"syn_steps": 2, "expert_epochs": 1, "max_start": 2, "max_start_initial": 1, "iterations": 2},
+    "dsa": {"iterations": 2, "outer_steps": 2, "inner_epochs": 1, "batch_real": 8},
+    "dm": {"iterations": 2, "batch_real": 8},
+    "random": {},
+}
+
+
+@pytest.fixture(scope="module")
+def all_methods_out(tmp_path_factory) -> Path:
+    """One output folder for all methods, which share the stages before distillation."""
+    return tmp_path_factory.mktemp("methods") / "runs"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_every_arm(all_methods_out, method):
+    base = {name: value for name, value in TINY.items() if not name.startswith("mtt_")}
+    own = {f"{method}_{name}": value for name, value in FEW[method].items()}
+    config = Config.from_params(**base | own | {"method": method, "out": str(all_methods_out), "evaluate_networks": 1})
+    rows = [stages.run(cell) for cell in stages.cells(config, arm=tuple(stages.arms.ARMS))]
+    assert [row["arm"] for row in rows] == list(stages.arms.ARMS)
+    assert all(0 <= row["accuracy_mean"] <= 1 for row in rows)
+    assert all((row["seconds_experts"] is not None) == METHODS[method].needs_experts for row in rows)
+    table = load_table(all_methods_out / "results.parquet")
+    assert (table["method"] == method).sum() == len(rows)
+
+
+def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, finished):
+    row = stages.run(tiny(copy, evaluate_network="alexnet"))
+    assert row["evaluate_network"] == "alexnet"
+    assert row["seconds_distill"] == finished[1]["seconds_distill"]  # the same stage
+    assert row["key"] != finished[1]["key"]
+    assert len(load_table(copy / "results.parquet")) == 2
+
+
 # Interrupted stages
 
 # Runs one cell; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
