@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
@@ -63,11 +62,9 @@ def class_gradient(
     """Gradient with respect to one class's synthetic images (S, C, H, W), and its distance ()."""
     with torch.no_grad():
         real_BD = net.features(theta_P, augment.apply(draws, real_BCHW))
-
-    def loss(x_SCHW: Tensor) -> Tensor:
-        return distance(real_BD, net.features(theta_P, augment.apply(draws, x_SCHW)))
-
-    return grad_and_value(loss)(x_SCHW)
+    x_SCHW = x_SCHW.detach().requires_grad_()
+    value = distance(real_BD, net.features(theta_P, augment.apply(draws, x_SCHW)))
+    return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
 
 def advance(loop: Loop) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value
 
 from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
@@ -81,15 +80,20 @@ def class_gradient(
     x_SCHW: Tensor,
     y_K: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient with respect to the synthetic images of the class with one-hot label ``y_K``, and its distance ()."""
+    """Gradient with respect to the synthetic images of the class with one-hot label ``y_K``, and its distance ().
 
-    def parameter_gradient(x_BCHW: Tensor) -> Tensor:
-        x_BCHW = augment.apply(draws, x_BCHW)
-        y_BK = y_K.expand(len(x_BCHW), -1)
-        return grad(lambda theta: soft_cross_entropy(net(theta, x_BCHW), y_BK))(theta_P)
+    By autograd rather than :mod:`torch.func`, which would record the backward pass over the real images as well.
+    """
+    theta_P = theta_P.detach().requires_grad_()
 
-    real_P = parameter_gradient(real_BCHW)
-    return grad_and_value(lambda x: distance(net, real_P, parameter_gradient(x)))(x_SCHW)
+    def parameter_gradient(x_BCHW: Tensor, *, recorded: bool = False) -> Tensor:
+        logits_BK = net(theta_P, augment.apply(draws, x_BCHW))
+        loss = soft_cross_entropy(logits_BK, y_K.expand(len(x_BCHW), -1))
+        return torch.autograd.grad(loss, theta_P, create_graph=recorded)[0]
+
+    x_SCHW = x_SCHW.detach().requires_grad_()
+    value = distance(net, parameter_gradient(real_BCHW), parameter_gradient(x_SCHW, recorded=True))
+    return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
 
 def advance(loop: Loop) -> None:
