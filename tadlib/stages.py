@@ -156,7 +156,7 @@ def _network_settings(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> NoisyLabels:
     """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
-    data = dataset(config)
+    data = cell.plain_dataset(config)
     cell.network(config), cell.evaluated_network(config)
     labels = _labels(config, data)
     used_N, whose = labels.given_N, "given"
@@ -197,7 +197,7 @@ def inject_noise(config: Config) -> Path:
     """Stage ``noise``: given labels beside the true ones, in ``labels.safetensors``."""
 
     def work(w: Work) -> dict:
-        data = dataset(config)
+        data = cell.plain_dataset(config)
         labels = _labels(config, data)
         labels.save(w.folder.path / "labels.safetensors")
         return {

@@ -5,7 +5,7 @@ Legend: B batch, S synthetic images, K classes, C H W image, D features, P flat 
 A fresh random network ψ each iteration embeds real and synthetic images under one augmentation A_ω; the images of a
 class k move so that the two mean embeddings meet (eq. 4):
 
-    L = Σ_k ‖ 1/|B_k| Σ ψ(A_ω(x)) − 1/|S_k| Σ ψ(A_ω(s)) ‖²
+    L = Σ_k ‖ mean_B ψ(A_ω(x)) − mean_S ψ(A_ω(s)) ‖²
 """
 
 from dataclasses import dataclass
