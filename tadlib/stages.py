@@ -53,7 +53,18 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
-    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "augment", "networks", "whiten", "rng"),
+    "divert": (
+        "arms",
+        "rivals",
+        "diversion",
+        "trust",
+        "recalibrate",
+        "training",
+        "augment",
+        "networks",
+        "whiten",
+        "rng",
+    ),
     "experts": ("experts", "training", "augment", "networks", "whiten", "rng"),
     "distill": ("distill", "distilled", "matching", "training", "augment", "networks", "whiten", "rng"),
     "evaluate": ("evaluate", "training", "augment", "networks", "whiten", "rng"),
