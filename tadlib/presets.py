@@ -82,7 +82,7 @@ _LITE_SEGMENTS = {
     "batch_syn": 50,
     "augmentation": COLOUR,
 }
-_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 40, "lr_y": 2.0}
+_SMOKE_WINDOW = {"min_start": 4, "max_start_initial": 8, "expansion_end": 40, "lr_y": 2.0}
 _LITE_WINDOW = {"max_start_initial": 4, "expansion_end": 60, "lr_y": 2.0}
 
 SMOKE_METHODS: Mapping[str, Settings] = {
@@ -208,7 +208,7 @@ def _paper(method: str, dataset: str, ipc: int) -> Settings:
         "divert_warmup": 10,
         "divert_augmentation": COLOUR,
         "expert_epochs": epochs or 50,
-        "evaluate_epochs": 1000,  # the codes: 1000 epochs and one more
+        "evaluate_epochs": 1001,  # the codes count from 0 to 1000 inclusive
         "evaluate_batch": 256,
     } | values
 
