@@ -5,8 +5,9 @@ paper: the published settings of the method (source beside each value).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from tadlib.errors import known, require
+from tadlib.errors import InputError, known
 
 Settings = dict[str, object]
 
@@ -163,51 +164,53 @@ DSA: Mapping[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30:
 _LARGE = ("cifar10", "cifar100", "tiny-imagenet")
 
 
+def _segments(method: str, **values: Any) -> Settings:
+    """Settings of a trajectory method, whose experts are trained as long as they are read.
+
+    The codes train them for 50 epochs (DATM's for 100), but never read those after these.
+    """
+    return _of(method, **values) | {"expert_epochs": values["max_start"] - 1 + values["expert_epochs"]}
+
+
 def _published(method: str, dataset: str, ipc: int) -> Settings | None:
-    """What the code of ``method`` sets for a cell; None where it has nothing published."""
+    """What the code of ``method`` sets for a cell beside its defaults; None where it has nothing published."""
     cell = (dataset, ipc)
-    if method in ("mtt", "tesla") and cell in (MTT if method == "mtt" else TESLA):
-        *row, zca = (MTT if method == "mtt" else TESLA)[cell]
-        networks = 5 if method == "mtt" else 3
-        segments = _of(method, **dict(zip(_SEGMENT_NAMES, row, strict=True)))
-        return segments | {"zca": zca, "evaluate_networks": networks, "evaluate_batch": 256}
+    if method in ("mtt", "tesla") and cell in (table := MTT if method == "mtt" else TESLA):
+        *row, zca = table[cell]
+        networks = {"mtt": 5, "tesla": 3}[method]
+        return _segments(method, **dict(zip(_SEGMENT_NAMES, row))) | {"zca": zca, "evaluate_networks": networks}
     if method == "ftd" and cell in FTD:
         *row, alpha, ema = FTD[cell]
-        zca = MTT[cell][-1]  # as in MTT's table: FTD's scripts take its settings over
-        segments = _of(method, **dict(zip(_SEGMENT_NAMES, row, strict=True)), ema=ema)
+        zca = MTT[cell][-1]  # as in MTT's table, whose settings FTD's scripts take over
         experts = {"expert_rho": 0.01, "expert_alpha": alpha}
-        return segments | experts | {"zca": zca, "evaluate_networks": 5, "evaluate_batch": 256}
+        own = _segments(method, **dict(zip(_SEGMENT_NAMES, row)), ema=ema)
+        return own | experts | {"zca": zca, "evaluate_networks": 5}
     if method == "datm" and cell in DATM:
-        own = _of(method, **dict(zip(_DATM_NAMES, DATM[cell], strict=True)), lr_teacher=0.01, momentum_y=0.9)
-        return FLAT | own | {"zca": True, "evaluate_networks": 5, "evaluate_batch": 128}
+        own = _segments(method, **dict(zip(_DATM_NAMES, DATM[cell])), lr_teacher=0.01, momentum_y=0.9)
+        return own | FLAT | {"zca": True, "evaluate_networks": 5, "evaluate_batch": 128}
     if method == "dsa" and dataset in _LARGE and ipc in DSA:
         outer_steps, inner_epochs = DSA[ipc]
         return _of(method, outer_steps=outer_steps, inner_epochs=inner_epochs) | {"evaluate_networks": 20}
     if method in ("dm", "random") and dataset in _LARGE:
-        return {"evaluate_networks": 20}  # DM's own settings are the defaults, the same for all cells
+        return {"evaluate_networks": 20}  # DM's own settings are its defaults, the same for all cells
     return None
 
 
 def _paper(method: str, dataset: str, ipc: int) -> Settings:
-    """Published settings; those not named here are defaults of the settings' classes, which are published ones too."""
+    """Published settings; what is not named here is a default of the settings' classes, published as well."""
     values = _published(method, dataset, ipc)
     tables: Mapping[str, Mapping[Cell, tuple]] = {"mtt": MTT, "tesla": TESLA, "ftd": FTD, "datm": DATM}
     cells = [f"{d} ipc {i}" for d, i in tables.get(method, {})] or [f"{d} ipc 1, 10 and 50" for d in _LARGE]
-    require(
-        values is not None,
-        f"preset paper has published settings of {method} for {', '.join(cells)}; got {dataset} ipc {ipc}",
-    )
-    assert values is not None
-    # Experts are trained for 50 epochs in MTT, TESLA and FTD, for 100 in DATM; later epochs than these are never read.
-    read = {f"{method}_max_start": -1, f"{method}_expert_epochs": 0}
-    epochs = sum(int(values[name]) + shift for name, shift in read.items() if name in values)  # type: ignore[call-overload]
+    if values is None:
+        raise InputError(
+            f"preset paper has published settings of {method} for {', '.join(cells)}; got {dataset} ipc {ipc}"
+        )
     return {
         "width": 128,
         "depth": 4 if dataset == "tiny-imagenet" else 3,
         "divert_epochs": 50,
         "divert_warmup": 10,
         "divert_augmentation": COLOUR,
-        "expert_epochs": epochs or 50,
         "evaluate_epochs": 1001,  # the codes count from 0 to 1000 inclusive
         "evaluate_batch": 256,
     } | values
