@@ -83,7 +83,7 @@ _LITE_SEGMENTS = {
     "batch_syn": 50,
     "augmentation": COLOUR,
 }
-_SMOKE_WINDOW = {"min_start": 4, "max_start_initial": 8, "expansion_end": 40, "lr_y": 2.0}
+_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 40, "lr_y": 2.0}
 _LITE_WINDOW = {"max_start_initial": 4, "expansion_end": 60, "lr_y": 2.0}
 
 SMOKE_METHODS: Mapping[str, Settings] = {
