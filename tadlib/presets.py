@@ -101,7 +101,7 @@ LITE_METHODS: Mapping[str, Settings] = {
     "ftd": FLAT | _of("ftd", **_LITE_SEGMENTS, ema=0.95),
     "datm": FLAT | _of("datm", **_LITE_SEGMENTS, **_LITE_WINDOW),
     "dsa": _of("dsa", iterations=20, outer_steps=10, inner_epochs=5, batch_real=64),
-    "dm": _of("dm", iterations=300, batch_real=64),
+    "dm": _of("dm", iterations=300, lr_img=5.0, batch_real=64),
     "random": {},
 }
 
