@@ -16,7 +16,7 @@ _PUBLIC = {
     "train_experts": ("tadlib.experts", "train_experts"),
     "distill": ("tadlib.distill", None),
     "evaluate": ("tadlib.evaluate", "evaluate"),
-    "load_distilled": ("tadlib.stages", "load_distilled"),
+    "load_distilled": ("tadlib.distilled", "load_distilled"),
     "Config": ("tadlib.stages", "Config"),
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -141,7 +141,7 @@ def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
 
 
 def apply(draws: tuple[Draw, ...], x_NCHW: Tensor) -> Tensor:
-    """Carry out ``draws`` on images (N, C, H, W) of the same N."""
+    """Carry out ``draws`` on images (N, C, H, W): drawn for N images, or for one, whose parameters all then share."""
     for d in draws:
-        x_NCHW = OPERATIONS[d.op][3](x_NCHW, d.params)
+        x_NCHW = OPERATIONS[d.op][3](x_NCHW, d.params.expand(len(x_NCHW), -1))
     return x_NCHW

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from tadlib.errors import InputError, require
+from tadlib.errors import InputError, known, require
 from tadlib.options import Cells, Distill, Divert, Evaluate, Export, Info, Run
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(options: Run) -> Answer:
         "labels right": lambda r: percent(r["label_accuracy"]),
     }
     for stage in ("divert", "experts", "distill", "evaluate"):
-        columns[f"{stage} s"] = lambda r, name=f"seconds_{stage}": f"{r[name]:.1f}"  # type: ignore[misc]
+        columns[f"{stage} s"] = lambda r, name=f"seconds_{stage}": seconds(r[name])  # type: ignore[misc]
     lines = [table(columns, rows)] if rows else []
     lines += [f"gap closed: {closed:.2f}"] if closed is not None else []
     lines += [f"± is a 95 % confidence interval over the networks of one cell. Rows are in {path}"] if rows else []
@@ -148,11 +148,11 @@ def evaluate(options: Evaluate) -> Answer:
         for f in fields(Cells):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
             require(theirs, f"--{f.name.replace('_', '-')} comes from the distilled set when a path is given")
-        distilled = stages.load_distilled(options.path)
+        held = stages.load_distilled(options.path)
         machine = {name: getattr(options, name) for name in MACHINE}
-        accuracies = distilled.evaluate(**(machine | settings(options.set)))
+        accuracies = held.evaluate(**(machine | settings(options.set)))
         status, failed = OK, []
-        done = [{"arm": distilled.params["arm"], "seed": distilled.params["seed"], **summary(accuracies)}]
+        done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies)}]
     columns: dict[str, Callable[[Json], str]] = {
         "arm": lambda r: r["arm"],
         "seed": lambda r: str(r["seed"]),
@@ -163,37 +163,20 @@ def evaluate(options: Evaluate) -> Answer:
 
 
 def export(options: Export) -> Answer:
-    import torch
-    from torchvision.io import encode_png
+    from tadlib import artifacts, distilled
+    from tadlib import export as formats
 
-    from tadlib import artifacts, stages
-
-    distilled = stages.load_distilled(options.path)
+    require(bool(options.format), f"--format needs at least one of: {', '.join(formats.FORMATS)}")
+    for name in options.format:
+        known("format", name, formats.FORMATS)
+    held = distilled.load_distilled(options.path)
     out = artifacts.claim_output(options.out)
-    synthetic, pixels = distilled.synthetic, distilled.pixels
-    bytes_SCHW = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    label_S = synthetic.y.argmax(1).tolist()
-    for k, name in enumerate(distilled.class_names):
-        safe = "".join(c if c.isalnum() else "_" for c in name)
-        for i, s in enumerate(s for s, label in enumerate(label_S) if label == k):
-            png = encode_png(bytes_SCHW[s]).numpy().tobytes()
-            artifacts.write_atomic(out / "png" / f"{k:03d}_{safe}" / f"{i:03d}.png", png)
-    recipe = {
-        "learning_rate": synthetic.lr,
-        "mean": distilled.mean,
-        "std": distilled.std,
-        "class_names": distilled.class_names,
-        "params": distilled.params,
-        "shape": list(synthetic.x.shape),
-        "clamped": ((pixels < 0) | (pixels > 1)).double().mean().item(),
-        "notes": "images.safetensors holds x (normalised by mean and std) and label distributions y: train on these, "
-        "with learning_rate and the settings evaluate_* of params. The PNG files are for looking: pixels outside "
-        "[0, 1] (the fraction clamped) are cut off, the rest rounded to 8 bits.",
-    }
-    artifacts.save_tensors(out / "images.safetensors", {"x": synthetic.x, "y": synthetic.y})
-    artifacts.save_json(out / "recipe.json", recipe)
-    document = {"out": str(out), "images": len(label_S), "clamped": recipe["clamped"]}
-    return OK, document, f"{len(label_S)} images, images.safetensors and recipe.json in {out}"
+    formats.tensors(held, out)
+    for name in options.format:
+        formats.FORMATS[name](held, out)
+    n_images = len(held.pixels)
+    document = {"out": str(out), "images": n_images, "formats": options.format, "clamped": formats.clamped(held)}
+    return OK, document, f"{n_images} images, images.safetensors, recipe.json and {', '.join(options.format)} in {out}"
 
 
 def info(options: Info) -> Answer:
@@ -216,6 +199,7 @@ def info(options: Info) -> Answer:
         "std": d.std,
         "class_names": d.class_names,
         "params": d.params,
+        "provenance": d.provenance,
     }
     return OK, document, listing(document)
 
@@ -246,6 +230,11 @@ def percent(mean: float | None, half: float | None = None) -> str:
     if mean is None:
         return "-"
     return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
+
+
+def seconds(value: float | None) -> str:
+    """Seconds; a dash for a stage that a method does without."""
+    return "-" if value is None else f"{value:.1f}"
 
 
 def table(columns: dict[str, Callable[[Json], str]], rows: list[Json]) -> str:

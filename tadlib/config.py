@@ -10,18 +10,25 @@ import torch
 
 from tadlib import arms, augment, diversion, experts, noise, presets
 from tadlib.data import DATASETS
+from tadlib.distill import METHODS as METHODS
+from tadlib.distill.datm import DatmConfig
+from tadlib.distill.dm import DmConfig
+from tadlib.distill.dsa import DsaConfig
+from tadlib.distill.ftd import FtdConfig
 from tadlib.distill.mtt import MttConfig
+from tadlib.distill.random import RandomConfig
+from tadlib.distill.tesla import TeslaConfig
 from tadlib.errors import InputError, known, require
 from tadlib.evaluate import Protocol
-
-METHODS = ("mtt",)
+from tadlib.networks import NETWORKS
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that defines a cell. Build it with :meth:`from_params`, which fills in the preset.
 
-    The nested settings appear in flat form as ``divert_*``, ``expert_*``, ``mtt_*`` and ``evaluate_*``.
+    The nested settings appear in flat form as ``divert_*``, ``expert_*``, ``evaluate_*`` and, for the method chosen,
+    under the method's name: ``mtt_*``, ``datm_*`` and so on.
     """
 
     dataset: str = "digits"
@@ -30,6 +37,7 @@ class Config:
     n_train: int | None = None  # class-balanced subset; None = all
     n_test: int | None = None
     resolution: int | None = None  # side in pixels; None = as published
+    zca: bool = False  # ZCA-whitened images instead of normalised ones
     noise: str = "none"
     rate: float = 0.0
     arm: str = "tad"
@@ -41,12 +49,19 @@ class Config:
     width: int = 128
     depth: int = 3
     norm: str = "instance"
+    evaluate_network: str = "convnet"  # what is trained on the distilled set
     device: str = "auto"
     threads: int = 1  # CPU threads; small networks are faster on one
     out: str = "runs"
     divert: diversion.DiversionConfig = field(default_factory=diversion.DiversionConfig)
     expert: experts.ExpertConfig = field(default_factory=experts.ExpertConfig)
     mtt: MttConfig = field(default_factory=MttConfig)
+    tesla: TeslaConfig = field(default_factory=TeslaConfig)
+    ftd: FtdConfig = field(default_factory=FtdConfig)
+    datm: DatmConfig = field(default_factory=DatmConfig)
+    dsa: DsaConfig = field(default_factory=DsaConfig)
+    dm: DmConfig = field(default_factory=DmConfig)
+    random: RandomConfig = field(default_factory=RandomConfig)
     evaluate: Protocol = field(default_factory=Protocol)
 
     def __post_init__(self):
@@ -62,12 +77,17 @@ class Config:
         for section in (f.name for f in fields(self) if _nested(f)):
             for name, value in vars(getattr(self, section)).items():
                 _check_range(f"{section}_{name}", name, value)
-        last = self.mtt.max_start - 1 + self.mtt.expert_epochs
-        require(
-            last <= self.expert.epochs,
-            f"experts must be trained for mtt_max_start - 1 + mtt_expert_epochs = {last} epochs or more, "
-            f"got expert_epochs {self.expert.epochs}",
-        )
+        known("network", self.evaluate_network, NETWORKS)
+        m = self.method
+        if METHODS[m].needs_experts:
+            last = self.method_config.last_epoch
+            require(
+                last <= self.expert.epochs,
+                f"experts must be trained for {m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more, "
+                f"got expert_epochs {self.expert.epochs}",
+            )
+        else:
+            require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):
             try:
                 torch.empty(0, device=self.device)
@@ -79,7 +99,8 @@ class Config:
         """A configuration from flat JSON scalars, the preset filled in.
 
         Raises:
-            InputError: on an unknown or misspelt name (with the nearest known one), or a value that is out of range.
+            InputError: on an unknown or misspelt name (with the nearest known one), a value that is out of range, or
+                a setting of a method that is not the one chosen.
         """
         names = param_types()
         for name in params:
@@ -89,7 +110,14 @@ class Config:
         given = {name: _converted(name, value, names[name]) for name, value in params.items()}
         chosen: dict[str, Any] = {f.name: f.default for f in fields(Config) if not _nested(f)} | given
         known("data set", chosen["dataset"], DATASETS)
-        values = presets.settings(chosen["preset"], chosen["dataset"], chosen["ipc"]) | given
+        known("method", chosen["method"], METHODS)
+        for name in given:
+            owner = name.partition("_")[0]
+            require(
+                owner not in METHODS or owner == chosen["method"],
+                f"{name} is a setting of method {owner}; the method chosen is {chosen['method']}",
+            )
+        values = presets.settings(chosen["preset"], chosen["dataset"], chosen["ipc"], chosen["method"]) | given
         nested = {
             f.name: _section(f.name)(**{g: values.pop(k) for k, g in _flat_names(f.name).items() if k in values})
             for f in fields(Config)
@@ -98,16 +126,21 @@ class Config:
         return Config(**(values | nested))  # type: ignore[arg-type]
 
     def to_params(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit."""
+        """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit, without those of other methods."""
         flat = {f.name: getattr(self, f.name) for f in fields(Config) if not _nested(f)}
         for f in fields(Config):
-            if _nested(f):
+            if _nested(f) and (f.name == self.method or f.name not in METHODS):
                 flat |= {f"{f.name}_{k}": v for k, v in asdict(getattr(self, f.name)).items()}
         return flat
 
     def with_params(self, **params: Any) -> "Config":
         """A copy with some flat parameters changed; the preset is not applied again."""
         return Config.from_params(**{**self.to_params(), **params})
+
+    @property
+    def method_config(self) -> Any:
+        """The settings of the method chosen."""
+        return getattr(self, self.method)
 
     @property
     def torch_device(self) -> torch.device:

@@ -24,6 +24,7 @@ from tadlib import tiny_imagenet
 from tadlib.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.errors import InputError, known, require
 from tadlib.rng import generator
+from tadlib.whiten import Whitening, fit
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500
@@ -52,6 +53,8 @@ class Dataset:
     """(N,) int64, place of each training image in the full training set."""
     n_full: int | None = None
     """Images of the full training set; None where it is unknown."""
+    whitening: Whitening | None = None
+    """Where set, images are whitened instead of normalised (:meth:`whitened`)."""
 
     def __post_init__(self) -> None:
         K, shape = self.n_classes, tuple(self.x_train.shape[1:])
@@ -106,13 +109,24 @@ class Dataset:
             y_train=self.y_train.to(device),
             x_test=self.x_test.to(device),
             y_test=self.y_test.to(device),
-            index=self.index.to(device),
+            index=self.index.to(device),  # the whitening follows the images it is given
         )
 
-    def pixels(self, x_NCHW: Tensor) -> Tensor:
-        """Images for display: the normalisation undone, clamped to [0, 1]."""
-        mean, std = (x_NCHW.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (x_NCHW * std + mean).clamp(0, 1)
+    def pixels(self, x_NCHW: Tensor, *, clamp: bool = True) -> Tensor:
+        """Images for display: normalisation or whitening undone, clamped to [0, 1] unless ``clamp`` is false."""
+        if self.whitening is not None:
+            raw_NCHW = self.whitening.undo(x_NCHW)
+        else:
+            mean, std = (x_NCHW.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            raw_NCHW = x_NCHW * std + mean
+        return raw_NCHW.clamp(0, 1) if clamp else raw_NCHW
+
+    def whitened(self) -> "Dataset":
+        """The same data set with ZCA-whitened images; the whitening is fitted on its training images."""
+        require(self.whitening is None, "the images of this data set are whitened already")
+        train, test = (self.pixels(x, clamp=False) for x in (self.x_train, self.x_test))
+        whitening = fit(train)
+        return replace(self, x_train=whitening.apply(train), x_test=whitening.apply(test), whitening=whitening)
 
 
 @dataclass(frozen=True)

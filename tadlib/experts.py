@@ -30,6 +30,8 @@ class ExpertConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     batch: int = 256
+    rho: float = 0.0
+    alpha: float = 0.0
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
 
     def __post_init__(self):

@@ -17,66 +17,173 @@ from tadlib.errors import known, require
 from tadlib.rng import derive_seed
 
 
-class InstanceNorm(nn.GroupNorm):
-    """What the field calls "instance norm": GroupNorm with one channel per group and an affine map (MTT, DC)."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, affine=True)
+class ContiguousGroupNorm(nn.GroupNorm):
+    """GroupNorm whose forward-mode derivative works: that asks for contiguous tangents."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous())  # its forward-mode derivative asks for contiguous tangents
+        return super().forward(x.contiguous())
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": InstanceNorm,
-    "none": lambda channels: nn.Identity(),
+Shape = tuple[int, int, int]  # C H W
+
+# What the DC code base calls instance, group and layer norm. Batch norm is missing: its running statistics are state.
+NORMS: dict[str, Callable[[Shape], nn.Module]] = {
+    "instance": lambda shape: ContiguousGroupNorm(shape[0], shape[0]),
+    "group": lambda shape: ContiguousGroupNorm(4, shape[0]),
+    "layer": lambda shape: nn.LayerNorm(list(shape)),  # an affine map of its own for every place
+    "none": lambda shape: nn.Identity(),
 }
 
 
-class ConvNet(nn.Module):
+class Stack:
+    """Layers in a row that keep count of the shape of their output."""
+
+    def __init__(self, image_shape: Shape, norm: str):
+        self.shape, self.norm = image_shape, norm
+        self.layers: list[nn.Module] = []
+
+    @property
+    def n_features(self) -> int:
+        """D, were the output flattened."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def conv(self, channels: int, kernel: int = 3, *, norm: bool = True) -> None:
+        """Convolution that keeps the side, norm, ReLU."""
+        c, height, width = self.shape
+        self.shape = (channels, height, width)
+        self.layers += [nn.Conv2d(c, channels, kernel, padding=kernel // 2)]
+        self.layers += [NORMS[self.norm](self.shape)] if norm else []
+        self.layers += [nn.ReLU()]
+
+    def pool(self, layer: type[nn.Module]) -> None:
+        """Halve the sides; an odd one loses its last row."""
+        c, height, width = self.shape
+        self.shape = (c, height // 2, width // 2)
+        self.layers += [layer(2)]
+
+
+class Classifier(nn.Module):
+    """A body that gives features (N, D), and one linear layer, the head."""
+
+    def __init__(self, body: nn.Module, n_features: int, n_classes: int):
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(n_features, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def convnet(spec: "NetworkSpec") -> Classifier:
     """``depth`` blocks of conv 3x3, norm, ReLU, average pool 2x2, then one linear layer (Gidaris & Komodakis 2018).
 
     The network of the DC/DSA/DM/MTT protocols: width 128, depth 3 for 32x32 images, depth 4 for 64x64.
     """
+    height, width = spec.image_shape[1:]
+    require(
+        min(height, width) >= 2**spec.depth,
+        f"depth must leave at least one pixel of a {height}x{width} image, got depth {spec.depth}",
+    )
+    stack = Stack(spec.image_shape, spec.norm)
+    for _ in range(spec.depth):
+        stack.conv(spec.width)
+        stack.pool(nn.AvgPool2d)
+    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
 
-    def __init__(self, image_shape: tuple[int, int, int], n_classes: int, width: int, depth: int, norm: str):
+
+def alexnet(spec: "NetworkSpec") -> Classifier:
+    """AlexNet as the DC code base has it: no norm, one linear layer. Its width is its own."""
+    _require_side(spec, 8)
+    stack = Stack(spec.image_shape, spec.norm)
+    for channels, kernel, pooled in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+        stack.conv(channels, kernel, norm=False)
+        if pooled:
+            stack.pool(nn.MaxPool2d)
+    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
+
+
+def vgg11(spec: "NetworkSpec") -> Classifier:
+    """VGG-11 (Simonyan & Zisserman 2015) as the DC code base has it: a norm after every convolution."""
+    _require_side(spec, 32)
+    stack = Stack(spec.image_shape, spec.norm)
+    for channels in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for c in channels:
+            stack.conv(c)
+        stack.pool(nn.MaxPool2d)
+    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, basic block)."""
+
+    def __init__(self, shape: Shape, channels: int, stride: int, norm: str):
         super().__init__()
-        channels, height, side = image_shape
-        require(
-            min(height, side) >= 2**depth,
-            f"depth must leave at least one pixel of a {height}x{side} image, got depth {depth}",
+        c, height, width = shape
+        self.shape: Shape = (channels, -(-height // stride), -(-width // stride))
+        self.inside = nn.Sequential(
+            nn.Conv2d(c, channels, 3, stride, padding=1, bias=False),
+            NORMS[norm](self.shape),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            NORMS[norm](self.shape),
         )
-        blocks: list[nn.Module] = []
-        for _ in range(depth):
-            blocks += [nn.Conv2d(channels, width, 3, padding=1), NORMS[norm](width), nn.ReLU(), nn.AvgPool2d(2)]
-            channels, height, side = width, height // 2, side // 2
-        self.body = nn.Sequential(*blocks, nn.Flatten())
-        self.head = nn.Linear(channels * height * side, n_classes)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or c != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(c, channels, 1, stride, bias=False), NORMS[norm](self.shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
+        return (self.inside(x) + self.shortcut(x)).relu()
+
+
+def resnet18(spec: "NetworkSpec") -> Classifier:
+    """ResNet-18 (He et al. 2016) as the DC code base has it: 3x3 stem without pooling, mean over the last map."""
+    _require_side(spec, 16)  # below, the last map is one pixel, whose instance norm is zero
+    c, height, width = spec.image_shape
+    shape: Shape = (64, height, width)
+    layers: list[nn.Module] = [nn.Conv2d(c, 64, 3, padding=1, bias=False), NORMS[spec.norm](shape), nn.ReLU()]
+    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for s in (stride, 1):
+            block = ResidualBlock(shape, channels, s, spec.norm)
+            layers.append(block)
+            shape = block.shape
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), shape[0], spec.n_classes)
+
+
+def _require_side(spec: "NetworkSpec", least: int) -> None:
+    height, width = spec.image_shape[1:]
+    require(
+        min(height, width) >= least,
+        f"{spec.name} needs images of at least {least}x{least} pixels, got {height}x{width}",
+    )
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """What a network is, without its parameters; part of the key of every artefact made with it."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
     n_classes: int
     name: str = "convnet"
-    width: int = 128
-    depth: int = 3
-    norm: str = "instance"
+    width: int = 128  # of a ConvNet; the others have their own
+    depth: int = 3  # of a ConvNet
+    norm: str = "instance"  # AlexNet has none
 
     def __post_init__(self):
         known("network", self.name, NETWORKS)
         known("norm", self.norm, NORMS)
         require(self.width >= 1, f"width must be at least 1, got {self.width}")
         require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
+        require(
+            self.norm != "group" or self.name != "convnet" or self.width % 4 == 0,
+            f"width must be a multiple of 4 for group norm, which has 4 groups, got {self.width}",
+        )
 
 
-NETWORKS: dict[str, Callable[[NetworkSpec], nn.Module]] = {
-    "convnet": lambda s: ConvNet(s.image_shape, s.n_classes, s.width, s.depth, s.norm),
+NETWORKS: dict[str, Callable[[NetworkSpec], Classifier]] = {
+    "convnet": convnet,
+    "resnet18": resnet18,
+    "vgg11": vgg11,
+    "alexnet": alexnet,
 }
 
 

@@ -41,7 +41,7 @@ class Cells(Output):
     """What the labels go through: vanilla, clean-then-distill, co-teaching, confident-learning, gce, tad, oracle;
     one or several."""
     method: str = "mtt"
-    """Distillation method: mtt."""
+    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
     ipc: int = 10
     """Synthetic images per class."""
     seed: tuple[int, ...] = (0,)
@@ -85,12 +85,14 @@ class Evaluate(Cells):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Output):
-    """Write a distilled set as PNG files, tensors (images.safetensors) and the recipe to train on it (recipe.json)."""
+    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats."""
 
     path: Positional[Path]
     """A distilled set: distilled.safetensors or its folder."""
     out: Path = Path("export")
     """Output folder: a new or empty one, or one that tad made."""
+    format: tuple[str, ...] = ("png",)
+    """Formats: png (pictures), ddranking (its three tensors), huggingface (a datasets folder); one or several."""
 
 
 @dataclass(frozen=True, kw_only=True)

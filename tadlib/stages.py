@@ -6,13 +6,12 @@ its checkpoint and ends with the same bits on a CPU.
 """
 
 import fcntl
-import json
 import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,31 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, diversion, experts, noise, rivals
+from tadlib import arms, cell, diversion, experts, noise, rivals
 from tadlib.artifacts import (
     StageFolder,
     claim_output,
     code_version,
     content_key,
     load_json,
-    load_metadata,
     load_table,
     load_tensors,
     save_json,
     save_table,
     save_tensors,
+    versions,
 )
+from tadlib.cell import dataset as dataset
+from tadlib.cell import network as network
 from tadlib.config import Config as Config
-from tadlib.data import Dataset, load_dataset
-from tadlib.distill import mtt
-from tadlib.distill.synthetic import Synthetic
+from tadlib.data import Dataset
+from tadlib.distill import METHODS
+from tadlib.distill.loop import Loop
+from tadlib.distilled import load_distilled as load_distilled
+from tadlib.distilled import save_distilled
 from tadlib.errors import require
 from tadlib.evaluate import evaluate as evaluate_networks
 from tadlib.evaluate import mean_ci95
-from tadlib.networks import Network, NetworkSpec
 from tadlib.noise import NoisyLabels
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
@@ -53,11 +55,11 @@ CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
     "divert": (
         *("arms", "rivals", "diversion", "trust", "posterior", "recalibrate"),
-        *("training", "augment", "networks", "rng"),
+        *("training", "augment", "networks", "whiten", "rng"),
     ),
-    "experts": ("experts", "training", "augment", "networks", "rng"),
-    "distill": ("distill", "matching", "augment", "networks", "rng"),
-    "evaluate": ("evaluate", "training", "augment", "networks", "rng"),
+    "experts": ("experts", "training", "augment", "networks", "whiten", "rng"),
+    "distill": ("distill", "distilled", "matching", "training", "augment", "networks", "whiten", "rng"),
+    "evaluate": ("evaluate", "training", "augment", "networks", "whiten", "rng"),
 }
 
 
@@ -130,7 +132,7 @@ def _stage(
             folder.finish(
                 stage=name,
                 key=key,
-                config={"settings": dict(settings), "params": _portable(config)},
+                config={"settings": dict(settings), "params": cell.portable(config)},
                 inputs=keys,
                 seed=config.seed,
                 device=str(config.torch_device),
@@ -147,33 +149,9 @@ def _code_versions() -> dict[str, str]:
     return {stage: code_version(*modules) for stage, modules in CODE.items()}
 
 
-def _portable(config: Config) -> dict[str, Any]:
-    """Parameters without what belongs to this machine."""
-    return {k: v for k, v in config.to_params().items() if k not in ("root", "out", "download", "device", "threads")}
-
-
-@lru_cache(maxsize=2)
-def _dataset(name, root, download, n_train, n_test, resolution, device) -> Dataset:
-    return load_dataset(
-        name, root=root, download=download, n_train=n_train, n_test=n_test, resolution=resolution, device=device
-    )
-
-
-def dataset(config: Config) -> Dataset:
-    """The data set of a configuration, on its device; kept in memory between stages."""
-    c = config
-    return _dataset(c.dataset, c.root, c.download, c.n_train, c.n_test, c.resolution, str(c.torch_device))
-
-
-def network(config: Config) -> Network:
-    """The network of a configuration, used by auditors, experts, students and evaluation alike."""
-    data = dataset(config)
-    spec = NetworkSpec(data.image_shape, data.n_classes, "convnet", config.width, config.depth, config.norm)
-    return Network(spec, config.torch_device)
-
-
 def _network_settings(config: Config) -> dict[str, Any]:
-    return {"width": config.width, "depth": config.depth, "norm": config.norm}
+    """The network and how its images are prepared."""
+    return {"width": config.width, "depth": config.depth, "norm": config.norm, "zca": config.zca}
 
 
 # The stages ----------------------------------------------------------------------------------------------------------
@@ -181,8 +159,8 @@ def _network_settings(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> NoisyLabels:
     """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
-    data = dataset(config)
-    network(config)
+    data = cell.plain_dataset(config)
+    cell.network(config), cell.evaluated_network(config)
     labels = _labels(config, data)
     used_N, whose = labels.given_N, "given"
     if config.arm == "oracle":
@@ -222,7 +200,7 @@ def inject_noise(config: Config) -> Path:
     """Stage ``noise``: given labels beside the true ones, in ``labels.safetensors``."""
 
     def work(w: Work) -> dict:
-        data = dataset(config)
+        data = cell.plain_dataset(config)
         labels = _labels(config, data)
         labels.save(w.folder.path / "labels.safetensors")
         return {
@@ -334,37 +312,43 @@ def train_experts(config: Config) -> Path:
 
 
 def distill(config: Config) -> Path:
-    """Stage ``distill``: ``distilled.safetensors`` (images, labels, learning rate) and ``history.parquet``."""
-    refined_at, experts_at = divert(config), train_experts(config)
-    settings = {"method": config.method, "ipc": config.ipc, "seed": config.seed, "mtt": asdict(config.mtt)}
+    """Stage ``distill``: ``distilled.safetensors`` (:mod:`tadlib.distilled`) and ``history.parquet``, where one is."""
+    method, own = METHODS[config.method], config.method_config
+    inputs = {"divert": divert(config)}
+    if method.needs_experts:
+        inputs["experts"] = train_experts(config)
+    settings = {"method": config.method, "ipc": config.ipc, "seed": config.seed, config.method: asdict(own)}
     settings["network"] = _network_settings(config)
 
     def work(w: Work) -> dict:
-        data, refined = dataset(config), load_refined(refined_at).to(config.torch_device)
-        store = experts.TrajectoryStore(experts_at)
-        with w.bar(config.mtt.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
+        data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
+        store = experts.TrajectoryStore(inputs["experts"]) if method.needs_experts else None
+        with w.bar(own.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
 
-            def on_iteration(state: mtt.Loop) -> None:
+            def on_iteration(state: Loop) -> None:
                 bar.update()
                 w.checkpoint(*state.checkpoint())
 
-            synthetic, rows = mtt.distill(
+            synthetic, rows = method.distill(
                 network(config),
                 data.x_train,
                 refined.y,
                 refined.weight,
                 store,
-                config.mtt,
+                own,
                 ipc=config.ipc,
                 seed=config.seed,
                 resume=w.resume,
                 on_iteration=on_iteration,
             )
-        save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config)
-        save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
+        keys = {stage: path.name for stage, path in inputs.items()}
+        provenance = {"inputs": keys, "versions": versions(), "commit": _commit()}
+        save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config, provenance)
+        if rows:
+            save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
         return {"lr": synthetic.lr, "not_finite": sum(not row["finite"] for row in rows)}
 
-    return _stage(config, "distill", settings, {"divert": refined_at, "experts": experts_at}, work)
+    return _stage(config, "distill", settings, inputs, work)
 
 
 def evaluate(config: Config) -> Path:
@@ -372,7 +356,7 @@ def evaluate(config: Config) -> Path:
     source = distill(config)
     settings = {
         "protocol": asdict(config.evaluate),
-        "network": _network_settings(config),
+        "network": _network_settings(config) | {"name": config.evaluate_network},
         "n_test": config.n_test,
         "seed": config.seed,
     }
@@ -388,7 +372,7 @@ def evaluate(config: Config) -> Path:
                 w.checkpoint({}, values, now=True)
 
             accuracies = evaluate_networks(
-                network(config),
+                cell.evaluated_network(config),
                 synthetic,
                 data.x_test,
                 data.y_test,
@@ -402,65 +386,6 @@ def evaluate(config: Config) -> Path:
         return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
 
     return _stage(config, "evaluate", settings, {"distill": source}, work)
-
-
-# The distilled artefact ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """A distilled set with what is needed to use it: normalisation, class names, parameters of the run."""
-
-    synthetic: Synthetic
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
-    params: dict[str, Any]
-
-    @property
-    def pixels(self) -> torch.Tensor:
-        """Images (S, C, H, W) as pixels, unclamped."""
-        mean, std = (self.synthetic.x.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return self.synthetic.x * std + mean
-
-    def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
-        """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
-        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
-        torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
-        data = dataset(config)
-        synthetic = self.synthetic.to(config.torch_device)
-        return evaluate_networks(
-            network(config), synthetic, data.x_test, data.y_test, config.evaluate, seed=config.seed
-        )
-
-
-def save_distilled(path: Path, synthetic: Synthetic, data: Dataset, config: Config) -> None:
-    """Write a distilled set as one safetensors file that stands on its own."""
-    about = {
-        "mean": data.mean,
-        "std": data.std,
-        "class_names": data.class_names,
-        "params": _portable(config),
-        "lr": synthetic.lr,
-    }
-    save_tensors(path, {"x": synthetic.x, "y": synthetic.y}, {"distilled": json.dumps(about)})
-
-
-def load_distilled(path: Path | str) -> Distilled:
-    """Read a distilled set from its file, or from the folder of a finished stage ``distill``.
-
-    Raises:
-        InputError: when the file is missing, damaged or holds something else.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "distilled.safetensors"
-    tensors, metadata = load_tensors(path), load_metadata(path)
-    require("distilled" in metadata and {"x", "y"} <= tensors.keys(), f"{path} does not hold a distilled set")
-    about = json.loads(metadata["distilled"])
-    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
-    return Distilled(synthetic, tuple(about["mean"]), tuple(about["std"]), tuple(about["class_names"]), about["params"])
 
 
 # A whole cell --------------------------------------------------------------------------------------------------------
@@ -478,8 +403,9 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     """The row of a finished cell, read from the manifests of its stages."""
     stages = {"evaluate": evaluated_at}
     for stage in ("evaluate", "distill", "experts", "divert"):
-        for name, key in StageFolder(stages[stage]).manifest()["inputs"].items():
-            stages[name] = Path(config.out) / name / key
+        if stage in stages:
+            for name, key in StageFolder(stages[stage]).manifest()["inputs"].items():
+                stages[name] = Path(config.out) / name / key
     m = {name: StageFolder(path).manifest() for name, path in stages.items()}
     trust = m["divert"]["extra"]
     peaks = [s["peak_memory_bytes"] for s in m.values() if s["peak_memory_bytes"] is not None]
@@ -495,6 +421,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         "ipc": config.ipc,
         "seed": config.seed,
         "preset": config.preset,
+        "evaluate_network": config.evaluate_network,
         "accuracy_mean": m["evaluate"]["extra"]["accuracy_mean"],
         "accuracy_ci95": m["evaluate"]["extra"]["accuracy_ci95"],
         "n_networks": len(load_json(stages["evaluate"] / "accuracies.json")),
@@ -504,14 +431,14 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         "relabel_count": trust.get("relabel_count"),
         "relabel_accuracy": trust.get("relabel_accuracy"),
         "label_accuracy": trust.get("label_accuracy"),
-        **{f"seconds_{s}": m[s]["seconds"] for s in ("divert", "experts", "distill", "evaluate")},
+        **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
         "peak_memory_bytes": max(peaks, default=None),
         "device": m["distill"]["device"],
         "hardware": hardware.get("gpu") or hardware.get("cpu"),
         "torch_version": versions["torch"],
         "tadlib_version": versions["tadlib"],
         "commit": _commit(),
-        "config_hash": content_key(_portable(config)),
+        "config_hash": content_key(cell.portable(config)),
         "key": evaluated_at.name,
     }
 
@@ -549,7 +476,7 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
         "torch_version": m["versions"]["torch"],
         "tadlib_version": m["versions"]["tadlib"],
         "commit": _commit(),
-        "config_hash": content_key(_portable(config)),
+        "config_hash": content_key(cell.portable(config)),
         "key": diverted_at.name,
     }
 

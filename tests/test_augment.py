@@ -138,6 +138,13 @@ def test_rotation_of_an_oblong_image_turns_pixels_not_the_side_lengths():
     torch.testing.assert_close(augment.apply((Draw("rotate", params),), x), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("op", SLOW)
+def test_a_draw_for_one_image_is_shared_by_all(op):
+    d, x = random_draw(op, n=1), images()
+    repeated = Draw(op, d.params.repeat(N, 1))
+    assert torch.equal(augment.apply((d,), x), augment.apply((repeated,), x))
+
+
 @pytest.mark.parametrize("choice", WHOLE_CHOICES, ids="_".join)
 def test_augmentation_is_affine_in_the_images(choice):
     draws = tuple(random_draw(op) for op in choice)

@@ -107,7 +107,7 @@ BAD = [
     (["--dataset", "digit"], "unknown data set 'digit'"),
     (["--noise", "fog"], "unknown noise 'fog'"),
     (["--arm", "tad", "tadd"], "unknown arm 'tadd'"),
-    (["--method", "dm"], "unknown method 'dm'"),
+    (["--method", "dmm"], "unknown method 'dmm'"),
     (["--preset", "huge"], "unknown preset 'huge'"),
     (["--noise", "pairflip", "--rate", "1.4"], "rate must be in [0, 1), got 1.4"),
     (["--ipc", "1000"], "ipc must not exceed the images of a class"),

@@ -9,7 +9,7 @@ import torch
 from tadlib.artifacts import StageFolder
 from tadlib.distill import mtt
 from tadlib.distill.mtt import MttConfig, distill
-from tadlib.distill.synthetic import real_images
+from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
 from tadlib.experts import ExpertConfig, InMemory, train_experts
 from tadlib.matching import Matched, match
@@ -160,13 +160,13 @@ def test_images_to_start_from_are_drawn_in_proportion_to_weight():
     w[:8], w[0], w[1] = 1.0, 9.0, 9.0  # per class one sample of weight 9 and three of weight 1
     picks = torch.zeros(n)
     for seed in range(200):
-        images, labels = real_images(x, y, w, 1, torch.Generator().manual_seed(seed))
+        images, labels = Real.of(x, y, w).choose(1, torch.Generator().manual_seed(seed))
         assert labels.tolist() == [[1, 0], [0, 1]]
         picks[images.flatten().long()] += 1
     assert picks[8:].sum() == 0
     assert 130 < picks[0] < 170  # expected 150, standard deviation 6
     assert 130 < picks[1] < 170
-    images, _ = real_images(x, y, w, 4, torch.Generator())
+    images, _ = Real.of(x, y, w).choose(4, torch.Generator())
     assert sorted(images.flatten().tolist()) == list(range(8))
     images += 1
     assert x[0] == 0
@@ -175,7 +175,7 @@ def test_images_to_start_from_are_drawn_in_proportion_to_weight():
 def test_soft_labels_count_for_the_class_they_favour():
     x, w = torch.arange(4).view(4, 1, 1, 1).float(), torch.ones(4)
     y = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
-    images, labels = real_images(x, y, w, 2, torch.Generator())
+    images, labels = Real.of(x, y, w).choose(2, torch.Generator())
     assert sorted(images.flatten().tolist()[:2]) == [1, 2]
     assert labels.argmax(1).tolist() == [0, 0, 1, 1]
     assert labels.max(1).values.tolist() == [1, 1, 1, 1]

@@ -1,11 +1,14 @@
 """Networks as functions of one flat vector."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from tadlib.errors import InputError
-from tadlib.networks import Network, NetworkSpec
+from tadlib.matching import Step, match
+from tadlib.networks import NORMS, Network, NetworkSpec
 
 SMALL = NetworkSpec((2, 8, 8), 3, width=4, depth=2)
 
@@ -30,6 +33,79 @@ def convnet_by_hand(spec: NetworkSpec) -> nn.Sequential:
 )
 def test_convnet_has_the_published_number_of_parameters(shape, n_classes, depth, expected):
     assert Network(NetworkSpec(shape, n_classes, width=128, depth=depth)).n_parameters == expected
+
+
+def parameters_by_hand(name: str) -> int:
+    """Parameters of the DC code base's networks for CIFAR-10, added up from their published layouts."""
+
+    def conv(a, b, k=3, bias=1):
+        return a * b * k * k + bias * b
+
+    norm = {c: 2 * c for c in (64, 128, 256, 512)}
+    if name == "alexnet":
+        return conv(3, 128, 5) + conv(128, 192, 5) + conv(192, 256) + conv(256, 192) + conv(192, 192) + 3072 * 10 + 10
+    if name == "vgg11":
+        plan = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
+        return sum(conv(a, b) + norm[b] for a, b in plan) + 512 * 10 + 10
+    total, c = conv(3, 64, bias=0) + norm[64], 64
+    for width in (64, 128, 256, 512):
+        for _ in range(2):
+            total += conv(c, width, bias=0) + conv(width, width, bias=0) + 2 * norm[width]
+            total += conv(c, width, 1, bias=0) + norm[width] if c != width else 0
+            c = width
+    return total + 512 * 10 + 10
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "alexnet"])
+def test_other_networks_have_the_layout_of_the_dc_code_base(name):
+    assert Network(NetworkSpec((3, 32, 32), 10, name=name)).n_parameters == parameters_by_hand(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "alexnet"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_other_networks_give_logits_from_features_and_gradients(name, side):
+    net = Network(NetworkSpec((3, side, side), 5, name=name))
+    theta_P = net.init(0)
+    x_NCHW = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features_ND = net.features(theta_P, x_NCHW)
+        assert features_ND.ndim == 2
+        torch.testing.assert_close(net.head(theta_P, features_ND), net(theta_P, x_NCHW))
+    g_P = torch.func.grad(lambda theta: net(theta, x_NCHW).square().sum())(theta_P)
+    assert g_P.isfinite().all()
+    assert all(part.abs().max() > 0 for name, part in net.unflatten(g_P).items() if "weight" in name and part.ndim > 1)
+
+
+@pytest.mark.parametrize("name, side", [("resnet18", 15), ("vgg11", 31), ("alexnet", 7)])
+def test_a_network_refuses_images_that_are_too_small(name, side):
+    with pytest.raises(InputError, match=f"{name} needs images of at least {side + 1}x{side + 1} pixels, got"):
+        Network(NetworkSpec((3, side, side), 10, name=name))
+
+
+def test_norms_are_taken_over_what_their_names_say():
+    x_NCHW = 3 + 2 * torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def standardised(x, *sizes):
+        return torch.nn.functional.layer_norm(x.reshape(*sizes, -1), (x.numel() // math.prod(sizes),)).view_as(x)
+
+    expected = {"instance": (2, 8), "group": (2, 4), "layer": (2,)}
+    for norm, sizes in expected.items():
+        module = NORMS[norm]((8, 6, 6)).double()
+        torch.testing.assert_close(module(x_NCHW), standardised(x_NCHW, *sizes), rtol=1e-10, atol=1e-10)
+    assert torch.equal(NORMS["none"]((8, 6, 6))(x_NCHW), x_NCHW)
+    assert set(NORMS) == {*expected, "none"}
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_other_norms_can_be_matched(norm):
+    net = Network(NetworkSpec((1, 8, 8), 3, width=4, depth=2, norm=norm))
+    theta_P, rng = net.init(0), torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 1, 8, 8, generator=rng), torch.eye(3)[[0, 1, 2, 0]]
+    steps = [Step(torch.arange(4))] * 2
+    exact, unrolled = (
+        match(net, theta_P, net.init(1), x, y, torch.tensor(0.1), steps, gradient=g) for g in ("exact", "unrolled")
+    )
+    torch.testing.assert_close(exact.grad_x, unrolled.grad_x, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["instance", "none"])
@@ -85,6 +161,7 @@ def test_init_draws_pytorchs_default_initialisation():
     [
         ({"name": "resnet"}, "unknown network 'resnet'"),
         ({"norm": "batch"}, "unknown norm 'batch'"),
+        ({"norm": "group", "width": 6}, "width must be a multiple of 4 for group norm, .* got 6"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
     ],

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import tadlib
 from tadlib import presets, stages
 from tadlib.artifacts import StageFolder, load_json, load_table
-from tadlib.config import Config, param_types
+from tadlib.config import METHODS, Config, param_types
 from tadlib.errors import InputError
 from tadlib.experts import TrajectoryStore
 
@@ -120,10 +120,16 @@ def contents(out: Path) -> dict[str, dict]:
         ({"dataset": "digit"}, "unknown data set 'digit'; expected one of: digits, "),
         ({"noise": "gaussian"}, "unknown noise 'gaussian'; expected one of: none, "),
         ({"arm": "taf"}, "unknown arm 'taf'; expected one of: vanilla, "),
-        ({"method": "dm"}, "unknown method 'dm'; expected one of: mtt"),
+        ({"method": "dmm"}, "unknown method 'dmm'; expected one of: mtt, tesla, "),
+        ({"method": "dm", "mtt_lr_img": 5.0}, "mtt_lr_img is a setting of method mtt; the method chosen is dm"),
+        ({"method": "dm", "loops": "per-expert"}, "loops 'per-expert' needs experts, which method dm does not have"),
+        ({"evaluate_network": "resnet"}, "unknown network 'resnet'; expected one of: convnet, resnet18"),
+        ({"method": "datm", "datm_max_start_initial": 11}, "0 <= min_start < max_start_initial <= max_start"),
+        ({"method": "ftd", "ftd_ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"method": "dsa", "preset": "paper", "dataset": "cifar10", "ipc": 7}, "published settings of dsa for cifar10"),
         ({"preset": "tiny"}, "unknown preset 'tiny'; expected one of: smoke, lite, paper"),
         ({"loops": "both"}, "unknown loops 'both'"),
-        ({"preset": "paper"}, "preset paper has published settings for cifar10 ipc 1"),
+        ({"preset": "paper"}, "preset paper has published settings of mtt for cifar10 ipc 1"),
         ({"rate": 1.4}, r"rate must be in \[0, 1\), got 1.4"),
         ({"rate": 1}, r"rate must be in \[0, 1\), got 1.0"),
         ({"rate": -0.1}, r"rate must be in \[0, 1\), got -0.1"),
@@ -154,7 +160,8 @@ def test_bad_parameters_are_refused_by_name(params, message):
 def test_the_preset_fills_in_and_what_is_explicit_wins():
     plain, chosen = Config.from_params(), Config.from_params(width=5, mtt_iterations=7, expert_lr=0.5)
     flat = plain.to_params()
-    assert all(flat[name] == value for name, value in presets.SMOKE.items())
+    preset = presets.SMOKE | presets.SMOKE_METHODS["mtt"]
+    assert all(flat[name] == value for name, value in preset.items())
     changed = {name for name, value in chosen.to_params().items() if value != flat[name]}
     assert changed == {"width", "mtt_iterations", "expert_lr"}
     assert (chosen.width, chosen.mtt.iterations, chosen.expert.lr) == (5, 7, 0.5)
@@ -165,11 +172,21 @@ def test_the_preset_fills_in_and_what_is_explicit_wins():
     assert (paper.mtt.max_start, paper.mtt.lr_img, paper.mtt.lr_teacher) == (40, 1000.0, 0.001)
 
 
-@pytest.mark.parametrize("params", [{}, TINY, {"dataset": "cifar10", "preset": "lite", "n_train": None, "rate": 0}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        TINY,
+        {"dataset": "cifar10", "preset": "lite", "n_train": None, "rate": 0},
+        {"method": "datm", "datm_lr_y": 3},
+        {"method": "random"},
+    ],
+)
 def test_params_survive_the_round_trip_through_json(params):
     config = Config.from_params(**params)
     flat = config.to_params()
-    assert flat.keys() == param_types().keys()
+    of_others = {name for name in param_types() if name.partition("_")[0] in set(METHODS) - {config.method}}
+    assert flat.keys() == param_types().keys() - of_others
     assert Config.from_params(**json.loads(json.dumps(flat))) == config
     assert config.with_params(seed=5).seed == 5
     assert config.with_params(seed=5).with_params(seed=config.seed) == config
@@ -273,6 +290,9 @@ def keys(tmp_path, monkeypatch):
         ("tad", {"mtt_lr_img": 3.0}, "distill"),
         ("tad", {"ipc": 2}, "distill"),
         ("tad", {"evaluate_epochs": 6}, "evaluate"),
+        ("tad", {"evaluate_network": "alexnet"}, "evaluate"),
+        ("tad", {"zca": True}, "divert"),
+        ("vanilla", {"zca": True}, "experts"),
         ("clean-then-distill", {"divert_epochs": 5}, "divert"),
         ("clean-then-distill", {"divert_tau_start": 0.9}, None),
         ("vanilla", {"divert_epochs": 5}, None),
@@ -410,6 +430,43 @@ def test_experts_can_carry_loops_of_their_own(finished, tmp_path):
     points = [torch.stack([s.read(i, e) for i in range(3) for e in range(5)]) for s in stores]
     assert points[0].shape == points[1].shape
     assert not torch.equal(*points)
+
+
+# A few iterations of every method
+FEW = {
+    **{m: {"syn_steps": 2, "expert_epochs": 1, "max_start": 2, "iterations": 2} for m in ("mtt", "tesla", "ftd")},
+    "datm": {"syn_steps": 2, "expert_epochs": 1, "max_start": 2, "max_start_initial": 1, "iterations": 2},
+    "dsa": {"iterations": 2, "outer_steps": 2, "inner_epochs": 1, "batch_real": 8},
+    "dm": {"iterations": 2, "batch_real": 8},
+    "random": {},
+}
+
+
+@pytest.fixture(scope="module")
+def all_methods_out(tmp_path_factory) -> Path:
+    """One output folder for all methods, which share the stages before distillation."""
+    return tmp_path_factory.mktemp("methods") / "runs"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_every_arm(all_methods_out, method):
+    base = {name: value for name, value in TINY.items() if not name.startswith("mtt_")}
+    own = {f"{method}_{name}": value for name, value in FEW[method].items()}
+    config = Config.from_params(**base | own | {"method": method, "out": str(all_methods_out), "evaluate_networks": 1})
+    rows = [stages.run(cell) for cell in stages.cells(config, arm=tuple(stages.arms.ARMS))]
+    assert [row["arm"] for row in rows] == list(stages.arms.ARMS)
+    assert all(0 <= row["accuracy_mean"] <= 1 for row in rows)
+    assert all((row["seconds_experts"] is not None) == METHODS[method].needs_experts for row in rows)
+    table = load_table(all_methods_out / "results.parquet")
+    assert (table["method"] == method).sum() == len(rows)
+
+
+def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, finished):
+    row = stages.run(tiny(copy, evaluate_network="alexnet"))
+    assert row["evaluate_network"] == "alexnet"
+    assert row["seconds_distill"] == finished[1]["seconds_distill"]  # the same stage
+    assert row["key"] != finished[1]["key"]
+    assert len(load_table(copy / "results.parquet")) == 2
 
 
 # Interrupted stages

@@ -3,20 +3,22 @@
 Legend: S synthetic images, K classes, C H W image, P flat parameters, N student steps, M expert epochs.
 
 Each iteration draws an expert and a start epoch, lets a student take N steps on the synthetic images from there, and
-moves images and learning rate so that it lands where the expert is M epochs later (:mod:`tadlib.matching`).
+moves images and learning rate so that it lands where the expert is M epochs later (:mod:`tadlib.matching`). TESLA,
+FTD and DATM change one thing each; the iteration they share is :func:`iterate`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tadlib import augment
-from tadlib.distill.synthetic import Synthetic, real_images
+from tadlib.distill.loop import Loop, driver, momentum_step
+from tadlib.distill.synthetic import Real
 from tadlib.errors import known, require
 from tadlib.experts import Trajectories
-from tadlib.matching import GRADIENTS, Step, match
+from tadlib.matching import GRADIENTS, Step, match, soft_cross_entropy
 from tadlib.networks import Network
 from tadlib.rng import generator
 
@@ -49,37 +51,38 @@ class MttConfig:
         require(self.batch_syn >= 0, f"batch_syn must not be negative, got {self.batch_syn}")
         known("gradient", self.gradient, GRADIENTS)
 
-
-@dataclass
-class Loop:
-    """State between two iterations. ``tensors`` and ``rows`` are all of it that changes."""
-
-    net: Network
-    config: MttConfig
-    experts: Trajectories
-    generator: torch.Generator
-    tensors: dict[str, Tensor]
-    rows: list[dict] = field(default_factory=list)
-
     @property
-    def iteration(self) -> int:
-        """Iterations done."""
-        return len(self.rows)
+    def last_epoch(self) -> int:
+        """The last epoch of an expert that is read."""
+        return self.max_start - 1 + self.expert_epochs
 
-    def checkpoint(self) -> tuple[dict[str, Tensor], dict]:
-        """All that changes, as tensors and JSON."""
-        return {**self.tensors, "generator": self.generator.get_state()}, {"rows": self.rows}
 
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        """The inverse of :meth:`checkpoint`; the next iteration gives the same bits as without interruption."""
-        self.generator.set_state(tensors["generator"].cpu())
-        device = self.tensors["x"].device
-        self.tensors = {k: v.to(device) for k, v in tensors.items() if k != "generator"}
-        self.rows = list(meta["rows"])
+def family_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Random numbers of all trajectory methods: under one seed they start alike and see the same segments."""
+    return generator(seed, "mtt", device=device)
 
-    def synthetic(self) -> Synthetic:
-        """The synthetic set as it stands."""
-        return Synthetic(self.tensors["x"], self.tensors["y"], self.tensors["lr"].item())
+
+def require_experts(net: Network, experts: Trajectories | None, config: MttConfig) -> Trajectories:
+    """The experts, when there is one at least and it is long enough and fits the network; else InputError."""
+    require(experts is not None and len(experts) >= 1, "matching needs at least one expert, got 0")
+    assert experts is not None
+    end_P = experts.read(0, config.last_epoch)  # raises where the trajectory is too short
+    require(end_P.shape == (net.n_parameters,), f"experts have {len(end_P)} parameters, the network {net.n_parameters}")
+    return experts
+
+
+def begin(
+    net: Network, experts: Trajectories, config: MttConfig, random: torch.Generator, x_SCHW: Tensor, y_SK: Tensor
+) -> Loop:
+    """A loop at its first iteration, with these images and labels."""
+    tensors = {
+        "x": x_SCHW,
+        "y": y_SK,
+        "lr": torch.tensor(config.lr_teacher, device=x_SCHW.device),
+        "velocity_x": torch.zeros_like(x_SCHW),
+        "velocity_lr": torch.zeros((), device=x_SCHW.device),
+    }
+    return Loop(net, config, random, tensors, experts=experts)
 
 
 def start(
@@ -87,7 +90,7 @@ def start(
     x_NCHW: Tensor,
     y_NK: Tensor,
     w_N: Tensor,
-    experts: Trajectories,
+    experts: Trajectories | None,
     config: MttConfig,
     *,
     ipc: int,
@@ -100,20 +103,9 @@ def start(
     Raises:
         InputError: when a class has fewer than ``ipc`` usable images, or the trajectories are too short.
     """
-    random = generator(seed, "mtt", device=x_NCHW.device)
-    x_SCHW, y_SK = real_images(x_NCHW, y_NK, w_N, ipc, random)
-    last = config.max_start - 1 + config.expert_epochs
-    require(len(experts) >= 1, "matching needs at least one expert, got 0")
-    end_P = experts.read(0, last)  # raises where the trajectory is too short
-    require(end_P.shape == (net.n_parameters,), f"experts have {len(end_P)} parameters, the network {net.n_parameters}")
-    tensors = {
-        "x": x_SCHW,
-        "y": y_SK,
-        "lr": torch.tensor(config.lr_teacher, device=x_SCHW.device),
-        "velocity_x": torch.zeros_like(x_SCHW),
-        "velocity_lr": torch.zeros((), device=x_SCHW.device),
-    }
-    return Loop(net, config, experts, random, tensors)
+    random = family_generator(seed, x_NCHW.device)
+    first = Real.of(x_NCHW, y_NK, w_N).choose(ipc, random)
+    return begin(net, require_experts(net, experts, config), config, random, *first)
 
 
 def steps(config: MttConfig, n_images: int, random: torch.Generator) -> list[Step]:
@@ -126,12 +118,33 @@ def steps(config: MttConfig, n_images: int, random: torch.Generator) -> list[Ste
     return [Step(index, augment.draw(config.augmentation, size, random)) for index in places[: config.syn_steps]]
 
 
-def advance(loop: Loop) -> None:
-    """One iteration. A step whose loss or gradient is not finite changes nothing and is counted."""
-    config, t, random = loop.config, loop.tensors, loop.generator
+@dataclass(frozen=True)
+class LabelSgd:
+    """How labels are learned: SGD with momentum."""
+
+    lr: float
+    momentum: float
+
+
+def iterate(
+    loop: Loop,
+    epochs: range,
+    *,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
+    labels: LabelSgd | None = None,
+    threshold: float | None = None,
+) -> bool:
+    """One iteration with a start epoch out of ``epochs``; tells whether anything moved.
+
+    A step whose loss or gradient is not finite changes nothing and is counted (``finite`` of its row). With
+    ``threshold`` a loss above it changes nothing either (``skipped``). With ``labels`` the labels are learned as
+    well; ``loss_fn`` then takes them as they are learned.
+    """
+    config, t, random, experts = loop.config, loop.tensors, loop.generator, loop.experts
+    assert experts is not None
     pick = torch.randint(2**31, (2,), generator=random, device=random.device).tolist()
-    expert, epoch = pick[0] % len(loop.experts), pick[1] % config.max_start
-    start_P, target_P = (loop.experts.read(expert, e).to(t["x"].device) for e in (epoch, epoch + config.expert_epochs))
+    expert, epoch = pick[0] % len(experts), epochs[pick[1] % len(epochs)]
+    start_P, target_P = (experts.read(expert, e).to(t["x"].device) for e in (epoch, epoch + config.expert_epochs))
     m = match(
         loop.net,
         start_P,
@@ -141,16 +154,20 @@ def advance(loop: Loop) -> None:
         t["lr"],
         steps(config, len(t["x"]), random),
         gradient=config.gradient,
+        loss_fn=loss_fn,
     )
-    velocity_x = config.momentum * t["velocity_x"] + m.grad_x
-    velocity_lr = config.momentum * t["velocity_lr"] + m.grad_lr
-    x = t["x"] - config.lr_img * velocity_x
+    new = {}
+    new["x"], new["velocity_x"] = momentum_step(t["x"], t["velocity_x"], m.grad_x, config.lr_img, config.momentum)
+    if labels is not None:
+        new["y"], new["velocity_y"] = momentum_step(t["y"], t["velocity_y"], m.grad_y, labels.lr, labels.momentum)
+    new["velocity_lr"] = config.momentum * t["velocity_lr"] + m.grad_lr
     # the step lr_lr·v taken in log lr: equal to first order, and the rate stays positive
-    log_step = (config.lr_lr * velocity_lr / t["lr"]).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
-    lr = t["lr"] * (-log_step).exp()
-    finite = bool(m.loss.isfinite() & x.isfinite().all() & velocity_x.isfinite().all() & velocity_lr.isfinite())
-    if finite:
-        t |= {"x": x, "lr": lr, "velocity_x": velocity_x, "velocity_lr": velocity_lr}
+    log_step = (config.lr_lr * new["velocity_lr"] / t["lr"]).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+    new["lr"] = t["lr"] * (-log_step).exp()
+    finite = bool(torch.stack([m.loss.isfinite(), *(value.isfinite().all() for value in new.values())]).all())
+    skipped = threshold is not None and finite and m.loss.item() > threshold
+    if finite and not skipped:
+        t |= new
     row = {
         "expert": expert,
         "start_epoch": epoch,
@@ -159,30 +176,13 @@ def advance(loop: Loop) -> None:
         "grad_norm": m.grad_x.norm().item() if finite else None,
         "lr": t["lr"].item(),
     }
-    loop.rows.append(row)
+    loop.rows.append(row if threshold is None else row | {"skipped": skipped})
+    return finite and not skipped
 
 
-def distill(
-    net: Network,
-    x_NCHW: Tensor,
-    y_NK: Tensor,
-    w_N: Tensor,
-    experts: Trajectories,
-    config: MttConfig,
-    *,
-    ipc: int,
-    seed: int,
-    resume: tuple[dict[str, Tensor], dict] | None = None,
-    on_iteration: Callable[[Loop], None] = lambda loop: None,
-) -> tuple[Synthetic, list[dict]]:
-    """Distil a refined set (images, label distributions, weights) into ``ipc`` images per class.
+def advance(loop: Loop) -> None:
+    """One iteration of MTT."""
+    iterate(loop, range(loop.config.max_start))
 
-    Returns the synthetic set and one row an iteration: expert, start epoch, loss, gradient norm, learning rate.
-    """
-    loop = start(net, x_NCHW, y_NK, w_N, experts, config, ipc=ipc, seed=seed)
-    if resume is not None:
-        loop.restore(*resume)
-    while loop.iteration < config.iterations:
-        advance(loop)
-        on_iteration(loop)
-    return loop.synthetic(), loop.rows
+
+distill = driver(start, advance)

@@ -1,6 +1,6 @@
 """The synthetic set: how it starts, and what it is when it is done.
 
-Legend: N samples, S synthetic images, K classes, C H W image.
+Legend: N samples, S synthetic images, K classes, C H W image, B batch.
 """
 
 from dataclasses import dataclass
@@ -24,24 +24,41 @@ class Synthetic:
         return Synthetic(self.x.to(device), self.y.to(device), self.lr)
 
 
-def real_images(
-    x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, ipc: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """``ipc`` real images of every class, by their label in use, drawn in proportion to weight without replacement.
+@dataclass(frozen=True)
+class Real:
+    """The refined set as methods draw from it: a class is its label in use, a sample's chance its weight.
 
-    Returns images (S, C, H, W) ordered by class, and one-hot labels (S, K).
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` images of positive weight.
+    ``x`` (N, C, H, W), ``label`` (N,), ``weight`` (N,).
     """
-    label_N, n_classes = y_NK.argmax(1), y_NK.shape[1]
-    require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
-    chosen = []
-    for k in range(n_classes):
-        weight_N = torch.where(label_N == k, w_N, 0.0)
+
+    x: Tensor
+    label: Tensor
+    weight: Tensor
+    n_classes: int
+
+    @staticmethod
+    def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor) -> "Real":
+        """From images, label distributions and weights; the label in use is the most likely one."""
+        return Real(x_NCHW, y_NK.argmax(1), w_N, y_NK.shape[1])
+
+    def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
+        """Places (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
+        weight_N = torch.where(self.label == k, self.weight, 0.0)
         available = int((weight_N > 0).sum())
-        require(available >= ipc, f"ipc must not exceed the images of a class: class {k} has {available}, got {ipc}")
-        chosen.append(torch.multinomial(weight_N, ipc, generator=generator))
-    index_S = torch.cat(chosen)
-    y_SK = torch.eye(n_classes, dtype=y_NK.dtype, device=y_NK.device).repeat_interleave(ipc, 0)
-    return x_NCHW[index_S].clone(), y_SK
+        return torch.multinomial(weight_N, min(n, available), generator=generator)
+
+    def choose(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
+
+        Raises:
+            InputError: when a class has fewer than ``ipc`` images of positive weight.
+        """
+        require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
+        counts = torch.bincount(self.label[self.weight > 0], minlength=self.n_classes).tolist()
+        for k, available in enumerate(counts):
+            require(
+                available >= ipc, f"ipc must not exceed the images of a class: class {k} has {available}, got {ipc}"
+            )
+        index_S = torch.cat([self.draw(k, ipc, generator) for k in range(self.n_classes)])
+        y_SK = torch.eye(self.n_classes, dtype=self.x.dtype, device=self.x.device).repeat_interleave(ipc, 0)
+        return self.x[index_S].clone(), y_SK

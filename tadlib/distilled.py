@@ -1,0 +1,88 @@
+"""The distilled set as a file that stands on its own: images, labels, learning rate, and the recipe to train on them.
+
+Legend: S synthetic images, K classes, C H W image.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tadlib import cell
+from tadlib.artifacts import load_metadata, load_tensors, save_tensors
+from tadlib.config import Config
+from tadlib.data import Dataset
+from tadlib.distill.synthetic import Synthetic
+from tadlib.errors import require
+from tadlib.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distilled set with what is needed to use it.
+
+    ``synthetic`` holds the images as networks take them: normalised by ``mean`` and ``std``, or ZCA-whitened where
+    ``params["zca"]`` is true. ``pixels`` (S, C, H, W) are the same images as pixels, not clamped to [0, 1].
+    ``params`` are the flat settings of the run, without those of the machine; ``provenance`` says what made the file.
+    """
+
+    synthetic: Synthetic
+    pixels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    params: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
+        """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
+        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
+        torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)
+        data = cell.dataset(config)
+        synthetic = self.synthetic.to(config.torch_device)
+        net = cell.evaluated_network(config)
+        return evaluate(net, synthetic, data.x_test, data.y_test, config.evaluate, seed=config.seed)
+
+
+def save_distilled(
+    path: Path, synthetic: Synthetic, data: Dataset, config: Config, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write a distilled set as one safetensors file."""
+    about = {
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": data.class_names,
+        "params": cell.portable(config),
+        "lr": synthetic.lr,
+        "provenance": provenance or {},
+    }
+    tensors = {"x": synthetic.x, "pixels": data.pixels(synthetic.x, clamp=False), "y": synthetic.y}
+    save_tensors(path, tensors, {"distilled": json.dumps(about)})
+
+
+def load_distilled(path: Path | str) -> Distilled:
+    """Read a distilled set from its file, or from the folder of a finished stage ``distill``.
+
+    Raises:
+        InputError: when the file is missing, damaged or holds something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "distilled.safetensors"
+    tensors, metadata = load_tensors(path), load_metadata(path)
+    holds = "distilled" in metadata and {"x", "pixels", "y"} <= tensors.keys()
+    require(holds, f"{path} does not hold a distilled set")
+    about = json.loads(metadata["distilled"])
+    return Distilled(
+        Synthetic(tensors["x"], tensors["y"], about["lr"]),
+        tensors["pixels"],
+        tuple(about["mean"]),
+        tuple(about["std"]),
+        tuple(about["class_names"]),
+        about["params"],
+        about["provenance"],
+    )

@@ -1,0 +1,196 @@
+"""Distilled sets in other people's formats: pictures, DD-Ranking's three tensors, a Hugging Face ``datasets`` folder.
+
+Legend: S synthetic images, K classes, C H W image.
+
+Every format is one function that writes into a folder; ``FORMATS`` lists them by name.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torchvision.io import encode_png
+
+from tadlib.artifacts import replacing, save_json, save_tensors, write_atomic
+from tadlib.distilled import Distilled
+
+# Mean and standard deviation that DD-Ranking normalises a data set by (ddranking/utils/data.py), whose figures for
+# the two CIFAR sets are the same
+DD_RANKING = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+LEAST = 1e-12  # stands for a probability of zero, whose logarithm a loss with temperature could not take
+
+
+def bytes_of(distilled: Distilled) -> Tensor:
+    """Images (S, C, H, W) as uint8: pixels outside [0, 1] cut off, the rest rounded."""
+    return (distilled.pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def clamped(distilled: Distilled) -> float:
+    """The fraction of pixels that 8 bits cut off, more than rounding would."""
+    level = (distilled.pixels * 255).round()
+    return ((level < 0) | (level > 255)).double().mean().item()
+
+
+def recipe(distilled: Distilled) -> dict[str, Any]:
+    """All that training on the set needs beside the tensors."""
+    return {
+        "learning_rate": distilled.synthetic.lr,
+        "mean": distilled.mean,
+        "std": distilled.std,
+        "zca": distilled.params["zca"],
+        "class_names": distilled.class_names,
+        "params": distilled.params,
+        "provenance": distilled.provenance,
+        "shape": list(distilled.synthetic.x.shape),
+        "clamped": clamped(distilled),
+        "notes": "images.safetensors holds x (as networks take it: normalised by mean and std, or ZCA-whitened where "
+        "zca is true), the same images as pixels, and label distributions y: train on x and y, with learning_rate "
+        "and the settings evaluate_* of params. Pictures in 8 bits are for looking: pixels outside [0, 1] (the "
+        "fraction clamped) are cut off, the rest rounded.",
+    }
+
+
+def tensors(distilled: Distilled, out: Path) -> None:
+    """``images.safetensors`` and ``recipe.json``: the set without loss, for any program."""
+    synthetic = distilled.synthetic
+    save_tensors(out / "images.safetensors", {"x": synthetic.x, "pixels": distilled.pixels, "y": synthetic.y})
+    save_json(out / "recipe.json", recipe(distilled))
+
+
+def png(distilled: Distilled, out: Path) -> None:
+    """``png/<class>/<number>.png``, one picture an image."""
+    bytes_SCHW, label_S = bytes_of(distilled), distilled.synthetic.y.argmax(1).tolist()
+    for k, name in enumerate(distilled.class_names):
+        safe = "".join(c if c.isalnum() else "_" for c in name)
+        for i, s in enumerate(s for s, label in enumerate(label_S) if label == k):
+            content = encode_png(bytes_SCHW[s]).numpy().tobytes()
+            write_atomic(out / "png" / f"{k:03d}_{safe}" / f"{i:03d}.png", content)
+
+
+def ddranking(distilled: Distilled, out: Path) -> None:
+    """``ddranking/images.pt``, ``labels.pt``, ``lr.pt``: plain tensors that ``torch.load(…, weights_only=True)`` reads.
+
+    DD-Ranking takes images as its own loader prepares real ones: whitened (``use_zca=True``), or normalised by its own
+    mean and standard deviation. Its soft-label losses take a softmax of the labels, so these are log-probabilities.
+    """
+    x_SCHW = distilled.synthetic.x
+    dataset = distilled.params["dataset"]
+    if not distilled.params["zca"] and dataset in DD_RANKING:
+        mean, std = (distilled.pixels.new_tensor(values)[:, None, None] for values in DD_RANKING[dataset])
+        x_SCHW = (distilled.pixels - mean) / std
+    parts = {
+        "images": x_SCHW.contiguous(),
+        "labels": distilled.synthetic.y.clamp_min(LEAST).log(),
+        "lr": torch.tensor(distilled.synthetic.lr),
+    }
+    for name, tensor in parts.items():
+        content = io.BytesIO()
+        torch.save(tensor.cpu(), content)
+        write_atomic(out / "ddranking" / f"{name}.pt", content.getvalue())
+
+
+def huggingface(distilled: Distilled, out: Path) -> None:
+    """``huggingface/``: a folder that ``datasets.load_dataset(path)`` reads, with a card.
+
+    Columns: ``image`` (PNG, 8 bits), ``label`` (the likeliest class), ``soft_label`` (K), and ``x``, the image as
+    networks take it (float32, flat, its shape in the card), so that nothing is lost to 8 bits.
+    """
+    synthetic, folder = distilled.synthetic, out / "huggingface"
+    pictures = [encode_png(image).numpy().tobytes() for image in bytes_of(distilled)]
+    rows = {
+        "image": pa.array(
+            [{"bytes": content, "path": f"{s:05d}.png"} for s, content in enumerate(pictures)],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        ),
+        "label": pa.array(synthetic.y.argmax(1).tolist(), pa.int64()),
+        "soft_label": pa.array(synthetic.y.tolist(), pa.list_(pa.float32())),
+        "x": pa.array(list(synthetic.x.flatten(1).numpy()), pa.list_(pa.float32())),
+    }
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
+        "soft_label": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+        "x": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    data = folder / "data" / "train-00000-of-00001.parquet"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(data) as path:
+        pq.write_table(pa.table(rows).replace_schema_metadata(metadata), path)
+    write_atomic(folder / "README.md", _card(distilled).encode())
+    save_json(folder / "recipe.json", recipe(distilled))
+
+
+def _card(distilled: Distilled) -> str:
+    """A data set card: YAML front matter, then what the set is and how to train on it."""
+    p, (n_images, *shape) = distilled.params, distilled.synthetic.x.shape
+    names = "\n".join(f"          '{k}': {json.dumps(name)}" for k, name in enumerate(distilled.class_names))
+    prepared = "ZCA-whitened" if p["zca"] else f"normalised by mean {list(distilled.mean)}, std {list(distilled.std)}"
+    return f"""---
+pretty_name: {json.dumps(f"{p['dataset']} distilled by {p['method']}, {p['ipc']} images a class")}
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+- tadlib
+size_categories:
+- {"n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+{names}
+  - name: soft_label
+    sequence: float32
+  - name: x
+    sequence: float32
+  splits:
+  - name: train
+    num_examples: {n_images}
+---
+
+# {p["dataset"]}, distilled to {p["ipc"]} images a class
+
+{n_images} synthetic images that stand for the training set of {p["dataset"]} (label noise {p["noise"]}, rate
+{p["rate"]}; arm {p["arm"]}), made by the method {p["method"]} of tadlib with seed {p["seed"]}.
+
+| column | holds |
+|---|---|
+| `image` | the picture, 8 bits; {100 * clamped(distilled):.1f} % of its pixels were outside [0, 1] and are cut off |
+| `label` | the likeliest class |
+| `soft_label` | the label to train with, a distribution over the classes |
+| `x` | the image to train with, float32 of shape {shape}, {prepared} |
+
+Train on `x` and `soft_label` with SGD, learning rate {distilled.synthetic.lr:.6g} (the rest of the recipe is in
+`recipe.json`):
+
+```python
+import torch
+from datasets import load_dataset
+
+rows = load_dataset("PATH", split="train").with_format("torch")
+x, y = rows["x"][:].view(-1, {", ".join(map(str, shape))}), rows["soft_label"][:]
+```
+"""
+
+
+FORMATS: dict[str, Callable[[Distilled, Path], None]] = {"png": png, "ddranking": ddranking, "huggingface": huggingface}

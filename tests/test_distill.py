@@ -1,0 +1,420 @@
+"""What holds for every distillation method: a golden run, resume, rollback, the same bits for the same seed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tadlib.artifacts import StageFolder
+from tadlib.distill import METHODS, datm, dm, dsa, mtt
+from tadlib.distill.datm import DatmConfig
+from tadlib.distill.dm import DmConfig
+from tadlib.distill.dsa import DsaConfig
+from tadlib.distill.ftd import FtdConfig
+from tadlib.distill.mtt import MttConfig
+from tadlib.distill.random import RandomConfig
+from tadlib.distill.tesla import TeslaConfig
+from tadlib.errors import InputError
+from tadlib.experts import ExpertConfig, InMemory, train_experts
+from tadlib.networks import Network, NetworkSpec
+
+K, N, IPC = 3, 30, 2
+NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
+SEGMENTS = {
+    "iterations": 4,
+    "syn_steps": 3,
+    "expert_epochs": 1,
+    "max_start": 3,
+    "lr_img": 1.0,
+    "lr_lr": 1e-6,
+    "lr_teacher": 0.05,
+    "batch_syn": 4,
+}
+CONFIGS = {
+    "mtt": MttConfig(**SEGMENTS),
+    "tesla": TeslaConfig(**SEGMENTS),
+    "ftd": FtdConfig(**SEGMENTS, ema=0.5),
+    "datm": DatmConfig(**SEGMENTS, max_start_initial=1, expansion_end=3, lr_y=5.0, threshold=2.0),
+    "dsa": DsaConfig(iterations=4, outer_steps=2, inner_epochs=1, batch_real=5, batch_train=4, lr_net=0.05),
+    "dm": DmConfig(iterations=4, batch_real=5),
+    "random": RandomConfig(),
+}
+LEARNING = [name for name in METHODS if name != "random"]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Images, label distributions, weights and experts."""
+    rng = torch.Generator().manual_seed(0)
+    label = torch.arange(N) % K
+    x = torch.randn(N, 1, 8, 8, generator=rng) + torch.randn(K, 1, 8, 8, generator=rng)[label]
+    y, w = torch.nn.functional.one_hot(label, K).float(), torch.linspace(0.1, 1, N)
+    experts = train_experts(NET, x, y, w, ExpertConfig(count=2, epochs=3, lr=0.05, batch=10), seed=0)
+    return x, y, w, experts
+
+
+def run(problem, method: str, config=None, **more):
+    x, y, w, experts = problem
+    experts = experts if METHODS[method].needs_experts else None
+    return METHODS[method].distill(NET, x, y, w, experts, config or CONFIGS[method], **{"ipc": IPC, "seed": 0} | more)
+
+
+@pytest.fixture(scope="module")
+def finished(problem):
+    """Synthetic set and rows of every method."""
+    return {method: run(problem, method) for method in METHODS}
+
+
+def test_every_method_has_a_configuration_of_its_class():
+    assert {name: type(config) for name, config in CONFIGS.items()} == {n: m.config for n, m in METHODS.items()}
+
+
+# method -> norm of images, a pixel, sum of squared labels, learning rate, last loss
+GOLDEN: dict[str, tuple] = {
+    "mtt": (27.2806, 1.14171, 6, 0.0497103, 1.58522),
+    "tesla": (27.2838, 1.13511, 6, 0.0496907, 1.58489),
+    "ftd": (27.2709, 1.15128, 6, 0.0497103, 1.58522),
+    "datm": (26.8934, 1.16798, 4.07174, 0.0499218, 1.62422),
+    "dsa": (25.7734, -0.261861, 6, 0.05, 9.80388),
+    "dm": (27.0766, -0.00645028, 6, 0.01, 1.46652),
+    "random": (27.6859, 1.31917, 6, 0.01, 0),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_golden_run(finished, method):
+    synthetic, rows = finished[method]
+    loss = rows[-1]["loss"] if rows else 0
+    got = (
+        synthetic.x.norm().item(),
+        synthetic.x[3, 0, 4, 4].item(),
+        synthetic.y.square().sum().item(),
+        synthetic.lr,
+        loss,
+    )
+    assert got == pytest.approx(GOLDEN[method], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_set_is_in_the_order_of_classes_and_its_labels_are_distributions(finished, method):
+    synthetic, rows = finished[method]
+    assert synthetic.x.shape == (K * IPC, 1, 8, 8)
+    if method != "datm":  # whose labels are learned
+        assert synthetic.y.tolist() == torch.eye(K).repeat_interleave(IPC, 0).tolist()
+    torch.testing.assert_close(synthetic.y.sum(1), torch.ones(K * IPC))
+    assert synthetic.lr > 0
+    assert not synthetic.x.requires_grad
+    assert len(rows) == CONFIGS[method].iterations
+    assert all({"finite", "loss", "grad_norm", "lr"} <= row.keys() for row in rows)
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_images_go_on_being_learned(problem, finished, method):
+    first, _ = run(problem, method, replace(CONFIGS[method], iterations=1))
+    assert not torch.equal(first.x, finished[method][0].x)
+
+
+def test_random_images_are_real_ones(problem, finished):
+    assert all(any(torch.equal(image, x) for x in problem[0]) for image in finished["random"][0].x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_bits_and_the_global_generator_untouched(problem, finished, method):
+    before = torch.get_rng_state()
+    (a, rows), (b, again), (c, _) = finished[method], run(problem, method), run(problem, method, seed=1)
+    assert torch.equal(a.x, b.x)
+    assert torch.equal(a.y, b.y)
+    assert rows == again
+    assert not torch.equal(a.x, c.x)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_resumed_run_ends_with_the_same_bits(problem, finished, method, tmp_path):
+    folder = StageFolder(tmp_path / "stage")
+    (tmp_path / "stage").mkdir()
+
+    class Killed(Exception):
+        pass
+
+    def save_then_die(loop):
+        if loop.iteration == 2:
+            folder.save_checkpoint(*loop.checkpoint())
+        if loop.iteration == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(problem, method, on_iteration=save_then_die)
+    resumed, rows = run(problem, method, resume=folder.load_checkpoint())
+    whole, whole_rows = finished[method]
+    assert torch.equal(resumed.x, whole.x)
+    assert torch.equal(resumed.y, whole.y)
+    assert resumed.lr == whole.lr
+    assert rows == whole_rows
+
+
+@pytest.mark.parametrize("method, module", [("dm", dm), ("dsa", dsa)])
+def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted(problem, monkeypatch, method, module):
+    calls, points, sound = [], [], module.class_gradient
+
+    def sometimes_broken(*args):
+        grad_x, value = sound(*args)
+        calls.append(1)
+        broken = len(calls) == K * getattr(CONFIGS[method], "outer_steps", 1) + 1  # the first of the second iteration
+        return (grad_x * torch.nan, value) if broken else (grad_x, value)
+
+    monkeypatch.setattr(module, "class_gradient", sometimes_broken)
+    run(problem, method, on_iteration=lambda loop: points.append({k: v.clone() for k, v in loop.tensors.items()}))
+    assert len(points) == 4
+    assert all(torch.equal(points[0][k], points[1][k]) for k in points[0])
+    assert not torch.equal(points[1]["x"], points[2]["x"])
+    assert all(p["x"].isfinite().all() for p in points)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_of_weight_zero_are_never_used(problem, method):
+    x, y, w, experts = problem
+    w = w.clone()
+    w[::2] = 0
+    spoilt = x.clone()
+    spoilt[::2] = torch.nan
+    if method == "datm":  # its experts look at all images, but choose among usable ones
+        spoilt[::2] = 1e3
+    synthetic, rows = run((spoilt, y, w, experts), method)
+    assert synthetic.x.isfinite().all()
+    assert synthetic.x.abs().max() < 100
+    assert all(row["finite"] for row in rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ipc_larger_than_a_class_is_refused(problem, method):
+    x, y, w, experts = problem
+    w = w.clone()
+    w[y.argmax(1) == 1] = 0
+    w[1] = 0.5
+    with pytest.raises(InputError, match="class 1 has 1, got 2"):
+        run((x, y, w, experts), method)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].needs_experts])
+def test_trajectory_methods_ask_for_experts(problem, method):
+    with pytest.raises(InputError, match="at least one expert, got 0"):
+        run((*problem[:3], InMemory(())), method)
+    with pytest.raises(InputError, match="at least one expert, got 0"):
+        METHODS[method].distill(NET, *problem[:3], None, CONFIGS[method], ipc=IPC, seed=0)
+
+
+@pytest.mark.parametrize(
+    "method, change, message",
+    [
+        ("ftd", {"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ("datm", {"init": "noise"}, "unknown init 'noise'; expected one of: correct, real"),
+        ("datm", {"lr_y": 0.0}, "lr_y must be positive, got 0.0"),
+        ("datm", {"momentum_y": 1.0}, "momentum_y must be in"),
+        ("datm", {"min_start": 1}, "min_start < max_start_initial"),
+        ("datm", {"expansion_end": -1}, "expansion_end must not be negative, got -1"),
+        ("dm", {"batch_real": 0}, "batch_real must be at least 1, got 0"),
+        ("dm", {"lr_img": 0.0}, "lr_img must be positive, got 0.0"),
+        ("dsa", {"outer_steps": 0}, "outer_steps must be at least 1, got 0"),
+        ("dsa", {"inner_epochs": -1}, "inner_epochs must not be negative, got -1"),
+        ("random", {"lr_net": -1.0}, "lr_net must be positive, got -1.0"),
+    ],
+)
+def test_bad_settings_are_named(method, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(CONFIGS[method], **change)
+
+
+# TESLA and FTD
+
+
+def test_tesla_is_mtt_with_another_gradient(problem):
+    exact, _ = run(problem, "tesla", replace(CONFIGS["tesla"], gradient="exact"))
+    theirs, _ = run(problem, "mtt")
+    assert torch.equal(exact.x, theirs.x)
+    assert not torch.equal(run(problem, "tesla")[0].x, theirs.x)
+
+
+def test_ftd_returns_the_moving_average_of_mtts_images(problem):
+    points = []
+    synthetic, _ = run(problem, "ftd", on_iteration=lambda loop: points.append(loop.tensors["x"].clone()))
+    average = mtt.start(NET, *problem, CONFIGS["mtt"], ipc=IPC, seed=0).tensors["x"]
+    for x in points:
+        average = 0.5 * average + 0.5 * x
+    torch.testing.assert_close(synthetic.x, average)
+    assert torch.equal(points[-1], run(problem, "mtt")[0].x)
+
+
+# DATM
+
+
+def test_datms_window_grows_from_its_first_to_its_last_end():
+    config = DatmConfig(min_start=2, max_start_initial=10, max_start=20, expansion_end=100)
+    ends = [datm.window(config, i) for i in (0, 9, 10, 50, 99, 100, 5000)]
+    assert [w.start for w in ends] == [2] * 7
+    assert [w.stop for w in ends] == [10, 10, 11, 15, 19, 20, 20]
+    assert datm.window(replace(config, expansion_end=0), 0).stop == 20
+
+
+def test_datms_start_epochs_stay_in_the_window(problem):
+    config = replace(CONFIGS["datm"], iterations=15, max_start_initial=1, expansion_end=6, lr_img=1e-6, lr_y=1e-6)
+    _, rows = run(problem, "datm", config)
+    assert all(row["start_epoch"] in datm.window(config, i) for i, row in enumerate(rows))
+    assert max(row["start_epoch"] for row in rows) == 2
+
+
+def test_datm_learns_labels_by_sgd_with_momentum(problem):
+    config = replace(CONFIGS["datm"], iterations=2, threshold=1e9)
+    points = []
+
+    def keep(loop):
+        points.append({k: v.clone() for k, v in loop.tensors.items()})
+
+    synthetic, _ = run(problem, "datm", config, on_iteration=keep)
+    loop = datm.start(NET, *problem, config, ipc=IPC, seed=0)
+    z, velocity = loop.tensors["y"], torch.zeros(K * IPC, K)
+    pick = torch.randint(2**31, (2,), generator=loop.generator).tolist()
+    expert, epoch = pick[0] % 2, 0  # the window is [0, 1)
+    steps = mtt.steps(config, K * IPC, loop.generator)
+    start_P, target_P = (problem[3].trajectories[expert][e] for e in (epoch, epoch + 1))
+    t = loop.tensors
+
+    def soft(logits, z):
+        return -(z.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+
+    m = mtt.match(NET, start_P, target_P, t["x"], z, t["lr"], steps, gradient="unrolled", loss_fn=soft)
+    velocity = 0.9 * velocity + m.grad_y
+    torch.testing.assert_close(points[0]["y"], z - 5.0 * velocity)
+    assert m.grad_y.abs().max() > 0
+    torch.testing.assert_close(synthetic.y, points[-1]["y"].softmax(1))
+
+
+def test_datm_skips_steps_above_the_threshold(problem):
+    config = replace(CONFIGS["datm"], threshold=1e-6)
+    start = datm.start(NET, *problem, config, ipc=IPC, seed=0).tensors
+    loops = []
+    _, rows = run(problem, "datm", config, on_iteration=loops.append)
+    assert all(row["skipped"] and row["finite"] for row in rows)
+    assert all(torch.equal(loops[-1].tensors[k], start[k]) for k in start)
+    assert not any(row["skipped"] for row in run(problem, "datm", replace(config, threshold=1e6))[1])
+
+
+def test_datm_starts_from_images_and_logits_that_experts_get_right(problem):
+    x, y, w, experts = problem
+    loop = datm.start(NET, *problem, CONFIGS["datm"], ipc=IPC, seed=0)
+    logits = torch.stack([NET(experts.read(e, 3), loop.tensors["x"]) for e in range(2)])
+    for s, k in enumerate([0, 0, 1, 1, 2, 2]):
+        right = [logits[e, s] for e in range(2) if logits[e, s].argmax() == k]
+        assert right
+        torch.testing.assert_close(loop.tensors["y"][s], torch.stack(right).mean(0))
+
+
+def test_datm_works_where_no_expert_is_right(problem):
+    x, y, w, experts = problem
+    wrong = InMemory(tuple(torch.zeros(4, NET.n_parameters) + torch.arange(4)[:, None] for _ in range(2)))
+    shift = NET.unflatten(wrong.trajectories[0][3], "head.")["bias"]
+    shift += torch.tensor([5.0, 0.0, 0.0])  # always class 0
+    wrong.trajectories[1][3] = wrong.trajectories[0][3]
+    loop = datm.start(NET, x, y, w, wrong, CONFIGS["datm"], ipc=IPC, seed=0)
+    z = loop.tensors["y"]
+    assert (z[[2, 3], 1] == z[[2, 3]].max(1).values).all()
+    assert (z[[4, 5], 2] == z[[4, 5]].max(1).values).all()
+
+
+# DM and DSA against obvious versions in float64
+
+
+def float64_problem():
+    rng = torch.Generator().manual_seed(1)
+    theta = Network(NET.spec).init(5).double()
+    return (
+        theta,
+        torch.randn(7, 1, 8, 8, dtype=torch.float64, generator=rng),
+        torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=rng),
+    )
+
+
+def test_dms_gradient_is_that_of_the_distance_of_mean_features():
+    theta, real, x = float64_problem()
+    grad_x, value = dm.class_gradient(NET, theta, (), real, x)
+    x = x.clone().requires_grad_()
+
+    def mean_feature(images):
+        return sum(NET.features(theta, image[None])[0] for image in images) / len(images)
+
+    expected = sum((a - b) ** 2 for a, b in zip(mean_feature(real), mean_feature(x)))
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-12)
+    expected.backward()
+    torch.testing.assert_close(grad_x, x.grad, rtol=1e-10, atol=1e-12)
+    assert grad_x.abs().max() > 0
+
+
+def gradient_distance_by_hand(real: dict, synthetic: dict) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for name, g in real.items():
+        if g.ndim == 1:
+            continue
+        for a, b in zip(g, synthetic[name]):
+            dot = sum(p * q for p, q in zip(a.flatten(), b.flatten()))
+            size = sum(p * p for p in a.flatten()).sqrt() * sum(q * q for q in b.flatten()).sqrt()
+            total = total + 1 - dot / (size + 1e-6)
+    return total
+
+
+def test_dsas_distance_is_one_minus_cosine_over_rows():
+    net = Network(NetworkSpec((1, 4, 4), 2, width=2, depth=1))
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(net.n_parameters, dtype=torch.float64, generator=rng) for _ in range(2))
+    expected = gradient_distance_by_hand(net.unflatten(a), net.unflatten(b))
+    torch.testing.assert_close(dsa.distance(net, a, b), expected, rtol=1e-12, atol=1e-12)
+    assert dsa.distance(net, a, 3 * a) < 1e-4
+    assert dsa.distance(net, a, torch.zeros_like(a)).isfinite()
+
+
+def test_dsas_gradient_is_that_of_the_matched_gradients():
+    theta, real, x = float64_problem()
+    y_K = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    grad_x, value = dsa.class_gradient(NET, theta, (), real, x, y_K)
+    x, theta = x.clone().requires_grad_(), theta.clone().requires_grad_()
+
+    def parameter_gradient(images):
+        loss = torch.nn.functional.cross_entropy(NET(theta, images), torch.ones(len(images), dtype=torch.long))
+        return torch.autograd.grad(loss, theta, create_graph=True)[0]
+
+    expected = gradient_distance_by_hand(
+        NET.unflatten(parameter_gradient(real).detach()), NET.unflatten(parameter_gradient(x))
+    )
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=1e-12)
+    expected.backward()
+    torch.testing.assert_close(grad_x, x.grad, rtol=1e-8, atol=1e-12)
+    assert grad_x.abs().max() > 0
+
+
+@pytest.mark.parametrize("module", [dm, dsa])
+def test_real_and_synthetic_images_share_one_augmentation(problem, monkeypatch, module):
+    seen = []
+    sound = module.class_gradient
+
+    def recording(net, theta, draws, real, x, *rest):
+        seen.append((draws, len(real), len(x)))
+        return sound(net, theta, draws, real, x, *rest)
+
+    monkeypatch.setattr(module, "class_gradient", recording)
+    run(problem, module.__name__.split(".")[-1])
+    assert all(d.params.shape[0] == 1 for draws, _, _ in seen for d in draws)
+    assert {(n, m) for _, n, m in seen} == {(5, IPC)}
+    assert len({d.op for draws, _, _ in seen for d in draws}) > 1
+
+
+def test_distribution_matching_brings_mean_features_closer(problem):
+    config = replace(CONFIGS["dm"], iterations=40, batch_real=10, augmentation="none", lr_img=2.0)
+    _, rows = run(problem, "dm", config)
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_gradient_matching_brings_gradients_closer(problem):
+    config = replace(CONFIGS["dsa"], iterations=25, outer_steps=1, batch_real=10, augmentation="none", lr_img=1.0)
+    _, rows = run(problem, "dsa", config)
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

@@ -1,0 +1,68 @@
+"""Presets: published settings are those of the tables, and every preset makes a valid configuration."""
+
+import pytest
+
+from tadlib import presets
+from tadlib.config import METHODS, Config
+
+CELLS = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 10, 50)]
+
+
+@pytest.mark.parametrize("preset", ["smoke", "lite"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", ["digits", "fashion-mnist", "cifar10"])
+def test_small_presets_make_a_configuration(preset, method, dataset):
+    config = Config.from_params(preset=preset, method=method, dataset=dataset)
+    assert not config.zca
+    if dataset != "cifar10" and method != "random":
+        assert "color" not in config.method_config.augmentation
+        assert "flip" not in config.method_config.augmentation
+
+
+# method, data set, images a class -> settings as published
+PUBLISHED = [
+    ("mtt", "cifar10", 1, {"syn_steps": 50, "max_start": 2, "lr_img": 100, "lr_lr": 1e-7, "zca": True}),
+    ("mtt", "cifar10", 50, {"lr_teacher": 0.001, "lr_img": 1000, "max_start": 40, "zca": False}),
+    ("mtt", "cifar100", 50, {"syn_steps": 80, "batch_syn": 125, "zca": True, "iterations": 5000}),
+    ("mtt", "tiny-imagenet", 10, {"batch_syn": 200, "lr_img": 1e4, "lr_lr": 1e-4, "depth": 4, "zca": False}),
+    ("tesla", "cifar10", 10, {"iterations": 10000, "gradient": "tesla", "syn_steps": 30, "evaluate_networks": 3}),
+    ("tesla", "cifar10", 1, {"max_start": 5, "lr_img": 500}),
+    ("ftd", "cifar10", 1, {"ema": 0.9999, "expert_rho": 0.01, "expert_alpha": 0.3, "iterations": 5000}),
+    ("ftd", "cifar100", 1, {"syn_steps": 40, "expert_epochs": 3, "expert_alpha": 1.0, "ema": 0.9995}),
+    ("ftd", "tiny-imagenet", 10, {"batch_syn": 500, "ema": 0.999, "depth": 4}),
+    ("datm", "cifar10", 1, {"batch_syn": 10, "threshold": 1.1, "lr_y": 5, "max_start": 4, "min_start": 0}),
+    ("datm", "cifar10", 10, {"max_start_initial": 10, "max_start": 20, "expansion_end": 1000, "lr_y": 2}),
+    ("datm", "cifar100", 50, {"init": "real", "min_start": 20, "max_start": 70, "zca": True, "lr_y": 10}),
+    ("datm", "tiny-imagenet", 50, {"syn_steps": 20, "lr_img": 100, "min_start": 40, "max_start": 70}),
+    ("datm", "cifar10", 50, {"momentum_y": 0.9, "momentum": 0.5, "iterations": 10000, "evaluate_batch": 128}),
+    ("dsa", "cifar10", 50, {"outer_steps": 50, "inner_epochs": 10, "lr_img": 0.1, "iterations": 1000}),
+    ("dsa", "cifar100", 1, {"outer_steps": 1, "inner_epochs": 1, "lr_net": 0.01, "batch_real": 256}),
+    ("dm", "tiny-imagenet", 10, {"iterations": 20000, "lr_img": 1, "momentum": 0.5, "depth": 4, "lr_net": 0.01}),
+]
+
+
+@pytest.mark.parametrize("method, dataset, ipc, expected", PUBLISHED)
+def test_published_settings_are_those_of_the_tables(method, dataset, ipc, expected):
+    classes = METHODS[method].config
+    values = presets.settings("paper", dataset, ipc, method)
+    for name, value in expected.items():
+        found = values.get(f"{method}_{name}", values.get(name, getattr(classes, name, None)))
+        assert found == value, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_are_trained_as_long_as_they_are_read(method):
+    for dataset, ipc in CELLS:
+        if dataset != "tiny-imagenet" and presets._published(method, dataset, ipc) is not None:
+            config = Config.from_params(preset="paper", dataset=dataset, ipc=ipc, method=method)
+            assert (config.width, config.depth, config.evaluate.epochs) == (128, 3, 1001)
+            if METHODS[method].needs_experts:
+                assert config.expert.epochs == config.method_config.last_epoch
+                assert (config.expert.count, config.expert.lr, config.expert.batch) == (100, 0.01, 256)
+
+
+def test_tables_hold_every_published_cell():
+    assert len(presets.MTT) == len(presets.DATM) == 9
+    assert set(presets.MTT) == set(presets.DATM) == set(CELLS)
+    assert set(presets.FTD) == set(CELLS) - {("tiny-imagenet", 50)}
+    assert set(presets.TESLA) == {cell for cell in CELLS if cell[0] != "tiny-imagenet"}
