@@ -9,6 +9,7 @@ import fcntl
 import json
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,8 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, diversion, experts, noise, rivals
+from tadlib import arms, diversion, experts, noise, rivals, speed
+from tadlib import evaluate as evaluation
 from tadlib.artifacts import (
     StageFolder,
     claim_output,
@@ -41,7 +43,6 @@ from tadlib.data import Dataset, load_dataset
 from tadlib.distill import mtt
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
-from tadlib.evaluate import evaluate as evaluate_networks
 from tadlib.evaluate import mean_ci95
 from tadlib.networks import Network, NetworkSpec
 from tadlib.noise import NoisyLabels
@@ -51,10 +52,10 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
-    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "augment", "networks", "rng"),
-    "experts": ("experts", "training", "augment", "networks", "rng"),
-    "distill": ("distill", "matching", "augment", "networks", "rng"),
-    "evaluate": ("evaluate", "training", "augment", "networks", "rng"),
+    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "speed", "augment", "networks", "rng"),
+    "experts": ("experts", "training", "speed", "augment", "networks", "rng"),
+    "distill": ("distill", "matching", "training", "speed", "augment", "networks", "rng"),
+    "evaluate": ("evaluate", "training", "speed", "augment", "networks", "rng"),
 }
 
 
@@ -81,6 +82,11 @@ class Work:
         if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.folder.save_checkpoint(tensors, {"state": state, "seconds": self.seconds})
             self.saved = time.monotonic()
+
+    def say(self, what: object) -> None:
+        """One line on a terminal, nothing elsewhere."""
+        if sys.stderr.isatty():
+            tqdm.write(f"{self.title}: {what}", file=sys.stderr)
 
     def bar(self, total: int, done: int = 0) -> tqdm:
         """A progress bar on a terminal, nothing elsewhere."""
@@ -111,8 +117,7 @@ def _stage(
     config: Config, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], work: Callable[[Work], dict]
 ) -> Path:
     """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra."""
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # denormals make small networks many times slower on a CPU
+    speed.prepare(config.threads)
     keys = {stage: path.name for stage, path in inputs.items()}
     key = content_key({"stage": name, "settings": settings, "inputs": keys, "code": _code_versions()[name]})
     folder = StageFolder(claim_output(config.out) / name / key)
@@ -311,6 +316,10 @@ def train_experts(config: Config) -> Path:
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
         store = experts.TrajectoryStore(w.folder.path)
+        if sys.stderr.isatty():
+            speed_now = experts.images_per_second(net, data.x_train, refined.y, refined.weight, config.expert)
+            n_used = int((refined.weight > 0).sum())
+            w.say(experts.estimate(config.expert, net.n_parameters, n_used, speed_now))
         finished = int(w.resume[1]) if w.resume else 0
         with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
             for i in range(finished, config.expert.count):
@@ -323,7 +332,7 @@ def train_experts(config: Config) -> Path:
                     trajectory = experts.train_expert(
                         net, data.x_train, refined.y, refined.weight, config.expert, **more
                     )
-                store.save(i, trajectory)
+                store.save(i, trajectory, half=config.expert.half)
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
 
@@ -377,22 +386,22 @@ def evaluate(config: Config) -> Path:
     def work(w: Work) -> dict:
         data = dataset(config)
         synthetic = load_distilled(source).synthetic.to(config.torch_device)
-        done = tuple(w.resume[1]) if w.resume else ()
-        with w.bar(config.evaluate.networks, len(done)) as bar:
+        with w.bar(config.evaluate.epochs, w.resume[1]["epoch"] if w.resume else 0) as bar:
 
-            def on_network(values: list[float]) -> None:
+            def on_epoch(state: evaluation.Loop) -> None:
                 bar.update()
-                w.checkpoint({}, values, now=True)
+                w.checkpoint(*state.checkpoint())
 
-            accuracies = evaluate_networks(
+            accuracies = evaluation.evaluate(
                 network(config),
                 synthetic,
                 data.x_test,
                 data.y_test,
                 config.evaluate,
                 seed=config.seed,
-                done=done,
-                on_network=on_network,
+                workers=config.threads,
+                resume=w.resume,
+                on_epoch=on_epoch,
             )
         save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)
@@ -423,12 +432,17 @@ class Distilled:
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
         config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
-        torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
+        speed.prepare(config.threads)
         data = dataset(config)
         synthetic = self.synthetic.to(config.torch_device)
-        return evaluate_networks(
-            network(config), synthetic, data.x_test, data.y_test, config.evaluate, seed=config.seed
+        return evaluation.evaluate(
+            network(config),
+            synthetic,
+            data.x_test,
+            data.y_test,
+            config.evaluate,
+            seed=config.seed,
+            workers=config.threads,
         )
 
 
