@@ -65,7 +65,7 @@ def clock(work: Callable[[], object], repeats: int = 1) -> dict[str, float]:
 
 
 def finish(name: str, table: pd.DataFrame, out: Path, threads: int) -> None:
-    """Write the table with hardware and versions, the figure made from it, and print the table."""
+    """Write the table with hardware and versions, and the figure made from it."""
     from tadlib.artifacts import hardware, save_table, versions
     from tadlib.report.benchmarks import draw
 
@@ -81,4 +81,3 @@ def finish(name: str, table: pd.DataFrame, out: Path, threads: int) -> None:
         ),
     )
     draw(out, name)
-    print(table.to_string(index=False))

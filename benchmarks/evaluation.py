@@ -97,6 +97,7 @@ def main() -> None:
     for kind in ("seconds", "cpu_seconds"):
         table[f"speed_up_{kind}"] = table[kind][0] / table[kind]
     finish("evaluation", table, args.out, args.threads)
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -68,21 +68,16 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(**json.loads(args.one))))
         return
-    rows = []
+    kept = args.out / "meta_gradient.parquet"
+    table = pd.read_parquet(kept) if kept.exists() else pd.DataFrame()
     for steps in args.steps:
         for method in args.methods:
             case = {"method": method, "steps": steps, "width": args.width, "batch": args.batch}
             found = in_own_process({**case, "threads": args.threads}, int(args.memory_limit * 1e9))
-            rows.append(
-                case | {"memory_limit_gb": args.memory_limit, "out_of_memory": found is None} | (found or UNKNOWN)
-            )
-            print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    before = args.out / "meta_gradient.parquet"
-    if before.exists():
-        table = pd.concat([pd.read_parquet(before)[[*table]], table])
-        table = table.drop_duplicates(["width", "batch", "method", "steps"], keep="last")
-    finish("meta_gradient", table.sort_values(["width", "batch", "steps", "method"]), args.out, args.threads)
+            row = case | {"memory_limit_gb": args.memory_limit, "out_of_memory": found is None} | (found or UNKNOWN)
+            print(row, flush=True)
+            table = pd.concat([table, pd.DataFrame([row])]).drop_duplicates([*case], keep="last")
+            finish("meta_gradient", table.sort_values(["width", "batch", "steps", "method"]), args.out, args.threads)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def main() -> None:
             )
     table = pd.DataFrame(rows).assign(width=args.width, read_width=args.read_width, epochs=args.epochs)
     finish("trajectory_store", table, args.out, args.threads)
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def keep_memory() -> bool:
 
 class _Fusible(TorchFunctionMode):
     """While a step is traced: group norm in plain arithmetic, which the compiler fuses with its neighbours and which
-    works in any memory layout, and no copies into the plain layout."""
+    works in any memory layout; no copies into the plain layout; convolutions as :class:`_Conv` differentiates them."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -52,7 +52,88 @@ class _Fusible(TorchFunctionMode):
             return _group_norm(*args, **kwargs)
         if name == "contiguous" and len(args) == 1 and not kwargs and args[0].ndim == 4:
             return args[0]
+        if name == "conv2d":
+            return _conv2d(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _pair(value) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _conv2d(x: Tensor, w: Tensor, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    if isinstance(padding, str):
+        return torch.ops.aten.conv2d.padding(x, w, bias, stride, padding, dilation, groups)
+    y = _Conv.apply(x, w, (_pair(stride), _pair(padding), _pair(dilation), groups))
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _conv_backward(g: Tensor, x: Tensor, w: Tensor, how: tuple, of_x: bool) -> Tensor:
+    stride, padding, dilation, groups = how
+    places = (stride, padding, dilation, False, [0, 0], groups, [of_x, not of_x, False])
+    return torch.ops.aten.convolution_backward(g, x, w, None, *places)[0 if of_x else 1]
+
+
+class _Conv(torch.autograd.Function):
+    """Convolution y(x, w), linear in both, so that its derivatives of any order are y, its transpose in x
+    (:class:`_ConvX`) and its transpose in w (:class:`_ConvW`). PyTorch's own second derivative takes w's gradient as a
+    convolution with kernels as large as the images, which is slow on a CPU."""
+
+    @staticmethod
+    def forward(x, w, how):
+        stride, padding, dilation, groups = how
+        return torch.ops.aten.convolution(x, w, None, stride, padding, dilation, False, [0, 0], groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.how = inputs[2]
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        need_x, need_w, _ = ctx.needs_input_grad
+        return (
+            _ConvX.apply(g, w, x, ctx.how) if need_x else None,
+            _ConvW.apply(g, x, w, ctx.how) if need_w else None,
+            None,
+        )
+
+
+class _ConvX(torch.autograd.Function):
+    """The transpose in x, of (g, w); ``like_x`` gives the shape."""
+
+    @staticmethod
+    def forward(g, w, like_x, how):
+        return _conv_backward(g, like_x, w, how, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.how = inputs[3]
+
+    @staticmethod
+    def backward(ctx, d):
+        g, w = ctx.saved_tensors
+        return _Conv.apply(d, w, ctx.how), _ConvW.apply(g, d, w, ctx.how), None, None
+
+
+class _ConvW(torch.autograd.Function):
+    """The transpose in w, of (g, x); ``like_w`` gives the shape."""
+
+    @staticmethod
+    def forward(g, x, like_w, how):
+        return _conv_backward(g, x, like_w, how, False)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.how = inputs[3]
+
+    @staticmethod
+    def backward(ctx, v):
+        g, x = ctx.saved_tensors
+        return _Conv.apply(x, v, ctx.how), _ConvX.apply(g, v, x, ctx.how), None, None
 
 
 def _group_norm(x: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-5, cudnn: bool = True) -> Tensor:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from torch._inductor import cpp_builder, exc
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +22,12 @@ def data_root() -> Path:
     if not root:
         pytest.skip("TADLIB_DATA_ROOT names no folder with real data")
     return Path(root)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skips where torch.compile finds no C++ compiler."""
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        pytest.skip("torch.compile needs a C++ compiler")

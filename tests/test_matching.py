@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch._inductor import cpp_builder, exc
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,14 +81,6 @@ def problem(strategy: str = "none", n_steps: int = 5, batch: int = 4, seed: int 
 def solve(p, gradient="exact", net=None, **more):
     arguments = (p[name] for name in ("start", "target", "x", "y", "lr", "steps"))
     return match(net or Network(SPEC), *arguments, gradient=gradient, **more)
-
-
-def has_compiler():
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        return False
-    return True
 
 
 def relative(a, b):
@@ -241,9 +232,8 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.slow
-def test_compiled_sweeps_and_training_steps_equal_the_plain_ones():
-    if not has_compiler():
-        pytest.skip("torch.compile needs a C++ compiler")
+@pytest.mark.usefixtures("compiler")
+def test_compiled_sweeps_are_the_same_gradient():
     p = problem("color_crop_cutout_flip_scale_rotate", n_steps=4, lr=0.3)
     assert_equal_to_twin(p, "exact", compile=True)
     net = Network(SPEC)

@@ -1,5 +1,7 @@
 """The training loop against PyTorch's own optimiser and modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_networks import convnet_by_hand
@@ -228,3 +230,16 @@ def test_networks_stacked_or_on_threads_are_those_trained_alone(momentum):
 def test_a_step_with_a_further_loss_is_not_compiled():
     with pytest.raises(InputError, match="further loss cannot be compiled"):
         epoch(*data(), extra=lambda logits, index: logits.sum(), compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_step_is_the_plain_one():
+    x, y, w = data(16, dtype=torch.float64)
+    sgd = Sgd(0.05, 0.9, 1e-2, rho=0.05, alpha=0.3)
+    plain, compiled, again = (epoch(x, y, w, sgd=sgd, strategy="crop_flip", compile=c) for c in (False, True, True))
+    torch.testing.assert_close(compiled.theta, plain.theta, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(compiled.velocity, plain.velocity, rtol=1e-9, atol=1e-12)
+    assert torch.equal(compiled.theta, again.theta)
+    (step,) = (f for f in training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).made.values())
+    assert step is not training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).f
