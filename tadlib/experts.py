@@ -151,9 +151,9 @@ class Trajectories(Protocol):
 class TrajectoryStore:
     """A folder with one safetensors file an expert; reads map one (expert, epoch) from the file, nothing more.
 
-    In half precision a file holds θ_0 and the scaled differences θ_e − θ_0 as float16: what training changed is small
-    beside θ, so that rounding θ itself would drown a segment (our choice; benchmarks/trajectory_store.py measures what
-    each way does to the matching loss).
+    In half precision a file holds θ_0 as float32 and the differences θ_e − θ_0, scaled, as float16: what training
+    changed is small beside θ, and rounding θ itself disturbs a segment more (our choice; benchmarks/trajectory_store.py
+    measures what each way does to the matching loss and its gradient).
     """
 
     folder: Path
@@ -175,8 +175,8 @@ class TrajectoryStore:
         if not half:
             save_tensors(self.path(expert), {"trajectory": trajectory_EP})
             return
-        start_P = trajectory_EP[0].half()
-        change_EP = trajectory_EP[1:] - start_P.float()
+        start_P = trajectory_EP[0]
+        change_EP = trajectory_EP[1:] - start_P
         largest = change_EP.abs().max().item() if change_EP.numel() else 0.0
         # a power of two, so that scaling rounds nothing; float16 ends at 65504
         scale = 2.0 ** (14 - math.ceil(math.log2(largest))) if largest > 0 else 1.0
@@ -192,11 +192,11 @@ class TrajectoryStore:
             with safe_open(self.path(expert), framework="pt") as file:
                 if "trajectory" in file.keys():  # noqa: SIM118 (not a dict)
                     return file.get_slice("trajectory")[epoch]
-                start_P = file.get_tensor("start").float()
+                start_P = file.get_tensor("start")
                 if epoch == 0:
                     return start_P
                 scale = file.get_tensor("scale").item()
-                return start_P.add_(file.get_slice("change")[epoch - 1].float(), alpha=1 / scale)
+                return start_P.add(file.get_slice("change")[epoch - 1].float(), alpha=1 / scale)
         except (OSError, IndexError, SafetensorError) as error:
             raise InputError(f"no epoch {epoch} of expert {expert} in {self.folder}: {error}") from error
 
@@ -262,10 +262,10 @@ class Estimate:
 
 def estimate(config: ExpertConfig, n_parameters: int, n_train: int, images_per_second: float | None = None) -> Estimate:
     """Size and time of the experts of ``config`` on ``n_train`` images; GSAM sees every image twice."""
-    values = config.count * (config.epochs + 1) * n_parameters
+    bytes_each = 4 + config.epochs * (2 if config.half else 4)
     passes = config.count * config.epochs * n_train * (2 if config.rho else 1)
     seconds = None if images_per_second is None else passes / images_per_second
-    return Estimate(values * (2 if config.half else 4), seconds)
+    return Estimate(config.count * n_parameters * bytes_each, seconds)
 
 
 @dataclass(frozen=True)

@@ -154,13 +154,12 @@ def trajectory(seed=0, n_parameters=2000):
     return torch.randn(n_parameters, generator=rng) + 1e-2 * torch.randn(4, n_parameters, generator=rng).cumsum(0)
 
 
-def test_half_precision_keeps_what_training_changed_in_half_the_bytes(tmp_path):
+def test_half_precision_keeps_the_start_and_what_training_changed(tmp_path):
     full, half = TrajectoryStore(tmp_path / "full"), TrajectoryStore(tmp_path / "half")
     theta_EP = trajectory()
-    theta_EP[0] -= theta_EP[0] - theta_EP[0].half().float()  # what is left is the error of the changes
     full.save(0, theta_EP)
     half.save(0, theta_EP, half=True)
-    assert half.path(0).stat().st_size < 0.55 * full.path(0).stat().st_size
+    assert half.path(0).stat().st_size < 0.65 * full.path(0).stat().st_size
     assert torch.equal(half.read(0, 0), theta_EP[0])
     for epoch in (1, 2, 3):
         change = theta_EP[epoch] - theta_EP[0]
@@ -202,7 +201,7 @@ def test_size_and_time_are_known_before_the_run(tmp_path):
     assert found == Estimate(3 * theta_EP.nbytes, 3 * 3 * 24 / 144)
     assert 0 < store.path(0).stat().st_size - found.n_bytes / 3 < 500  # the header
     assert estimate(replace(config, half=True, rho=0.1), NET.n_parameters, 24, 144.0).seconds == 2 * found.seconds
-    assert estimate(replace(config, half=True), NET.n_parameters, 24).n_bytes == found.n_bytes // 2
+    assert estimate(replace(config, half=True), NET.n_parameters, 24).n_bytes == 3 * NET.n_parameters * (4 + 3 * 2)
     # FACTS of the reference: 100 experts of 50 epochs on CIFAR-10 take 6.5 GB
     assert "6.53 GB" in str(estimate(ExpertConfig(), 320010, 50000))
     assert "about 3.5 h" in str(estimate(ExpertConfig(), 320010, 50000, 20000))
