@@ -52,7 +52,18 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
-    "divert": ("arms", "rivals", "diversion", "trust", "recalibrate", "training", "speed", "augment", "networks", "rng"),
+    "divert": (
+        "arms",
+        "rivals",
+        "diversion",
+        "trust",
+        "recalibrate",
+        "training",
+        "speed",
+        "augment",
+        "networks",
+        "rng",
+    ),
     "experts": ("experts", "training", "speed", "augment", "networks", "rng"),
     "distill": ("distill", "matching", "training", "speed", "augment", "networks", "rng"),
     "evaluate": ("evaluate", "training", "speed", "augment", "networks", "rng"),
