@@ -1,90 +1,83 @@
-"""Time and peak memory of the meta-gradient: exact (constant memory) against the unrolled graph, in one run.
+"""Time and peak memory of the meta-gradient: exact (constant memory), eager and compiled, against the unrolled graph.
 
-    python benchmarks/meta_gradient.py [--width 32] [--batch 50] [--steps 10 20 40 80] [--out results/benchmarks]
+    python benchmarks/meta_gradient.py --width 128 --batch 100 --steps 20 40 --methods compiled unrolled
+    python benchmarks/meta_gradient.py --width 32 --batch 50 --steps 10 20 40 80 200 --memory-limit 8
 
-Every measurement runs in a process of its own, so that its peak memory is its own; the two methods take turns, so that
-a slow spell of a shared machine hits both. What counts are the ratios. Writes ``meta_gradient.parquet``.
+Methods: ``compiled`` and ``exact`` (the same gradient, eager), ``unrolled`` (eager, memory kept between steps as the
+library sets it up) and ``unrolled-plain`` (eager, the process as Python and torch leave it, which is how reference
+codes run). Every measurement runs in a process of its own, so that its peak memory is its own; methods take turns, so
+that a slow spell of a shared machine hits all. What counts are the ratios. Compilation is timed apart. A method that
+needs more than ``--memory-limit`` GB of address space is recorded as out of memory. Rows of the same width, batch,
+method and N replace older ones in ``meta_gradient.parquet``.
 """
 
-import argparse
 import json
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
+from common import clock, finish, give_back_memory, in_own_process, limited, parser
 
-METHODS = ("exact", "unrolled")
+DSA = "color_crop_cutout_flip_scale_rotate"
+METHODS = ("compiled", "exact", "unrolled", "unrolled-plain")
+
+UNKNOWN = dict.fromkeys(("seconds", "cpu_seconds", "first_seconds", "peak_bytes", "parameters"), float("nan"))
 
 
-def measure(method: str, n_steps: int, width: int, batch: int, repeats: int) -> dict:
-    """Seconds (best of ``repeats``) and peak memory of one meta-gradient, above what the process held before it."""
+def measure(method: str, steps: int, width: int, batch: int, threads: int, memory_limit: int | None) -> dict:
+    """Seconds and peak memory of one meta-gradient, above what the process held before it."""
     import torch
 
-    from tadlib.distill.mtt import MttConfig, steps
-    from tadlib.matching import match
+    from tadlib import augment, speed
+    from tadlib.matching import Step, match
     from tadlib.networks import Network, NetworkSpec
     from tadlib.rng import generator
     from tadlib.stages import peak_memory
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    if method == "unrolled-plain":
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)
+    else:
+        speed.prepare(threads)
     net = Network(NetworkSpec((3, 32, 32), 10, width=width, depth=3))
     start, target = net.init(0), net.init(1)
     x = torch.randn(batch, 3, 32, 32, generator=generator(0, "benchmark"))
     y = torch.eye(10)[torch.arange(batch) % 10]
-    config = MttConfig(syn_steps=n_steps)
+    random = generator(0, "steps")
+    plan = [Step(torch.randperm(batch, generator=random), augment.draw(DSA, batch, random)) for _ in range(steps)]
 
-    def once() -> float:
-        plan = steps(config, batch, generator(0, "steps"))
-        began = time.perf_counter()
-        match(net, start, target, x, y, torch.tensor(0.01), plan, gradient=method)
-        return time.perf_counter() - began
+    def once(n: int) -> None:
+        kind = "unrolled" if method.startswith("unrolled") else "exact"
+        match(net, start, target, x, y, torch.tensor(0.01), plan[:n], gradient=kind, compile=method == "compiled")
 
-    match(net, start, target, x, y, torch.tensor(0.01), steps(config, batch, generator(0, "steps"))[:1])  # warm up
+    first = clock(lambda: once(1))["seconds"]  # compiles, or warms up
+    give_back_memory()
     with peak_memory(torch.device("cpu")) as peak:
         before = peak() or 0
-        seconds = min(once() for _ in range(repeats))
+        times = limited(lambda: clock(lambda: once(steps)), memory_limit)
         held = (peak() or 0) - before
-    return {"method": method, "steps": n_steps, "seconds": seconds, "peak_bytes": held, "parameters": net.n_parameters}
+    return {**times, "first_seconds": first, "peak_bytes": held, "parameters": net.n_parameters}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet (default: 32)")
-    parser.add_argument("--batch", type=int, default=50, help="synthetic images in a student step (default: 50)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40, 80], help="student steps N")
-    parser.add_argument("--repeats", type=int, default=2, help="the best of so many counts (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "N"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    p = parser(__doc__)
+    p.add_argument("--width", type=int, default=32, help="channels of the ConvNet (default: 32)")
+    p.add_argument("--batch", type=int, default=50, help="synthetic images in a student step (default: 50)")
+    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40, 80, 200], help="student steps N")
+    p.add_argument("--methods", nargs="+", choices=METHODS, default=["compiled", "exact", "unrolled"])
+    p.add_argument("--memory-limit", type=float, default=8.0, help="GB that a measurement may take (default: 8)")
+    args = p.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one[0], int(args.one[1]), args.width, args.batch, args.repeats)))
+        print(json.dumps(measure(**json.loads(args.one))))
         return
-    rows = []
-    for n_steps in args.steps:
-        for method in METHODS:
-            command = [sys.executable, __file__, "--one", method, str(n_steps), "--width", str(args.width)]
-            command += ["--batch", str(args.batch), "--repeats", str(args.repeats)]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-            print(rows[-1], flush=True)
-    from tadlib.artifacts import hardware, save_table, versions
-
-    table = pd.DataFrame(rows)
-    unrolled = table[table.method == "unrolled"].set_index("steps")
-    table["time_ratio"] = table.seconds / table.steps.map(unrolled.seconds)
-    table["memory_ratio"] = table.peak_bytes / table.steps.map(unrolled.peak_bytes)
-    machine = hardware()
-    table = table.assign(
-        width=args.width,
-        batch=args.batch,
-        hardware=machine.get("gpu") or machine.get("cpu"),
-        torch_version=versions()["torch"],
-        tadlib_version=versions()["tadlib"],
-    )
-    save_table(args.out / "meta_gradient.parquet", table)
-    print(table.drop(columns=["hardware"]).to_string(index=False))
+    kept = args.out / "meta_gradient.parquet"
+    table = pd.read_parquet(kept) if kept.exists() else pd.DataFrame()
+    for steps in args.steps:
+        for method in args.methods:
+            case = {"method": method, "steps": steps, "width": args.width, "batch": args.batch}
+            found = in_own_process({**case, "threads": args.threads}, int(args.memory_limit * 1e9))
+            row = case | {"memory_limit_gb": args.memory_limit, "out_of_memory": found is None} | (found or UNKNOWN)
+            print(row, flush=True)
+            table = pd.concat([table, pd.DataFrame([row])]).drop_duplicates([*case], keep="last")
+            finish("meta_gradient", table.sort_values(["width", "batch", "steps", "method"]), args.out, args.threads)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tadlib import cell
+from tadlib import cell, speed
 from tadlib.artifacts import load_metadata, load_tensors, save_tensors
 from tadlib.config import Config
 from tadlib.data import Dataset
@@ -40,12 +39,19 @@ class Distilled:
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
         config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
-        torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
+        speed.prepare(config.threads)
         data = cell.dataset(config)
         synthetic = self.synthetic.to(config.torch_device)
         net = cell.evaluated_network(config)
-        return evaluate(net, synthetic, data.x_test, data.y_test, config.evaluate, seed=config.seed)
+        return evaluate(
+            net,
+            synthetic,
+            data.x_test,
+            data.y_test,
+            config.evaluate,
+            seed=config.seed,
+            workers=config.threads,
+        )
 
 
 def save_distilled(

@@ -3,6 +3,8 @@
 Legend: N samples, K classes, C H W image, P flat parameters, E epochs.
 """
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tadlib import diversion
-from tadlib.artifacts import save_tensors
+from tadlib.artifacts import load_tensors, save_tensors
 from tadlib.errors import InputError, require
 from tadlib.networks import Network
 from tadlib.rng import generator
@@ -30,13 +32,39 @@ class ExpertConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     batch: int = 256
-    rho: float = 0.0
-    alpha: float = 0.0
+    rho: float = 0.0  # radius of GSAM's ascent (FTD, DATM: .01); 0 = plain SGD
+    alpha: float = 0.3  # GSAM's share of the clean gradient across the adversarial one (FTD, DATM)
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    compile: bool = False  # compile the training step: pays for wide networks and many epochs
+    half: bool = False  # keep trajectories in half precision (TrajectoryStore.save)
 
     def __post_init__(self):
+        require(self.rho >= 0, f"rho must not be negative, got {self.rho}")
         require(self.count >= 1, f"count must be at least 1 expert, got {self.count}")
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+
+
+def _epoch(
+    net: Network,
+    state: State,
+    x_NCHW: Tensor,
+    y_NK: Tensor,
+    w_N: Tensor,
+    config: ExpertConfig,
+    random: torch.Generator,
+) -> State:
+    return train_epoch(
+        net,
+        state,
+        x_NCHW,
+        y_NK,
+        w_N,
+        sgd=Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha),
+        batch=config.batch,
+        strategy=config.augmentation,
+        generator=random,
+        compile=config.compile,
+    )
 
 
 def train_expert(
@@ -62,17 +90,7 @@ def train_expert(
     state = State(theta_P)
     random = generator(seed, "expert", expert, "train", device=x_NCHW.device)
     for epoch in range(config.epochs):
-        state = train_epoch(
-            net,
-            state,
-            x_NCHW,
-            y_NK,
-            w_N,
-            sgd=Sgd(config.lr, config.momentum, config.weight_decay),
-            batch=config.batch,
-            strategy=config.augmentation,
-            generator=random,
-        )
+        state = _epoch(net, state, x_NCHW, y_NK, w_N, config, random)
         trajectory_EP[epoch + 1] = state.theta
         on_epoch()
     return trajectory_EP
@@ -94,6 +112,9 @@ def train_diverting_expert(
 
     The expert is the only auditor; optimiser, batch and augmentation are the expert's, the rest is that of ``loops``.
     """
+    require(
+        config.rho == 0, f"experts that carry a dual loop are trained by plain SGD: rho must be 0, got {config.rho}"
+    )
     own = replace(
         loops,
         epochs=config.epochs,
@@ -128,7 +149,12 @@ class Trajectories(Protocol):
 
 @dataclass(frozen=True)
 class TrajectoryStore:
-    """A folder with one safetensors file an expert; reads map one (expert, epoch) from the file, nothing more."""
+    """A folder with one safetensors file an expert; reads map one (expert, epoch) from the file, nothing more.
+
+    In half precision a file holds θ_0 as float32 and the differences θ_e − θ_0, scaled, as float16: what training
+    changed is small beside θ, and rounding θ itself disturbs a segment more (our choice; benchmarks/trajectory_store.py
+    measures what each way does to the matching loss and its gradient).
+    """
 
     folder: Path
 
@@ -136,12 +162,26 @@ class TrajectoryStore:
         """The file of one expert."""
         return Path(self.folder) / f"expert_{expert:03d}.safetensors"
 
-    def save(self, expert: int, trajectory_EP: Tensor) -> None:
-        """Write a trajectory atomically."""
+    def save(self, expert: int, trajectory_EP: Tensor, *, half: bool = False) -> None:
+        """Write a trajectory (E + 1, P) atomically, as it is or in half precision.
+
+        Raises:
+            InputError: when a parameter is not finite.
+        """
         require(
             bool(trajectory_EP.isfinite().all()), f"expert {expert} diverged: its parameters are not finite; lower lr"
         )
-        save_tensors(self.path(expert), {"trajectory": trajectory_EP.cpu()})
+        trajectory_EP = trajectory_EP.cpu()
+        if not half:
+            save_tensors(self.path(expert), {"trajectory": trajectory_EP})
+            return
+        start_P = trajectory_EP[0]
+        change_EP = trajectory_EP[1:] - start_P
+        largest = change_EP.abs().max().item() if change_EP.numel() else 0.0
+        # a power of two, so that scaling rounds nothing; float16 ends at 65504
+        scale = 2.0 ** (14 - math.ceil(math.log2(largest))) if largest > 0 else 1.0
+        tensors = {"start": start_P, "change": (change_EP * scale).half(), "scale": torch.tensor([scale])}
+        save_tensors(self.path(expert), tensors)
 
     def __len__(self) -> int:
         return len(list(Path(self.folder).glob("expert_*.safetensors")))
@@ -150,9 +190,82 @@ class TrajectoryStore:
         """Parameters (P,) of ``expert`` after ``epoch`` epochs, on the CPU."""
         try:
             with safe_open(self.path(expert), framework="pt") as file:
-                return file.get_slice("trajectory")[epoch]
+                if "trajectory" in file.keys():  # noqa: SIM118 (not a dict)
+                    return file.get_slice("trajectory")[epoch]
+                start_P = file.get_tensor("start")
+                if epoch == 0:
+                    return start_P
+                scale = file.get_tensor("scale").item()
+                return start_P.add(file.get_slice("change")[epoch - 1].float(), alpha=1 / scale)
         except (OSError, IndexError, SafetensorError) as error:
             raise InputError(f"no epoch {epoch} of expert {expert} in {self.folder}: {error}") from error
+
+    def verify(self, n_parameters: int | None = None) -> None:
+        """Check that experts are numbered without gaps and agree in shape, and that every file has its checksum.
+
+        Raises:
+            InputError: naming the file and what is wrong with it.
+        """
+        first: tuple[torch.Size, ...] = ()
+        for expert in range(len(self)):
+            path = self.path(expert)
+            require(path.is_file(), f"{path} is missing: experts are numbered from 0 without gaps")
+            tensors = load_tensors(path)  # compares the checksum
+            require(
+                "trajectory" in tensors or {"start", "change", "scale"} <= tensors.keys(), f"{path} holds no expert"
+            )
+            require(
+                all(bool(t.isfinite().all()) for t in tensors.values()), f"{path} has parameters that are not finite"
+            )
+            shapes = tuple(tensors[name].shape for name in sorted(tensors))
+            first = first or shapes
+            require(shapes == first, f"{path} differs in shape from expert 0: {shapes}, expected {first}")
+            size = max(tensors.values(), key=Tensor.numel).shape[-1]
+            require(n_parameters in (None, size), f"{path} has {size} parameters an epoch, expected {n_parameters}")
+
+
+def images_per_second(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, config: ExpertConfig) -> float:
+    """Speed of an expert's training, from two batches after a first one that warms up."""
+    n = min(config.batch, len(x_NCHW))
+    seconds = 0.0
+    for repeat in range(3):
+        began = time.perf_counter()
+        _epoch(
+            net,
+            State(net.init(0)),
+            x_NCHW[:n],
+            y_NK[:n],
+            torch.ones_like(w_N[:n]),
+            config,
+            generator(0, device=x_NCHW.device),
+        )
+        if x_NCHW.is_cuda:
+            torch.cuda.synchronize(x_NCHW.device)
+        seconds += time.perf_counter() - began if repeat else 0.0
+    return 2 * n / seconds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage of experts will take: ``n_bytes`` on disk and ``seconds`` of training (None: speed unknown)."""
+
+    n_bytes: int
+    seconds: float | None
+
+    def __str__(self) -> str:
+        size = f"{self.n_bytes / 1e6:.3g} MB" if self.n_bytes < 1e9 else f"{self.n_bytes / 1e9:.3g} GB"
+        if self.seconds is None:
+            return f"{size} of trajectories"
+        minutes = self.seconds / 60
+        return f"{size} of trajectories, about " + (f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h")
+
+
+def estimate(config: ExpertConfig, n_parameters: int, n_train: int, images_per_second: float | None = None) -> Estimate:
+    """Size and time of the experts of ``config`` on ``n_train`` images; GSAM sees every image twice."""
+    bytes_each = 4 + config.epochs * (2 if config.half else 4)
+    passes = config.count * config.epochs * n_train * (2 if config.rho else 1)
+    seconds = None if images_per_second is None else passes / images_per_second
+    return Estimate(config.count * n_parameters * bytes_each, seconds)
 
 
 @dataclass(frozen=True)

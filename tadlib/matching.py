@@ -15,12 +15,15 @@ loss, which forward-over-reverse differentiation gives without a graph over the 
     (h, m_X, m_Y) = d/dε ∇_{θ,x,y} ℓ(θ_i + ε λ_{i+1}; x, y) |_{ε=0}
     ∂L/∂X_{B_i} −= β a_iᵀ(m_X),  ∂L/∂Y_{B_i} −= β m_Y,  ∂L/∂β −= ⟨g_i, λ_{i+1}⟩,  λ_i = λ_{i+1} − β h
 
-Memory: N + 1 parameter vectors and one step's graph. ``unrolled`` (autograd through all N steps, as MTT's authors
-do) and ``tesla`` (drops the Hessian products, λ_i = λ_N; Cui et al. 2023) are kept to be compared with.
+Memory: N + 1 parameter vectors and one step's graph. Compiled, the products come from reverse-over-reverse
+differentiation, (h, m_X, m_Y) = ∇_{θ,x,y} ⟨∇_θ ℓ(θ_i; x, y), λ_{i+1}⟩: the same by symmetry, and faster once fused.
+``unrolled`` (autograd through all N steps, as MTT's authors do) and ``tesla`` (drops the Hessian products,
+λ_i = λ_N; Cui et al. 2023) are kept to be compared with.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +31,8 @@ from torch.func import grad, grad_and_value, jvp, vjp
 
 from tadlib import augment
 from tadlib.errors import known, require
+from tadlib.speed import Compiled, channels_last
+from tadlib.training import gradient
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta_P, x_NCHW) -> logits_NK
 
@@ -64,33 +69,72 @@ def distance(theta_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
     return (theta_P - target_P).square().sum() / (start_P - target_P).square().sum()
 
 
-@torch.no_grad()  # torch.func differentiates all the same; nothing outside it is recorded
-def _exact(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, hessian: bool = True) -> Matched:
+Sweeps = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]
+
+
+def _sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
+    """A step forward (θ_i, x, y, β) -> θ_{i+1}, and back (θ_i, λ_{i+1}, x, y, β) -> (λ_i, m_X, m_Y, ⟨g_i, λ_{i+1}⟩)."""
+
     def loss_at(theta, x_B, y_B):
         return loss_fn(net(theta, x_B), y_B)
 
+    def forward(theta_P, x_B, y_B, lr):
+        return theta_P - lr * gradient(loss_at, theta_P, x_B, y_B)
+
+    def reverse(theta_P, adjoint_P, x_B, y_B, lr):
+        def gradients(theta):
+            return grad(loss_at, argnums=(0, 1, 2))(theta, x_B, y_B)
+
+        (g_P, _, _), (h_P, m_x, m_y) = jvp(gradients, (theta_P,), (adjoint_P,))  # type: ignore[misc]
+        return adjoint_P - lr * h_P if hessian else adjoint_P, m_x, m_y, g_P @ adjoint_P
+
+    return forward, reverse
+
+
+@lru_cache(maxsize=8)
+def _compiled_sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
+    """The same, compiled; kept, so that the next segment finds it."""
+
+    def loss_at(theta, x_B, y_B):
+        return loss_fn(net(theta, x_B), y_B)
+
+    def forward(theta_P, x_B, y_B, lr):
+        return theta_P - lr * grad(loss_at)(theta_P, x_B, y_B)
+
+    def reverse(theta_P, adjoint_P, x_B, y_B, lr):
+        def slope(theta, x, y):
+            return grad(loss_at)(theta, x, y) @ adjoint_P
+
+        (h_P, m_x, m_y), along = grad_and_value(slope, argnums=(0, 1, 2))(theta_P, x_B, y_B)
+        return adjoint_P - lr * h_P if hessian else adjoint_P.clone(), m_x, m_y, along
+
+    return Compiled(forward), Compiled(reverse)
+
+
+@torch.no_grad()  # torch.func differentiates all the same; nothing outside it is recorded
+def _exact(
+    net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False, hessian: bool = True
+) -> Matched:
+    forward, reverse = (_compiled_sweeps if compile else _sweeps)(net, loss_fn, hessian)
+    layout = channels_last if compile else Tensor.contiguous
+
+    def seen(step: Step, images: Tensor) -> Tensor:
+        return layout(augment.apply(step.draws, images))
+
     thetas = [start_P]
     for step in steps:
-        x_B = augment.apply(step.draws, x[step.index_B])
-        thetas.append(thetas[-1] - lr * grad(loss_at)(thetas[-1], x_B, y[step.index_B]))
+        thetas.append(forward(thetas[-1], seen(step, x[step.index_B]), y[step.index_B], lr))
 
     scale = (start_P - target_P).square().sum()
     loss = (thetas[-1] - target_P).square().sum() / scale
     adjoint_P = 2 * (thetas[-1] - target_P) / scale
     grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
     for step, theta_P in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
-        x_B, pull_back = vjp(lambda images, step=step: augment.apply(step.draws, images), x[step.index_B])  # type: ignore[misc]
-        y_B = y[step.index_B]
-
-        def gradients(theta, x_B=x_B, y_B=y_B):
-            return grad(loss_at, argnums=(0, 1, 2))(theta, x_B, y_B)
-
-        (g_P, _, _), (h_P, m_x, m_y) = jvp(gradients, (theta_P,), (adjoint_P,))  # type: ignore[misc]
+        x_B, pull_back = vjp(lambda images, step=step: seen(step, images), x[step.index_B])  # type: ignore[misc]
+        adjoint_P, m_x, m_y, along = reverse(theta_P, adjoint_P, x_B, y[step.index_B], lr)
         grad_x.index_add_(0, step.index_B, pull_back(m_x)[0], alpha=-1)
         grad_y.index_add_(0, step.index_B, m_y, alpha=-1)
-        grad_lr -= g_P @ adjoint_P
-        if hessian:
-            adjoint_P = adjoint_P - lr * h_P
+        grad_lr -= along
     return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas[-1])
 
 
@@ -98,7 +142,8 @@ def _tesla(*args, **kwargs) -> Matched:
     return _exact(*args, **kwargs, hessian=False)
 
 
-def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn) -> Matched:
+def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False) -> Matched:
+    require(not compile, "gradient unrolled is not compiled: its graph is as long as the segment")
     x, y, lr = (t.detach().requires_grad_() for t in (x, y, lr))
     theta = start_P.detach().requires_grad_()
     for step in steps:
@@ -124,6 +169,7 @@ def match(
     *,
     gradient: str = "exact",
     loss_fn: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy,
+    compile: bool = False,
 ) -> Matched:
     """The matching loss of one segment and its gradient with respect to images, labels and learning rate.
 
@@ -134,6 +180,11 @@ def match(
         lr: the student's learning rate β, a scalar tensor.
         steps: one :class:`Step` for each student step.
         gradient: ``exact`` (constant memory), ``unrolled`` (the same by autograd) or ``tesla`` (approximate).
+        loss_fn: the student's loss of logits and labels; compiled code is kept by ``net`` and this function, so name
+            one rather than write a lambda at the call.
+        compile: compile the steps of both sweeps (not for ``unrolled``). Takes a minute at the first segment, pays
+            over a run of some hundreds of wide ones. Without a C++ compiler the steps run uncompiled, and a warning
+            is logged.
 
     Raises:
         InputError: on an unknown ``gradient``, no steps, or a segment of length zero.
@@ -142,7 +193,7 @@ def match(
     require(len(steps) >= 1, "a segment needs at least one student step, got 0")
     require(start_P.shape == target_P.shape, f"start {tuple(start_P.shape)} and target {tuple(target_P.shape)} differ")
     require(not torch.equal(start_P, target_P), "start and target of a segment are the same point")
-    return GRADIENTS[gradient](net, start_P, target_P, x_SCHW, y_SK, lr, steps, loss_fn)
+    return GRADIENTS[gradient](net, start_P, target_P, x_SCHW, y_SK, lr, steps, loss_fn, compile=compile)
 
 
 def take_step(

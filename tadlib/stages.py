@@ -8,6 +8,7 @@ its checkpoint and ends with the same bits on a CPU.
 import fcntl
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, cell, diversion, experts, noise, rivals
+from tadlib import arms, cell, diversion, experts, noise, rivals, speed
+from tadlib import evaluate as evaluation
 from tadlib.artifacts import (
     StageFolder,
     claim_output,
@@ -44,7 +46,6 @@ from tadlib.distill.loop import Loop
 from tadlib.distilled import load_distilled as load_distilled
 from tadlib.distilled import save_distilled
 from tadlib.errors import require
-from tadlib.evaluate import evaluate as evaluate_networks
 from tadlib.evaluate import mean_ci95
 from tadlib.noise import NoisyLabels
 
@@ -54,12 +55,12 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
     "divert": (
-        *("arms", "rivals", "diversion", "trust", "posterior", "recalibrate"),
-        *("training", "augment", "networks", "whiten", "rng"),
+        *("arms", "rivals", "diversion", "trust", "posterior", "recalibrate", "training", "speed"),
+        *("augment", "networks", "whiten", "rng"),
     ),
-    "experts": ("experts", "training", "augment", "networks", "whiten", "rng"),
-    "distill": ("distill", "distilled", "matching", "training", "augment", "networks", "whiten", "rng"),
-    "evaluate": ("evaluate", "training", "augment", "networks", "whiten", "rng"),
+    "experts": ("experts", "training", "speed", "augment", "networks", "whiten", "rng"),
+    "distill": ("distill", "distilled", "matching", "training", "speed", "augment", "networks", "whiten", "rng"),
+    "evaluate": ("evaluate", "training", "speed", "augment", "networks", "whiten", "rng"),
 }
 
 
@@ -86,6 +87,11 @@ class Work:
         if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.folder.save_checkpoint(tensors, {"state": state, "seconds": self.seconds})
             self.saved = time.monotonic()
+
+    def say(self, what: object) -> None:
+        """One line on a terminal, nothing elsewhere."""
+        if sys.stderr.isatty():
+            tqdm.write(f"{self.title}: {what}", file=sys.stderr)
 
     def bar(self, total: int, done: int = 0) -> tqdm:
         """A progress bar on a terminal, nothing elsewhere."""
@@ -116,8 +122,7 @@ def _stage(
     config: Config, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], work: Callable[[Work], dict]
 ) -> Path:
     """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra."""
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # denormals make small networks many times slower on a CPU
+    speed.prepare(config.threads)
     keys = {stage: path.name for stage, path in inputs.items()}
     key = content_key({"stage": name, "settings": settings, "inputs": keys, "code": _code_versions()[name]})
     folder = StageFolder(claim_output(config.out) / name / key)
@@ -292,6 +297,10 @@ def train_experts(config: Config) -> Path:
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
         store = experts.TrajectoryStore(w.folder.path)
+        if sys.stderr.isatty():
+            speed_now = experts.images_per_second(net, data.x_train, refined.y, refined.weight, config.expert)
+            n_used = int((refined.weight > 0).sum())
+            w.say(experts.estimate(config.expert, net.n_parameters, n_used, speed_now))
         finished = int(w.resume[1]) if w.resume else 0
         with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
             for i in range(finished, config.expert.count):
@@ -304,7 +313,7 @@ def train_experts(config: Config) -> Path:
                     trajectory = experts.train_expert(
                         net, data.x_train, refined.y, refined.weight, config.expert, **more
                     )
-                store.save(i, trajectory)
+                store.save(i, trajectory, half=config.expert.half)
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
 
@@ -364,22 +373,22 @@ def evaluate(config: Config) -> Path:
     def work(w: Work) -> dict:
         data = dataset(config)
         synthetic = load_distilled(source).synthetic.to(config.torch_device)
-        done = tuple(w.resume[1]) if w.resume else ()
-        with w.bar(config.evaluate.networks, len(done)) as bar:
+        with w.bar(config.evaluate.epochs, w.resume[1]["epoch"] if w.resume else 0) as bar:
 
-            def on_network(values: list[float]) -> None:
+            def on_epoch(state: evaluation.Loop) -> None:
                 bar.update()
-                w.checkpoint({}, values, now=True)
+                w.checkpoint(*state.checkpoint())
 
-            accuracies = evaluate_networks(
+            accuracies = evaluation.evaluate(
                 cell.evaluated_network(config),
                 synthetic,
                 data.x_test,
                 data.y_test,
                 config.evaluate,
                 seed=config.seed,
-                done=done,
-                on_network=on_network,
+                workers=config.threads,
+                resume=w.resume,
+                on_epoch=on_epoch,
             )
         save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)

@@ -3,27 +3,66 @@
 Legend: N samples, B batch, K classes, C H W image, D features, P flat parameters.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad, vmap
 
 from tadlib import augment
 from tadlib.errors import require
 from tadlib.networks import Network
+from tadlib.speed import Compiled, channels_last
 
 EVAL_BATCH = 1000  # images per forward pass when nothing is learned
 
 
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits_BK, y_BK, w_B) -> ()
+
+
+def gradient(loss: Callable[..., Tensor], theta_P: Tensor, *rest: Tensor) -> Tensor:
+    """∇_θ loss(θ, *rest) by plain autograd.
+
+    :func:`torch.func.grad` would record the backward pass too, in case it is differentiated again, and then takes
+    group norm apart: up to twice the time of a small network's step.
+    """
+    with torch.enable_grad():
+        leaf_P = theta_P.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf_P, *rest), leaf_P)[0]
+
+
+def _slope(loss: Callable[..., Tensor], rest: tuple[Tensor, ...], theta_P: Tensor) -> Tensor:
+    return gradient(loss, theta_P, *rest)
+
+
 @dataclass(frozen=True)
 class Sgd:
-    """SGD with momentum and weight decay, in PyTorch's convention (v ← mv + g + wd·θ; θ ← θ − lr·v)."""
+    """SGD with momentum and weight decay, in PyTorch's convention (v ← mv + g + wd·θ; θ ← θ − lr·v).
 
-    lr: float
+    With ``rho`` > 0 the gradient g is that of adaptive GSAM (Zhuang et al. 2022), with which FTD and DATM train their
+    experts: ascend to θ̂ = θ + ρ θ² g / ‖ |θ| g ‖, take ĝ = ∇ℓ(θ̂) there, and go along ĝ − α g_⊥, where g_⊥ is the
+    part of g at right angles to ĝ.
+    """
+
+    lr: float | Tensor
     momentum: float = 0.0
     weight_decay: float = 0.0
+    rho: float = 0.0
+    alpha: float = 0.0
+
+    def direction(self, slope: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:
+        """g (P,) from ``slope(theta_P)``, the gradient of the batch's loss."""
+        g_P = slope(theta_P)
+        if not self.rho:
+            return g_P
+        tiny = 1e-12  # as in the authors' code
+        ascent_P = theta_P.square() * g_P * (self.rho / ((theta_P * g_P).norm() + tiny))
+        there_P = slope(theta_P + ascent_P)
+        across_P = g_P - there_P * ((g_P @ there_P) / (there_P.square().sum() + tiny))
+        return there_P - self.alpha * across_P
 
     def step(self, theta_P: Tensor, g_P: Tensor, velocity_P: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The next parameters and velocity; ``velocity_P`` None stands for zeros."""
@@ -31,6 +70,8 @@ class Sgd:
             g_P = g_P.add(theta_P, alpha=self.weight_decay)
         if self.momentum:
             g_P = velocity_P = g_P if velocity_P is None else velocity_P.mul(self.momentum).add_(g_P)
+        if isinstance(self.lr, Tensor):  # in a compiled step
+            return theta_P - self.lr * g_P, velocity_P
         return theta_P.sub(g_P, alpha=self.lr), velocity_P
 
 
@@ -53,6 +94,30 @@ class State:
     velocity: Tensor | None = None
 
 
+@lru_cache(maxsize=16)
+def _compiled(net: Network, sgd: Sgd, loss_fn: Loss) -> Compiled:
+    """One compiled step ``(θ, v, x, y, w, lr) -> (θ, v)``; kept, so that the next epoch and network find it."""
+
+    def loss(theta, x_B, y_B, w_B):
+        return loss_fn(net(theta, x_B), y_B, w_B)
+
+    def step(theta_P, velocity_P, x_B, y_B, w_B, lr):
+        rule = replace(sgd, lr=lr)
+        g_P = rule.direction(lambda theta: grad(loss)(theta, x_B, y_B, w_B), theta_P)
+        theta_P, moved_P = rule.step(theta_P, g_P, velocity_P)
+        return (theta_P, moved_P) if sgd.momentum else (theta_P,)
+
+    return Compiled(step)
+
+
+def _compiled_step(net: Network, sgd: Sgd, state: State, loss_fn: Loss, x_B: Tensor, y_B: Tensor, w_B: Tensor) -> State:
+    lr = state.theta.new_tensor(sgd.lr)
+    velocity_P = torch.zeros_like(state.theta) if state.velocity is None else state.velocity
+    step = _compiled(net, replace(sgd, lr=0.0), loss_fn)
+    out = step(state.theta, velocity_P, channels_last(x_B), y_B, w_B, lr)
+    return State(*out)
+
+
 def train_epoch(
     net: Network,
     state: State,
@@ -65,8 +130,9 @@ def train_epoch(
     strategy: str,
     generator: torch.Generator,
     extra: Callable[[Tensor, Tensor], Tensor] | None = None,
-    loss_fn: Callable[[Tensor, Tensor, Tensor], Tensor] = weighted_loss,
+    loss_fn: Loss = weighted_loss,
     on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    compile: bool = False,
 ) -> State:
     """One pass over the samples; those of weight 0 are left out unless ``extra`` or ``on_step`` needs them.
 
@@ -78,31 +144,116 @@ def train_epoch(
         loss_fn: ``loss_fn(logits_BK, y_BK, w_B)``, a loss in place of the weighted cross entropy.
         on_step: called after every step as ``on_step(index_B, logits_BK, theta_P)``, with the logits before the step
             and the parameters after it.
+        compile: compile the step, once for each size of batch, of which an epoch has at most two
+            (:class:`tadlib.speed.Compiled`); not with ``extra`` or ``on_step``, which are Python code of any kind.
 
     Raises:
         InputError: when no sample has a positive weight.
     """
     everyone = extra is not None or on_step is not None
+    require(not everyone or not compile, "a step with a further loss or an observer cannot be compiled")
     places = None if everyone or bool((w_N > 0).all()) else w_N.nonzero()[:, 0]
+    logits: list[Tensor] = []
 
     def loss(theta, x_B, y_B, w_B, index_B):
         logits_BK = net(theta, x_B)
+        if on_step is not None:
+            logits.append(logits_BK.detach())
         value = loss_fn(logits_BK, y_B, w_B)
-        return (value if extra is None else value + extra(logits_BK, index_B)), logits_BK
+        return value if extra is None else value + extra(logits_BK, index_B)
 
-    step = grad_and_value(loss, has_aux=True)
     n = len(x_NCHW) if places is None else len(places)
     require(n >= 1, "training needs a sample of positive weight, got none")
     for index_B in batches(n, batch, generator):
         if places is not None:
             index_B = places[index_B]
         x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
-        g_P, (_, logits_BK) = step(state.theta, x_B, y_NK[index_B], w_N[index_B], index_B)
-        theta_P, velocity_P = sgd.step(state.theta, g_P, state.velocity)
-        state = replace(state, theta=theta_P, velocity=velocity_P)
-        if on_step is not None:
-            on_step(index_B, logits_BK, theta_P)
+        seen = x_B, y_NK[index_B], w_N[index_B]
+        if compile:
+            state = _compiled_step(net, sgd, state, loss_fn, *seen)
+        else:
+            logits.clear()
+            g_P = sgd.direction(partial(_slope, loss, (*seen, index_B)), state.theta)
+            theta_P, velocity_P = sgd.step(state.theta, g_P, state.velocity)
+            state = State(theta_P, velocity_P)
+            if on_step is not None:
+                on_step(index_B, logits[0], theta_P)
     return state
+
+
+def train_epoch_together(
+    net: Network,
+    states: Sequence[State],
+    x_NCHW: Tensor,
+    y_NK: Tensor,
+    w_N: Tensor,
+    *,
+    generators: Sequence[torch.Generator],
+    sgd: Sgd,
+    batch: int,
+    strategy: str,
+    compile: bool = False,
+    stacked: bool = False,
+    workers: int = 1,
+) -> list[State]:
+    """One pass of several networks over the same samples, each with its own generator (see :func:`train_epoch`).
+
+    ``stacked``: one step for all of them at once, which fills a GPU; equal to taking turns up to rounding. Otherwise
+    ``workers`` threads take a network each, with the same bits as one after the other.
+    """
+    if stacked and not sgd.rho:
+        return _train_stacked(
+            net, states, x_NCHW, y_NK, w_N, generators=generators, sgd=sgd, batch=batch, strategy=strategy
+        )
+
+    def one(net: Network, state: State, generator: torch.Generator) -> State:
+        return train_epoch(
+            net,
+            state,
+            x_NCHW,
+            y_NK,
+            w_N,
+            sgd=sgd,
+            batch=batch,
+            strategy=strategy,
+            generator=generator,
+            compile=compile,
+        )
+
+    if workers == 1 or compile:  # tracing changes settings of the whole process
+        return [one(net, *each) for each in zip(states, generators, strict=True)]
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(one, _copies(net, len(states)), states, generators))
+
+
+@lru_cache(maxsize=8)
+def _copies(net: Network, n: int) -> tuple[Network, ...]:
+    """One network a thread: a call puts its parameters into the module for as long as it runs."""
+    return tuple(replace(net) for _ in range(n))
+
+
+def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
+    places = w_N.nonzero()[:, 0]
+    require(len(places) >= 1, "training needs a sample of positive weight, got none")
+
+    def losses(theta_RP, x_RB, y_RB, w_RB):
+        def loss(theta_P, x_B, y_B, w_B):
+            return weighted_loss(net(theta_P, x_B), y_B, w_B)
+
+        return vmap(loss)(theta_RP, x_RB, y_RB, w_RB).sum()  # networks share nothing: each gets its own gradient
+
+    def seen(index_B: Tensor, generator: torch.Generator) -> Tensor:
+        return augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
+
+    theta_RP = torch.stack([s.theta for s in states])
+    velocities = [s.velocity for s in states if s.velocity is not None]
+    velocity_RP = torch.stack(velocities) if velocities else None
+    for indices in zip(*(batches(len(places), batch, g) for g in generators), strict=True):
+        index_RB = places[torch.stack(indices)]
+        x_RB = torch.stack([seen(index_B, g) for index_B, g in zip(index_RB, generators, strict=True)])
+        g_RP = gradient(losses, theta_RP, x_RB, y_NK[index_RB], w_N[index_RB])
+        theta_RP, velocity_RP = sgd.step(theta_RP, g_RP, velocity_RP)
+    return [State(theta_RP[r], None if velocity_RP is None else velocity_RP[r]) for r in range(len(states))]
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import cpp_builder, exc
 
 torch.set_flush_denormal(True)  # as the stages do: denormals make small networks many times slower
 
@@ -24,3 +25,12 @@ def data_root() -> Path:
     if not root:
         pytest.skip("TADLIB_DATA_ROOT names no folder with real data")
     return Path(root)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skips where torch.compile finds no C++ compiler."""
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        pytest.skip("torch.compile needs a C++ compiler")

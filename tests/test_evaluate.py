@@ -1,15 +1,15 @@
 """Evaluation protocols."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy import stats
 
-from tadlib import evaluate as evaluation
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import InputError
-from tadlib.evaluate import Protocol, evaluate, mean_ci95, train_network
+from tadlib.evaluate import PROTOCOLS, Protocol, evaluate, mean_ci95, train_networks
 from tadlib.networks import Network, NetworkSpec
 from tadlib.rng import generator
 from tadlib.training import Sgd, State, train_epoch
@@ -35,14 +35,24 @@ def run(**more):
     return evaluate(NET, synthetic(), *images(60, 1.0), PROTOCOL, **{"seed": 0} | more)
 
 
+def train(seed=0, protocol=PROTOCOL, **more):
+    return train_networks(NET, synthetic(), protocol, seed=seed, **more)
+
+
 def test_same_seed_same_bits_and_networks_differ():
     before = torch.get_rng_state()
-    thetas = [train_network(NET, synthetic(), PROTOCOL, seed=s, network=n) for s, n in ((0, 0), (0, 0), (0, 1), (1, 0))]
-    assert torch.equal(thetas[0], thetas[1])
-    assert not torch.equal(thetas[0], thetas[2])
-    assert not torch.equal(thetas[0], thetas[3])
+    theta_RP = train()
+    assert torch.equal(theta_RP, train())
+    assert not torch.equal(theta_RP[0], theta_RP[1])
+    assert not torch.equal(theta_RP[0], train(seed=1)[0])
     assert run() == run()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_each_network_is_the_same_alone_beside_others_and_on_a_thread_of_its_own():
+    together = train()
+    assert torch.equal(train(protocol=replace(PROTOCOL, networks=1)), together[:1])
+    assert torch.equal(train(workers=2), together)
 
 
 def test_training_is_sgd_whose_rate_falls_once_and_whose_momentum_then_starts_anew():
@@ -55,12 +65,12 @@ def test_training_is_sgd_whose_rate_falls_once_and_whose_momentum_then_starts_an
         state = train_epoch(
             NET, state, s.x, s.y, torch.ones(9), sgd=sgd, batch=4, strategy=PROTOCOL.augmentation, generator=rng
         )
-    assert torch.equal(train_network(NET, s, PROTOCOL, seed=0, network=1), state.theta)
+    assert torch.equal(train()[1], state.theta)
 
 
 def test_accuracy_is_that_of_the_last_epoch_on_the_test_set():
     x, label = images(60, 1.0)
-    theta_P = train_network(NET, synthetic(), PROTOCOL, seed=0, network=2)
+    theta_P = train()[2]
     expected = (NET(theta_P, x).argmax(1) == label).double().mean().item()
     accuracies = run()
     assert accuracies[2] == pytest.approx(expected)
@@ -73,15 +83,34 @@ def test_training_on_the_synthetic_set_teaches_the_classes():
     assert evaluate(NET, synthetic(), *images(60, 0.3), protocol, seed=0)[0] > 0.9
 
 
-def test_done_networks_are_not_trained_again(monkeypatch):
-    whole, seen = run(), []
-    trained = []
-    original = train_network
-    monkeypatch.setattr(evaluation, "train_network", lambda *a, **k: trained.append(k["network"]) or original(*a, **k))
-    resumed = run(done=tuple(whole[:2]), on_network=lambda accuracies: seen.append(list(accuracies)))
-    assert resumed == whole
-    assert trained == [2]
-    assert seen == [whole]
+@pytest.mark.parametrize("stop", [2, 4, 5])  # before, at and after the cut of the learning rate
+def test_resumed_in_the_middle_gives_the_same_bits(stop):
+    kept = []
+
+    def keep(loop):
+        if loop.epoch == stop:
+            tensors, meta = loop.checkpoint()
+            kept.append(({k: v.clone() for k, v in tensors.items()}, meta))
+
+    whole = train(on_epoch=keep)
+    seen = []
+    assert torch.equal(train(resume=kept[0], on_epoch=lambda loop: seen.append(loop.epoch)), whole)
+    assert seen == list(range(stop + 1, 7))
+
+
+def test_published_protocols_count_as_their_codes_do():
+    for protocol in PROTOCOLS.values():
+        rates = [0.1 if protocol.late(epoch) else 1.0 for epoch in range(protocol.epochs)]
+        # epochs 0 to 1000; the rate falls once epoch 501 is done
+        assert rates == [1.0] * 502 + [0.1] * 499
+    assert (PROTOCOLS["mtt"].batch, PROTOCOLS["datm"].batch, PROTOCOLS["dm"].batch) == (256, 128, 256)
+    assert PROTOCOLS["dm"].lr == 0.01
+
+
+def test_a_protocol_may_bring_its_own_learning_rate():
+    s = synthetic()
+    own = train_networks(NET, replace(s, lr=0.05), replace(PROTOCOL, lr=0.01), seed=0)
+    assert torch.equal(own, train_networks(NET, replace(s, lr=0.01), PROTOCOL, seed=0))
 
 
 def test_mean_and_confidence_interval_by_hand():

@@ -8,9 +8,12 @@ import torch
 from tadlib.diversion import DiversionConfig
 from tadlib.errors import InputError
 from tadlib.experts import (
+    Estimate,
     ExpertConfig,
     InMemory,
     TrajectoryStore,
+    estimate,
+    images_per_second,
     train_diverting_expert,
     train_expert,
     train_experts,
@@ -128,3 +131,78 @@ def test_a_diverged_expert_is_not_stored(tmp_path):
 def test_bad_settings_are_named(name):
     with pytest.raises(InputError, match=f"{name} must be at least 1.*got 0"):
         ExpertConfig(**{name: 0})
+
+
+def test_experts_trained_by_gsam_take_gsam_steps():
+    x, y, w = data()
+    config = replace(CONFIG, rho=0.05, epochs=1)
+    state = State(NET.init(0, "expert", 0))
+    sgd = Sgd(0.05, 0.9, rho=0.05, alpha=0.3)
+    state = train_epoch(
+        NET, state, x, y, w, sgd=sgd, batch=8, strategy="crop_scale", generator=generator(0, "expert", 0, "train")
+    )
+    found = train_expert(NET, x, y, w, config, seed=0)
+    assert torch.equal(found[1], state.theta)
+    assert not torch.equal(found[1], train_expert(NET, x, y, w, replace(config, rho=0.0), seed=0)[1])
+    with pytest.raises(InputError, match="rho must be 0, got 0.05"):
+        train_diverting_expert(NET, x, torch.arange(24) % 3, 3, config, DiversionConfig(), seed=0)
+
+
+def trajectory(seed=0, n_parameters=2000):
+    """As training leaves them: changes small beside the parameters."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n_parameters, generator=rng) + 1e-2 * torch.randn(4, n_parameters, generator=rng).cumsum(0)
+
+
+def test_half_precision_keeps_the_start_and_what_training_changed(tmp_path):
+    full, half = TrajectoryStore(tmp_path / "full"), TrajectoryStore(tmp_path / "half")
+    theta_EP = trajectory()
+    full.save(0, theta_EP)
+    half.save(0, theta_EP, half=True)
+    assert half.path(0).stat().st_size < 0.65 * full.path(0).stat().st_size
+    assert torch.equal(half.read(0, 0), theta_EP[0])
+    for epoch in (1, 2, 3):
+        change = theta_EP[epoch] - theta_EP[0]
+        assert ((half.read(0, epoch) - theta_EP[epoch]).norm() / change.norm()) < 5e-4
+    same = torch.ones(2, 5)
+    half.save(1, same, half=True)
+    assert torch.equal(half.read(1, 1), same[1])
+    with pytest.raises(InputError, match="no epoch 4 of expert 0"):
+        half.read(0, 4)
+
+
+def test_verify_names_the_file_and_what_is_wrong(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    store.save(0, trajectory(0))
+    store.save(1, trajectory(1))
+    store.verify(2000)
+    with pytest.raises(InputError, match="has 2000 parameters an epoch, expected 7"):
+        store.verify(7)
+    store.save(1, trajectory(1)[:3])
+    with pytest.raises(InputError, match="expert_001.* differs in shape"):
+        store.verify()
+    content = bytearray(store.path(0).read_bytes())
+    content[-1] ^= 1
+    store.path(0).write_bytes(content)
+    with pytest.raises(InputError, match="expert_000.* is damaged"):
+        store.verify()
+    store.path(0).unlink()
+    with pytest.raises(InputError, match="expert_000.* is missing"):
+        store.verify()
+
+
+def test_size_and_time_are_known_before_the_run(tmp_path):
+    x, y, w = data()
+    config = replace(CONFIG, count=3)
+    store = TrajectoryStore(tmp_path)
+    theta_EP = train_expert(NET, x, y, w, config, seed=0)
+    store.save(0, theta_EP)
+    found = estimate(config, NET.n_parameters, 24, 144.0)
+    assert found == Estimate(3 * theta_EP.nbytes, 3 * 3 * 24 / 144)
+    assert 0 < store.path(0).stat().st_size - found.n_bytes / 3 < 500  # the header
+    assert estimate(replace(config, half=True, rho=0.1), NET.n_parameters, 24, 144.0).seconds == 2 * found.seconds
+    assert estimate(replace(config, half=True), NET.n_parameters, 24).n_bytes == 3 * NET.n_parameters * (4 + 3 * 2)
+    # FACTS of the reference: 100 experts of 50 epochs on CIFAR-10 take 6.5 GB
+    assert "6.53 GB" in str(estimate(ExpertConfig(), 320010, 50000))
+    assert "about 3.5 h" in str(estimate(ExpertConfig(), 320010, 50000, 20000))
+    assert images_per_second(NET, x, y, w, config) > 0

@@ -1,6 +1,7 @@
 """The meta-gradient of trajectory matching against a plain unrolled twin, in float64."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tadlib import augment
 from tadlib.errors import InputError
-from tadlib.matching import GRADIENTS, Step, distance, match, soft_cross_entropy, take_step
+from tadlib.matching import GRADIENTS, Step, _compiled_sweeps, distance, match, soft_cross_entropy, take_step
 from tadlib.networks import Network, NetworkSpec
 
 S, K, SHAPE = 6, 3, (2, 8, 8)
@@ -77,17 +78,18 @@ def problem(strategy: str = "none", n_steps: int = 5, batch: int = 4, seed: int 
     }
 
 
-def solve(p, gradient="exact", net=None):
-    return match(net or Network(SPEC), p["start"], p["target"], p["x"], p["y"], p["lr"], p["steps"], gradient=gradient)
+def solve(p, gradient="exact", net=None, **more):
+    arguments = (p[name] for name in ("start", "target", "x", "y", "lr", "steps"))
+    return match(net or Network(SPEC), *arguments, gradient=gradient, **more)
 
 
 def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-def assert_equal_to_twin(p, gradient):
+def assert_equal_to_twin(p, gradient, **more):
     loss, grad_x, grad_y, grad_lr = twin(p)
-    m = solve(p, gradient)
+    m = solve(p, gradient, **more)
     assert relative(m.loss, loss) < 1e-12
     for name, got, expected in [("x", m.grad_x, grad_x), ("y", m.grad_y, grad_y), ("lr", m.grad_lr, grad_lr)]:
         assert got.shape == expected.shape
@@ -227,3 +229,35 @@ def test_bad_input_is_named():
         solve(p | {"target": p["start"].clone()})
     with pytest.raises(InputError, match="start .* and target .* differ"):
         solve(p | {"target": p["start"][:-1]})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_sweeps_are_the_same_gradient():
+    p = problem("color_crop_cutout_flip_scale_rotate", n_steps=4, lr=0.3)
+    assert_equal_to_twin(p, "exact", compile=True)
+    net = Network(SPEC)
+    assert all(f.made and f.f not in f.made.values() for f in _compiled_sweeps(net, soft_cross_entropy, True))
+    assert torch.equal(solve(p, compile=True).grad_x, solve(p, compile=True).grad_x)
+
+
+def test_without_a_compiler_steps_run_plainly_and_say_so_once(monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler here\nwith details")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net = Network(replace(SPEC, width=3))  # nothing compiled for it yet
+    p = problem("crop") | {"start": net.init(0).double(), "target": net.init(1).double()}
+    expected = solve(p, net=net)
+    with caplog.at_level("WARNING"):
+        found = solve(p, net=net, compile=True)
+        solve(p, net=net, compile=True)
+    assert relative(found.grad_x, expected.grad_x) < 1e-12
+    assert relative(found.grad_lr, expected.grad_lr) < 1e-12
+    messages = [r.getMessage() for r in caplog.records]
+    assert messages == ["torch.compile cannot be used here, steps run uncompiled: no C++ compiler here"] * 2
+
+
+def test_unrolled_is_not_compiled():
+    with pytest.raises(InputError, match="unrolled is not compiled"):
+        solve(problem(), "unrolled", compile=True)

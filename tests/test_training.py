@@ -1,5 +1,7 @@
 """The training loop against PyTorch's own optimiser and modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_networks import convnet_by_hand
@@ -8,7 +10,17 @@ from torch import nn
 from tadlib import augment, training
 from tadlib.errors import InputError
 from tadlib.networks import Network, NetworkSpec
-from tadlib.training import Sgd, State, accuracy, batches, one_hot, predict, train_epoch, weighted_loss
+from tadlib.training import (
+    Sgd,
+    State,
+    accuracy,
+    batches,
+    one_hot,
+    predict,
+    train_epoch,
+    train_epoch_together,
+    weighted_loss,
+)
 
 SPEC = NetworkSpec((1, 8, 8), 3, width=4, depth=2)
 NET = Network(SPEC)
@@ -145,3 +157,89 @@ def test_predict_and_accuracy_in_batches_equal_one_pass(monkeypatch):
 def test_one_hot():
     assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert one_hot(torch.tensor([2, 0]), 3).dtype == torch.float32
+
+
+class GsamByHand:
+    """Adaptive GSAM over a module's parameters, one at a time, as its authors state it."""
+
+    def __init__(self, parameters, lr, rho, alpha):
+        self.parameters, self.lr, self.rho, self.alpha = list(parameters), lr, rho, alpha
+
+    def step(self, loss):
+        clean = torch.autograd.grad(loss(), self.parameters)
+        norm = torch.stack([(p.abs() * g).norm() for p, g in zip(self.parameters, clean)]).norm()
+        before = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            for p, g in zip(self.parameters, clean):
+                p += self.rho * p**2 * g / norm
+        there = torch.autograd.grad(loss(), self.parameters)
+        inner = sum((a * b).sum() for a, b in zip(clean, there))
+        clean_norm, there_norm = (torch.stack([g.norm() for g in gs]).norm() for gs in (clean, there))
+        cosine = inner / (clean_norm * there_norm)
+        with torch.no_grad():
+            for p, old, a, b in zip(self.parameters, before, clean, there):
+                across = a - cosine * clean_norm * b / there_norm
+                p.copy_(old - self.lr * (b - self.alpha * across))
+
+
+@pytest.mark.parametrize("rho, alpha", [(0.01, 0.3), (0.5, 0.0), (0.5, 1.0)])
+def test_gsam_step_equals_one_by_hand(rho, alpha):
+    x, y, w = data(8, dtype=torch.float64)
+    module = convnet_by_hand(SPEC).double()
+    nn.utils.vector_to_parameters(NET.init(0).double(), module.parameters())
+    twin = GsamByHand(module.parameters(), 0.05, rho, alpha)
+    state, rng = State(NET.init(0).double()), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        state = train_epoch(
+            NET, state, x, y, w, sgd=Sgd(0.05, rho=rho, alpha=alpha), batch=8, strategy="none", generator=rng
+        )
+        twin.step(lambda: weighted_loss(module(x), y, w))
+    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
+    torch.testing.assert_close(state.theta, expected, rtol=1e-10, atol=1e-12)
+    plain = epoch(x, y, w, sgd=Sgd(0.05))
+    assert not torch.equal(state.theta, plain.theta)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_networks_stacked_or_on_threads_are_those_trained_alone(momentum):
+    x, y, w = data(dtype=torch.float64)
+    w[::4] = 0
+    sgd, strategy = Sgd(0.05, momentum, 1e-2), "color_crop_flip_scale"
+    states = [State(NET.init(r).double()) for r in range(3)]
+
+    def together(**more):
+        found = states
+        generators = [torch.Generator().manual_seed(r) for r in range(3)]
+        for _ in range(2):
+            found = train_epoch_together(
+                NET, found, x, y, w, generators=generators, sgd=sgd, batch=8, strategy=strategy, **more
+            )
+        return torch.stack([s.theta for s in found])
+
+    alone = []
+    for r, state in enumerate(states):
+        rng = torch.Generator().manual_seed(r)
+        for _ in range(2):
+            state = train_epoch(NET, state, x, y, w, sgd=sgd, batch=8, strategy=strategy, generator=rng)
+        alone.append(state.theta)
+    assert torch.equal(together(), torch.stack(alone))
+    assert torch.equal(together(workers=3), torch.stack(alone))
+    torch.testing.assert_close(together(stacked=True), torch.stack(alone), rtol=1e-11, atol=1e-12)
+
+
+def test_a_step_with_a_further_loss_is_not_compiled():
+    with pytest.raises(InputError, match="further loss or an observer cannot be compiled"):
+        epoch(*data(), extra=lambda logits, index: logits.sum(), compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_step_is_the_plain_one():
+    x, y, w = data(16, dtype=torch.float64)
+    sgd = Sgd(0.05, 0.9, 1e-2, rho=0.05, alpha=0.3)
+    plain, compiled, again = (epoch(x, y, w, sgd=sgd, strategy="crop_flip", compile=c) for c in (False, True, True))
+    torch.testing.assert_close(compiled.theta, plain.theta, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(compiled.velocity, plain.velocity, rtol=1e-9, atol=1e-12)
+    assert torch.equal(compiled.theta, again.theta)
+    (step,) = (f for f in training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).made.values())
+    assert step is not training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).f

@@ -40,6 +40,7 @@ class MttConfig:
     batch_syn: int = 0  # synthetic images in a student step; 0 = all of them
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     gradient: str = "exact"
+    compile: bool = False  # compile the meta-gradient: pays for many iterations of wide networks
 
     def __post_init__(self):
         for name in ("iterations", "syn_steps", "expert_epochs", "max_start"):
@@ -155,6 +156,7 @@ def iterate(
         steps(config, len(t["x"]), random),
         gradient=config.gradient,
         loss_fn=loss_fn,
+        compile=config.compile,
     )
     new = {}
     new["x"], new["velocity_x"] = momentum_step(t["x"], t["velocity_x"], m.grad_x, config.lr_img, config.momentum)

@@ -1,0 +1,73 @@
+"""Figures of the benchmarks, made from the tables in ``results/benchmarks``."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tadlib.artifacts import load_table
+from tadlib.errors import known
+from tadlib.report.style import CYCLE, MUTED, figure, style
+
+
+def meta_gradient(table: pd.DataFrame) -> Figure:
+    """Seconds and peak memory of one meta-gradient over the number of student steps, a column a width."""
+    widths = sorted(table.width.unique())
+    made, axes = figure(4.6, 2, len(widths))
+    looks = dict(zip(sorted(table.method.unique()), CYCLE, strict=False))
+    for column, width in zip(axes.T, widths, strict=True):
+        of_width = table[table.width == width]
+        for method, rows in of_width.sort_values("steps").groupby("method"):
+            colour, dashes = looks[method]
+            whole = rows[~rows.out_of_memory]
+            for ax, values in ((column[0], whole.cpu_seconds), (column[1], whole.peak_bytes / 1e9)):
+                ax.plot(whole.steps, values, color=colour, linestyle=dashes, marker="o", markersize=3, label=method)
+            for steps, limit in rows[rows.out_of_memory][["steps", "memory_limit_gb"]].itertuples(index=False):
+                column[1].plot(steps, limit, "x", color=colour)
+                column[1].annotate("out of memory", (steps, limit), ha="right", va="bottom", fontsize=7)
+        column[0].set(title=f"width {width}, batch {of_width.batch.iloc[0]}", ylabel="processor seconds")
+        column[1].set(xlabel="student steps N", ylabel="peak memory (GB)", ylim=(0, None))
+    axes[0, 0].legend()
+    return made
+
+
+def _bars(table: pd.DataFrame, column: str, label: str) -> Figure:
+    made, axes = figure(0.6 + 0.35 * len(table))
+    ax = axes[0, 0]
+    ax.barh(table.method, table[column], color=CYCLE[0][0], height=0.6)
+    for i, value in enumerate(table[column]):
+        ax.text(value, i, f" {value:.3g}", va="center", fontsize=7.5, color=MUTED)
+    ax.invert_yaxis()
+    ax.set(xlabel=label)
+    return made
+
+
+def expert_training(table: pd.DataFrame) -> Figure:
+    """Images a second of each way to train an expert."""
+    return _bars(table.drop_duplicates("method"), "images_per_cpu_second", "images per processor second")
+
+
+def trajectory_store(table: pd.DataFrame) -> Figure:
+    """Milliseconds of one random read of each way to keep trajectories."""
+    return _bars(table, "read_milliseconds", "one random read, warm (ms)")
+
+
+def evaluation(table: pd.DataFrame) -> Figure:
+    """Seconds that each way takes to evaluate the same networks."""
+    return _bars(table, "cpu_seconds", "processor seconds")
+
+
+FIGURES = {
+    "meta_gradient": meta_gradient,
+    "expert_training": expert_training,
+    "trajectory_store": trajectory_store,
+    "evaluation": evaluation,
+}
+
+
+def draw(folder: Path, name: str) -> Path:
+    """Write ``NAME.png`` beside ``NAME.parquet``; returns its path."""
+    known("benchmark", name, FIGURES)
+    style()
+    FIGURES[name](load_table(Path(folder) / f"{name}.parquet")).savefig(path := Path(folder) / f"{name}.png")
+    return path
