@@ -44,7 +44,8 @@ class DiversionConfig:
     transition: str = "estimated"  # posterior: T from the data, or "symmetric", its directions levelled
     sharpness: float = 3.0  # posterior: of the predictions after warm-up, from which T is estimated
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
-    bootstrap: float = 0.75  # posterior: its share in what auditors train on, the rest is the given label
+    bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
+    power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.7  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.7  # τ(e) after warm-up ...
@@ -57,7 +58,7 @@ class DiversionConfig:
     recalibrate_every: int = 1  # looks between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
-    error: float = 0.1  # calibrated: largest probability of error of a label that is believed
+    error: float = 0.3  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
@@ -77,6 +78,7 @@ class DiversionConfig:
         require(1 <= self.warmup <= self.epochs, f"warmup must be in [1, epochs={self.epochs}], got {self.warmup}")
         require(self.look_every >= 1, f"look_every must be at least 1, got {self.look_every}")
         require(self.sharpness > 0, f"sharpness must be positive, got {self.sharpness}")
+        require(self.power >= 0, f"power must not be negative, got {self.power}")
         for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
@@ -407,6 +409,11 @@ def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
         t["y"] = torch.where(kept[:, None], t["y"], given_NK)
         t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
         t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
+    if q_NK is not None:
+        # a hard label at the weight of its probability: on real images better than the soft one (our choice)
+        t["y"] = one_hot(t["y"].argmax(1), k)
+        right_N = q_NK.gather(1, t["y"].argmax(1, keepdim=True))[:, 0].float().clamp_min(1e-6)
+        t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N**config.power)
     if q_NK is not None and config.targets == "posterior":
         t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)
         t["learn"] = t["labelled"].float()

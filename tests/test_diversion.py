@@ -50,7 +50,10 @@ def assert_consistent(refined: RefinedSet, config: DiversionConfig):
     untrusted = refined.space == UNTRUSTED
     assert (trusted | new | untrusted).all()
     assert (refined.weight[untrusted] == 0).all()
-    assert (refined.weight[trusted] == 1).all()
+    if config.evidence == "posterior":
+        assert ((refined.weight[trusted] > 0) & (refined.weight[trusted] <= 1)).all()
+    else:
+        assert (refined.weight[trusted] == 1).all()
     assert ((refined.weight[new] > 0) & (refined.weight[new] <= 1)).all()
     assert torch.equal(refined.label[trusted], refined.given[trusted])
     assert torch.equal(refined.y[trusted], one_hot(refined.given[trusted], refined.n_classes))
@@ -81,6 +84,7 @@ SWITCHES = [
     (TINY, {"sharpness": 1.5}),
     (TINY, {"targets": "refined"}),
     (TINY, {"bootstrap": 0.3}),
+    (TINY, {"power": 0.0}),
     (TINY, {"look_every": 2, "warmup": 1}),
     (TINY, {"ema": 0.0}),
     (TINY, {"tau_start": 0.99, "tau_end": 0.99}),
@@ -298,9 +302,9 @@ def test_digits_with_pairflips_are_sorted_out(kind, rate):
     net = Network(NetworkSpec((1, 8, 8), K, width=16, depth=2))
     refined = divert(net, x, given, K, DiversionConfig(epochs=20), seed=0)
     figures = refined.metrics(true)
-    assert figures["trust_precision"] > 0.97, figures
+    assert figures["trust_precision"] > 0.95, figures
     assert figures["trust_recall"] > 0.97, figures
-    assert figures["label_accuracy"] > 0.97, figures
+    assert figures["label_accuracy"] > 0.96, figures
     assert figures["trust_auroc"] > 0.98, figures
     assert_consistent(refined, DiversionConfig(epochs=20))
 
@@ -414,6 +418,7 @@ def test_images_that_are_not_numbers_are_refused(tiny):
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"tau_end": 1.4}, r"tau_end must be in \[0, 1\), got 1.4"),
         ({"alpha": -0.1}, r"alpha must be in \[0, 1\], got -0.1"),
+        ({"power": -1.0}, "power must not be negative, got -1.0"),
         ({"bootstrap": 2.0}, r"bootstrap must be in \[0, 1\], got 2.0"),
     ],
 )
