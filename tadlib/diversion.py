@@ -48,8 +48,8 @@ class DiversionConfig:
     power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.7  # μ of the moving averages over rounds; 0 = the last round only
-    tau_start: float = 0.7  # τ(e) after warm-up ...
-    tau_end: float = 0.5  # ... and in the last round
+    tau_start: float = 0.5  # τ(e) after warm-up ...
+    tau_end: float = 0.3  # ... and in the last round; low, as weights tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.5  # weight of KL(p̄ ‖ p(augmented x)) at full strength; 0 = off

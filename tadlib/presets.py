@@ -67,7 +67,7 @@ _SMOKE_SEGMENTS = {
     "expert_epochs": 1,
     "max_start": 10,
     "lr_img": 10.0,
-    "lr_lr": 1e-5,
+    "lr_lr": 1e-4,
     "lr_teacher": 0.02,
     "batch_syn": 50,
     "augmentation": GREY,
