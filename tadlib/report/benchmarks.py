@@ -57,7 +57,13 @@ def evaluation(table: pd.DataFrame) -> Figure:
     return _bars(table, "cpu_seconds", "processor seconds")
 
 
+def diversion(table: pd.DataFrame) -> Figure:
+    """What the dual loop costs in units of plain training for the same epochs."""
+    return _bars(table[table.method != "mixtures"], "ratio", "processor seconds, plain training = 1")
+
+
 FIGURES = {
+    "diversion": diversion,
     "meta_gradient": meta_gradient,
     "expert_training": expert_training,
     "trajectory_store": trajectory_store,
