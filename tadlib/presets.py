@@ -18,10 +18,10 @@ WEAK = "crop_flip"
 SMOKE: Settings = {
     "width": 16,
     "depth": 2,
-    "divert_epochs": 20,
+    "divert_epochs": 30,
     "divert_warmup": 6,
     "divert_consistency": 0.0,  # it brought nothing under any noise
-    "divert_batch": 64,
+    "divert_batch": 32,
     "divert_augmentation": GREY,
     "expert_count": 3,
     "expert_epochs": 12,
