@@ -6,14 +6,17 @@ The only part of the library that imports matplotlib and seaborn.
 from tadlib.report.labels import (
     anchor_picture,
     calibration_curve,
+    discriminants,
     image_grid,
     label_bars,
     loss_histograms,
     mixtures,
     roc_curves,
+    score_histograms,
     space_flow,
     transition_maps,
     trust_over_rounds,
+    weighed_labels,
 )
 from tadlib.report.networks import (
     accuracy_bars,
@@ -39,6 +42,7 @@ __all__ = [
     "accuracy_bars",
     "anchor_picture",
     "calibration_curve",
+    "discriminants",
     "gradient_agreement",
     "image_grid",
     "label_bars",
@@ -50,6 +54,7 @@ __all__ = [
     "recalibration_table",
     "results_table",
     "roc_curves",
+    "score_histograms",
     "space_flow",
     "stage_table",
     "style",
@@ -59,6 +64,7 @@ __all__ = [
     "transition_maps",
     "trust_over_rounds",
     "trust_table",
+    "weighed_labels",
     "write_book_tables",
     "write_readme_table",
 ]

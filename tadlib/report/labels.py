@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from tadlib.errors import require
+from tadlib.recalibrate import anchors
 from tadlib.report.style import (
     CYCLE,
     INK,
@@ -109,6 +111,52 @@ def loss_histograms(cases: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return made
 
 
+def score_histograms(cases: Mapping[str, tuple[Tensor, Tensor]], *, columns: int = 2) -> Figure:
+    """One panel a case: histograms of a probability (N,) of samples whose label is right (N,), or wrong; the AUROC."""
+    rows = -(-len(cases) // columns)
+    made, axes = figure(1.75 * rows + 0.4, rows, columns, sharex=True)
+    for ax, (title, (score_N, right_N)) in zip(axes.flat, cases.items()):
+        _right_and_wrong(ax, array(score_N), array(right_N), np.linspace(0, 1, 26))
+        area = auroc(score_N, right_N)
+        ax.set(title=title if area is None else f"{title}: AUROC {area:.3f}", xlim=(0, 1))
+        ax.set_yscale("function", functions=(np.sqrt, np.square))  # most samples stand at the ends
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+    for ax in axes.flat[len(cases) :]:
+        ax.axis("off")
+    made.supxlabel("probability of the given label", fontsize=8.5)
+    made.supylabel("samples (square root scale)", fontsize=8.5)
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return made
+
+
+def weighed_labels(
+    pixels_NCHW: Tensor, factors: Mapping[str, Tensor], captions: Sequence[str], class_names: Sequence[str]
+) -> Figure:
+    """A row an image: the image, then a bar chart over classes for each of ``factors`` (N, K), the last one stressed."""
+    if not len(pixels_NCHW):
+        return image_grid(pixels_NCHW, [], empty="no sample to show")
+    ratios = [0.55, *(1 for _ in factors)]
+    made, axes = figure(
+        1.15 * len(captions) + 0.3, len(captions), len(factors) + 1, gridspec_kw={"width_ratios": ratios}
+    )
+    few = len(class_names) <= MOST_TICKS
+    short = few and max(map(len, class_names)) < 3
+    for i, (row, caption) in enumerate(zip(axes, captions, strict=True)):
+        show_image(row[0], pixels_NCHW[i])
+        row[0].set_title(caption, fontsize=7, loc="center", pad=3)
+        for j, (ax, (title, values_NK)) in enumerate(zip(row[1:], factors.items())):
+            last = j == len(factors) - 1
+            ax.bar(range(len(class_names)), array(values_NK[i]), color=RIGHT if last else MUTED, width=0.75)
+            ax.set(ylim=(0, 1.02), yticks=(0, 0.5, 1), yticklabels=("0", ".5", "1") if j == 0 else ())
+            if i == 0:
+                ax.set_title(title)
+            if few:
+                shown = class_names if i == len(captions) - 1 else ()
+                ax.set_xticks(range(len(class_names)) if len(shown) else (), shown, rotation=0 if short else 90)
+    made.supxlabel("true class $y$", fontsize=8.5, x=0.6)
+    return made
+
+
 def mixtures(
     split: Partition, given_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
 ) -> Figure:
@@ -190,6 +238,7 @@ def space_flow(space_history_EN: Tensor, *, n_right: int | None = None, warmup: 
     if warmup is not None:
         ax.axvline(warmup, color=INK, linewidth=0.9, linestyle=(0, (1, 1.2)), label="first diversion")
     ax.set(xlim=(1, len(history)), ylim=(0, history.shape[1]), xlabel="round", ylabel="samples")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     return made
 
@@ -208,9 +257,21 @@ def trust_over_rounds(history: pd.DataFrame) -> Figure:
         y = history[column].astype(float)
         ax.plot(history["epoch"] + 1, y, color=colour, linestyle=line, marker=marker, markersize=3.5, label=name)
     ax.set(xlabel="round", ylabel="per cent", xlim=(1, len(history)))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.9)
     return made
+
+
+def discriminants(features_ND: Tensor, label_N: Tensor, n_classes: int) -> Tensor:
+    """Features in the K − 1 linear discriminants of ``label``, whitened within classes (N, K − 1).
+
+    Distances between anchors are Mahalanobis distances there.
+    """
+    y_NK = torch.nn.functional.one_hot(label_N, n_classes)
+    a = anchors(features_ND, y_NK, torch.ones_like(features_ND[:, 0]))
+    _, _, directions = torch.linalg.svd((a.mean - a.origin) @ a.whiten, full_matrices=False)
+    return (features_ND - a.origin) @ a.whiten @ directions[: min(n_classes - 1, features_ND.shape[1])].T
 
 
 def anchor_picture(
