@@ -132,7 +132,7 @@ def score_histograms(cases: Mapping[str, tuple[Tensor, Tensor]], *, columns: int
 def weighed_labels(
     pixels_NCHW: Tensor, factors: Mapping[str, Tensor], captions: Sequence[str], class_names: Sequence[str]
 ) -> Figure:
-    """A row an image: the image, then a bar chart over classes for each of ``factors`` (N, K), the last one stressed."""
+    """A row an image: the image, then a bar chart over classes for each of ``factors`` (N, K), the last stressed."""
     if not len(pixels_NCHW):
         return image_grid(pixels_NCHW, [], empty="no sample to show")
     ratios = [0.55, *(1 for _ in factors)]
