@@ -25,8 +25,10 @@ from tadlib.report.networks import (
     synthetic_images,
     trajectories,
 )
+from tadlib.report.pages import write_book_tables, write_readme_table
 from tadlib.report.style import style
 from tadlib.report.tables import (
+    methods_table,
     read_results,
     read_trust,
     recalibration_table,
@@ -34,8 +36,6 @@ from tadlib.report.tables import (
     stage_table,
     summarise,
     trust_table,
-    write_book_tables,
-    write_readme_table,
 )
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "label_bars",
     "loss_histograms",
     "matching_loss",
+    "methods_table",
     "mixtures",
     "read_results",
     "read_trust",

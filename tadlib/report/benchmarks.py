@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tadlib.artifacts import load_table
 from tadlib.errors import known
@@ -26,8 +27,12 @@ def meta_gradient(table: pd.DataFrame) -> Figure:
                 column[1].plot(steps, limit, "x", color=colour)
                 column[1].annotate("out of memory", (steps, limit), ha="right", va="bottom", fontsize=7)
         column[0].set(title=f"width {width}, batch {of_width.batch.iloc[0]}", ylabel="processor seconds")
-        column[1].set(xlabel="student steps N", ylabel="peak memory (GB)", ylim=(0, None))
-    axes[0, 0].legend()
+        column[1].set(xlabel="student steps N", ylabel="peak memory (GB)")
+        for ax in column:
+            ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels())}
+    made.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     return made
 
 

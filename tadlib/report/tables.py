@@ -1,4 +1,4 @@
-"""Tables of results, for notebooks (DataFrames) and for the book and the README (generated Markdown)."""
+"""Tables of results: from rows, one for each run, to tables that are read."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from tadlib.arms import ARMS
-from tadlib.artifacts import load_table, write_atomic
-from tadlib.errors import require
+from tadlib.artifacts import load_table
+from tadlib.config import METHODS
 from tadlib.evaluate import mean_ci95
 from tadlib.presets import PRESETS
 
@@ -23,13 +23,6 @@ RECALIBRATION = {
     "labels in use right": "label_accuracy",
 }
 NEEDED = {*CELL, "arm", "seed", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"
-SCALES = {
-    "smoke": "seconds to a minute an arm on one thread; a small network, few iterations",
-    "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
-    "paper": "the published hyper-parameters of the method",
-}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -84,7 +77,11 @@ def _gaps(runs: pd.DataFrame) -> list[float]:
 
 
 def results_table(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gap closed."""
+    """One row a cell, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gap closed.
+
+    Cells of clean labels where nothing but those labels was tried are :func:`methods_table`'s.
+    """
+    results = results[~_clean_only(results)]
     if results.empty:
         return pd.DataFrame()
     rows, shown = [], {*results["arm"]}
@@ -102,6 +99,38 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     names = {"n_train": "images", "rate_nominal": "rate"}
     return pd.DataFrame(rows).rename(columns=names)
+
+
+def _clean_only(results: pd.DataFrame) -> pd.Series:
+    """Mask of the rows of cells without noise in which no arm does anything about labels."""
+    idle = results["arm"].isin(["vanilla", "oracle"])
+    busy = (~idle).groupby([results[name] for name in CELL]).transform("any")
+    return (results["noise"] == "none") & ~busy.astype(bool)
+
+
+def methods_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Distillation methods on clean labels: accuracy in %, mean ± half of the 95 % interval; a column for each IPC.
+
+    Rows without noise and of arm oracle, or vanilla, which is the same there. Intervals are over seeds, or over the
+    networks of the only seed. Empty where nothing was run on clean labels.
+    """
+    clean = results[(results["noise"] == "none") & results["arm"].isin(["vanilla", "oracle"])]
+    if clean.empty:
+        return pd.DataFrame()
+    clean = clean.assign(arm="clean").drop_duplicates([*CELL, "seed"], keep="last")
+    summary, rows = summarise(clean), []
+    for (preset, dataset, images, method), own in summary.groupby(["preset", "dataset", "n_train", "method"]):
+        row = {"preset": preset, "data set": dataset, "images": images, "method": method}
+        cells = {f"{cell.ipc} a class": _with_interval(cell.accuracy, cell.half) for cell in own.itertuples()}
+        row["seeds"] = " to ".join(str(n) for n in {own["n_seeds"].min(): 0, own["n_seeds"].max(): 0})
+        rows.append(row | cells)
+    columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
+    order = {"method": tuple(reversed(METHODS)), "preset": PRESETS}
+    table = pd.DataFrame(rows).sort_values(
+        ["preset", "data set", "images", "method"],
+        key=lambda c: c.map({name: i for i, name in enumerate(order[c.name])}) if c.name in order else c,
+    )
+    return table[["preset", "data set", "images", "method", *columns, "seeds"]].fillna("–").reset_index(drop=True)
 
 
 def _with_interval(mean: float, half: float | None, scale: float = 100, digits: int = 1) -> str:
@@ -177,119 +206,3 @@ def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, d
 def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
     known = values.astype(float).dropna().tolist()
     return _with_interval(*mean_ci95(known), scale, digits) if known else "–"
-
-
-# Generated Markdown --------------------------------------------------------------------------------------------------
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, cells as they print."""
-    lines = [[str(column) for column in table.columns], ["---"] * table.shape[1]]
-    lines += [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales), ``results_<preset>.md`` and ``trust.md``: MyST fragments to include.
-
-    Each table comes with its scale, seeds, hardware, versions and commit, the command that makes it again, and the
-    hash of every run. Without results a fragment says so. Returns what was written.
-    """
-    results, target = read_results(results_dir), Path(target_dir)
-    target.mkdir(parents=True, exist_ok=True)
-    present = [name for name in PRESETS if (results["preset"] == name).any()]
-    texts = {f"results_{name}.md": _fragment(results[results["preset"] == name], name) for name in PRESETS}
-    parts = [f"**Scale {name}**: {SCALES[name]}.\n\n{_body(results[results['preset'] == name])}" for name in present]
-    texts["results.md"] = "\n\n".join(parts) or NONE_YET
-    texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
-    for name, text in texts.items():
-        write_atomic(target / name, (text + "\n").encode())
-    return [target / name for name in texts]
-
-
-def _fragment(results: pd.DataFrame, preset: str) -> str:
-    if results.empty:
-        return NONE_YET
-    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
-    head, _, rest = _body(results).partition("\n\n")
-    return f":::{{table}} {caption}\n:name: tab-results-{preset}\n\n{head}\n\n:::\n\n{rest}"
-
-
-def _trust_fragment(rows: pd.DataFrame) -> str:
-    if rows.empty:
-        return NONE_YET
-    parts = []
-    for preset, own in rows.groupby("preset", sort=False):
-        relabelling = recalibration_table(own)
-        parts.append(
-            f"**Scale {preset}**: {SCALES[str(preset)]}. Area under the ROC curve of trust as a score of right "
-            f"labels, mean ± half of the 95 % interval over seeds.\n\n{markdown(trust_table(own))}\n\n"
-            f"Spaces and labels that leave each arm (%), and its cost:\n\n{markdown(relabelling)}\n\n"
-            f"{provenance(own)}\n\nTo make these rows again:\n\n"
-            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
-        )
-    return "\n\n".join(parts)
-
-
-def _body(results: pd.DataFrame) -> str:
-    runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
-    runs["config_hash"] = [f"`{value}`" for value in runs["config_hash"]]
-    runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
-    commands = "\n".join(_commands(results))
-    return (
-        f"{markdown(results_table(results).drop(columns='preset'))}\n\n{provenance(results)}\n\n"
-        f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
-        f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
-    )
-
-
-def _commands(results: pd.DataFrame) -> Iterable[str]:
-    """One command for each cell of a table; data sets other than digits need the folder of their files."""
-    for cell, runs in results.groupby(CELL, sort=False):
-        of = dict(zip(CELL, cell))
-        root = "" if of["dataset"] == "digits" else " --root DATA"
-        rate = "" if str(of["noise"]).startswith(("none", "human")) else f" --rate {float(of['rate_nominal']):g}"
-        arms = " ".join(name for name in ARMS if name in {*runs["arm"]})
-        seeds = " ".join(str(seed) for seed in sorted({*runs["seed"]}))
-        yield (
-            f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} "
-            f"--method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}"
-        )
-
-
-def provenance(results: pd.DataFrame) -> str:
-    """One sentence: seeds, networks, hardware, versions and commits of the rows of a table."""
-
-    def values(column: str, shorten: int | None = None) -> str:
-        if column not in results:
-            return "unknown"
-        found = dict.fromkeys(str(value)[:shorten] for value in results[column].dropna())
-        return ", ".join(found) or "unknown"
-
-    networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
-    return (
-        f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
-        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit', 12)}."
-    )
-
-
-def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: bool = False) -> bool:
-    """Put the table of results between the two markers in a README; return whether that changed it.
-
-    Raises:
-        InputError: where a marker is missing, or (``check``) where the README is not up to date, which is then left
-            as it is.
-    """
-    path = Path(readme_path)
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    require(bool(begin and end), f"{path.name} must hold {BEGIN} and, after it, {END}")
-    results = read_results(results_dir)
-    table = NONE_YET if results.empty else f"{markdown(results_table(results))}\n\n{provenance(results)}"
-    new = f"{before}{BEGIN}\n{table}\n{END}{after}"
-    if new == text:
-        return False
-    require(not check, f"the table of results in {path.name} is out of date: make tables")
-    write_atomic(path, new.encode())
-    return True

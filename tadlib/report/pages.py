@@ -1,0 +1,260 @@
+"""Generated Markdown: the tables of the book's pages and of the README, each with where it comes from."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from tadlib.arms import ARMS
+from tadlib.artifacts import load_table, write_atomic
+from tadlib.errors import require
+from tadlib.presets import PRESETS
+from tadlib.report.tables import (
+    CELL,
+    methods_table,
+    read_results,
+    read_trust,
+    recalibration_table,
+    results_table,
+    trust_table,
+)
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"
+SCALES = {
+    "smoke": "seconds to a minute an arm on one thread; a small network, few iterations",
+    "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
+    "paper": "the published hyper-parameters of the method",
+}
+# of each benchmark: title, what its figure shows, what one sees in it, and the columns of its table
+BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    "meta_gradient": (
+        "Meta-gradient of trajectory matching",
+        "Processor time and peak memory of one gradient through N student steps: exact, or unrolled.",
+        "Line charts over the number of student steps, a column for each width of network. Time grows alike for both "
+        "ways; the memory of the unrolled gradient grows with the steps, that of the exact one hardly does.",
+        {
+            "method": "gradient",
+            "width": "width",
+            "batch": "batch",
+            "steps": "steps N",
+            "cpu_seconds": "processor seconds",
+            "peak_gb": "peak memory (GB)",
+        },
+    ),
+    "expert_training": (
+        "Training of experts",
+        "Images that one expert trains on in a second of processor time.",
+        "Horizontal bars, one for each way to train an expert, of images per processor second.",
+        {
+            "method": "way",
+            "width": "width",
+            "images_per_cpu_second": "images per processor second",
+            "speed_up_cpu_seconds": "speed-up",
+        },
+    ),
+    "trajectory_store": (
+        "Trajectory store",
+        "Time of one random read of an expert's parameters.",
+        "Horizontal bars, one for each way to keep trajectories, of milliseconds a read.",
+        {
+            "method": "way",
+            "megabytes": "size (MB)",
+            "read_milliseconds": "read (ms)",
+            "loss_error": "error of the loss",
+            "gradient_error": "error of the gradient",
+        },
+    ),
+    "evaluation": (
+        "Evaluation",
+        "Processor time to train the same networks on one distilled set.",
+        "Horizontal bars, one for each way to train several networks, of processor seconds.",
+        {
+            "method": "way",
+            "networks": "networks",
+            "cpu_seconds": "processor seconds",
+            "speed_up_cpu_seconds": "speed-up",
+            "difference": "largest difference",
+        },
+    ),
+}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, cells as they print."""
+    lines = [[str(column) for column in table.columns], ["---"] * table.shape[1]]
+    lines += [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
+    """Write ``results.md`` (all scales), ``results_<preset>.md``, ``trust.md``, ``methods.md`` and ``benchmarks.md``.
+
+    They are MyST fragments, to be included by a page beside the folder ``results``.
+
+    Each table comes with its scale, seeds, hardware, versions and commit, the command that makes it again, and the
+    hash of every run. Without results a fragment says so. Returns what was written.
+    """
+    results, target = read_results(results_dir), Path(target_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    present = [name for name in PRESETS if (results["preset"] == name).any()]
+    texts = {f"results_{name}.md": _fragment(results[results["preset"] == name], name) for name in PRESETS}
+    parts = [f"**Scale {name}**: {SCALES[name]}.\n\n{_body(results[results['preset'] == name])}" for name in present]
+    texts["results.md"] = "\n\n".join(parts) or NONE_YET
+    texts["methods.md"] = _methods_fragment(results)
+    texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
+    texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
+    for name, text in texts.items():
+        write_atomic(target / name, (text + "\n").encode())
+    return [target / name for name in texts]
+
+
+def _fragment(results: pd.DataFrame, preset: str) -> str:
+    if results.empty:
+        return NONE_YET
+    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
+    head, _, rest = _body(results).partition("\n\n")
+    return f":::{{table}} {caption}\n:name: tab-results-{preset}\n\n{head}\n\n:::\n\n{rest}"
+
+
+def _trust_fragment(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return NONE_YET
+    parts = []
+    for preset, own in rows.groupby("preset", sort=False):
+        relabelling = recalibration_table(own)
+        parts.append(
+            f"**Scale {preset}**: {SCALES[str(preset)]}. Area under the ROC curve of trust as a score of right "
+            f"labels, mean ± half of the 95 % interval over seeds.\n\n{markdown(trust_table(own))}\n\n"
+            f"Spaces and labels that leave each arm (%), and its cost:\n\n{markdown(relabelling)}\n\n"
+            f"{provenance(own)}\n\nTo make these rows again:\n\n"
+            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def _methods_fragment(results: pd.DataFrame) -> str:
+    clean = results[(results["noise"] == "none") & results["arm"].isin(["vanilla", "oracle"])]
+    table = methods_table(clean)
+    parts = []
+    for preset in table["preset"].unique() if len(table) else ():
+        own = clean[clean["preset"] == preset]
+        shown = markdown(table[table["preset"] == preset].drop(columns="preset"))
+        parts.append(
+            f"**Scale {preset}**: {SCALES[preset]}. Test accuracy (%) by images a class, mean ± half of the 95 % "
+            f"interval over seeds, or over networks where there is one seed.\n\n{shown}\n\n{provenance(own)}\n\n"
+            f"To make these rows again:\n\n```console\n{chr(10).join(_commands(own))}\n```"
+        )
+    return "\n\n".join(parts) or NONE_YET
+
+
+def _benchmarks_fragment(folder: Path) -> str:
+    """A section for each benchmark whose table and figure are there."""
+    parts = []
+    for name, (title, caption, alt, columns) in BENCHMARKS.items():
+        if not all((folder / f"{name}.{suffix}").exists() for suffix in ("parquet", "png")):
+            continue
+        rows = load_table(folder / f"{name}.parquet")
+        if "peak_bytes" in rows:
+            rows["peak_gb"] = rows["peak_bytes"] / 1e9
+        if "bytes" in rows:
+            rows["megabytes"] = rows["bytes"] / 1e6
+        columns = {column: label for column, label in columns.items() if column in rows}
+        options = f":name: fig-benchmark-{name}\n:alt: {alt}"
+        figure = f":::{{figure}} ../results/benchmarks/{name}.png\n{options}\n\n{caption}\n:::"
+        shown = markdown(_rounded(rows[[*columns]].drop_duplicates()).rename(columns=columns))
+        again = f"```console\n$ python benchmarks/{name}.py\n```"
+        parts.append(f"### {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
+    return "\n\n".join(parts) or NONE_YET
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers to three figures, as text; what was not measured as a dash."""
+
+    def text(value: object) -> str:
+        if isinstance(value, float):
+            return "–" if pd.isna(value) else f"{value:.3g}"
+        return str(value)
+
+    return table.map(text)
+
+
+def _body(results: pd.DataFrame) -> str:
+    runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
+    runs["config_hash"] = [f"`{value}`" for value in runs["config_hash"]]
+    runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
+    commands = "\n".join(_commands(results))
+    table = results_table(results)
+    if table.empty:
+        return NONE_YET
+    return (
+        f"{markdown(table.drop(columns='preset'))}\n\n{provenance(results)}\n\n"
+        f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
+        f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
+    )
+
+
+def _commands(results: pd.DataFrame) -> Iterable[str]:
+    """One command for each cell of a table; data sets other than digits need the folder of their files."""
+    for cell, runs in results.groupby(CELL, sort=False):
+        of = dict(zip(CELL, cell))
+        root = "" if of["dataset"] == "digits" else " --root DATA"
+        rate = "" if str(of["noise"]).startswith(("none", "human")) else f" --rate {float(of['rate_nominal']):g}"
+        arms = " ".join(name for name in ARMS if name in {*runs["arm"]})
+        seeds = " ".join(str(seed) for seed in sorted({*runs["seed"]}))
+        yield (
+            f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} "
+            f"--method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}"
+        )
+
+
+def _machine(rows: pd.DataFrame) -> str:
+    """One sentence: hardware, threads and versions of the rows of a benchmark."""
+
+    def values(column: str) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in rows[column].dropna()))
+
+    device = f"{values('device')} on " if "device" in rows else ""
+    return (
+        f"{device}{values('hardware')}, {values('cores')} cores, threads: {values('threads')}; "
+        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}."
+    )
+
+
+def provenance(results: pd.DataFrame) -> str:
+    """One sentence: seeds, networks, hardware, versions and commits of the rows of a table."""
+
+    def values(column: str, shorten: int | None = None) -> str:
+        if column not in results:
+            return "unknown"
+        found = dict.fromkeys(str(value)[:shorten] for value in results[column].dropna())
+        return ", ".join(found) or "unknown"
+
+    networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
+    return (
+        f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
+        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit', 12)}."
+    )
+
+
+def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: bool = False) -> bool:
+    """Put the table of results between the two markers in a README; return whether that changed it.
+
+    Raises:
+        InputError: where a marker is missing, or (``check``) where the README is not up to date, which is then left
+            as it is.
+    """
+    path = Path(readme_path)
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    require(bool(begin and end), f"{path.name} must hold {BEGIN} and, after it, {END}")
+    results = read_results(results_dir)
+    shown = results_table(results)
+    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{provenance(results)}"
+    new = f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if new == text:
+        return False
+    require(not check, f"the table of results in {path.name} is out of date: make tables")
+    write_atomic(path, new.encode())
+    return True
