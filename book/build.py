@@ -15,6 +15,7 @@ open a notebook on Binder and Colab.
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -121,11 +122,24 @@ def stage(root: Path, staged: Path) -> None:
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)
+    copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     if url := os.environ.get("TADLIB_REPOSITORY_URL"):
         add_launch_buttons(config, url)
     (staged / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def copy_mathjax(target: Path) -> None:
+    """Copy MathJax with its fonts below ``target``, so that formulas need no network, not even on a reader's disk.
+
+    The package is made to be a Sphinx extension, which would ship every variant of MathJax, 24 MB; this one is 2 MB.
+    """
+    for file in importlib.metadata.files("sphinx-mathjax-offline") or ():
+        _, _, path = file.as_posix().partition("/static/mathjax/")
+        if path == "tex-mml-chtml.js" or path.startswith("output/chtml/fonts/woff-v2/"):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file.locate(), target / path)
 
 
 def add_launch_buttons(config: dict, url: str) -> None:

@@ -2,14 +2,14 @@
 
 Legend: N steps, B batch, S synthetic images, K classes, C H W image, P flat parameters.
 
-A student starts at the expert's θ_0 and takes N steps on synthetic data,
+A student starts at the expert's θ_0 and takes N steps on synthetic data::
 
     θ_{i+1} = θ_i − β g_i,   g_i = ∇_θ ℓ(f(θ_i; a_i(X_{B_i})), Y_{B_i}),
 
 and is asked to land where the expert stands M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
 
 The reverse sweep carries one vector λ_i = ∂L/∂θ_i and needs, per step, only Hessian-vector products of one step's
-loss, which forward-over-reverse differentiation gives without a graph over the unroll (``exact``):
+loss, which forward-over-reverse differentiation gives without a graph over the unroll (``exact``)::
 
     λ_N = 2(θ_N − θ*) / ‖θ_0 − θ*‖²
     (h, m_X, m_Y) = d/dε ∇_{θ,x,y} ℓ(θ_i + ε λ_{i+1}; x, y) |_{ε=0}

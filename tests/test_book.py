@@ -1,13 +1,17 @@
 """The build of the book fails when a notebook does, and leaves the working tree alone."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
+
+from tadlib import report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +91,14 @@ def test_staging_keeps_executed_notebooks_and_drops_all_else(build, tmp_path):
     (staged / "book" / "gone.md").write_text("# Gone\n")
     build.stage(tmp_path, staged)
     kept = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-    assert kept == ["_config.yml", "_toc.yml", "book/intro.md", "notebooks/a.ipynb"]
+    mathjax = {path for path in kept if path.startswith("extra/mathjax/")}
+    assert "extra/mathjax/tex-mml-chtml.js" in mathjax
+    assert [path for path in kept if path not in mathjax] == [
+        "_config.yml",
+        "_toc.yml",
+        "book/intro.md",
+        "notebooks/a.ipynb",
+    ]
 
 
 def test_launch_buttons_need_a_repository(build, tmp_path, monkeypatch):
@@ -95,6 +106,45 @@ def test_launch_buttons_need_a_repository(build, tmp_path, monkeypatch):
     build.add_launch_buttons(config, "https://example.org/someone/tadlib")
     assert config["repository"] == {"url": "https://example.org/someone/tadlib", "branch": "main"}
     assert set(config["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
+
+
+def rows_of_results(**differing) -> pd.DataFrame:
+    """One row of results for each value of the lists in ``differing``, which are as long as each other."""
+    same = {"dataset": "digits", "n_train": 100, "rate_nominal": 0.0, "preset": "lite", "seed": 0}
+    same |= {"accuracy_ci95": 0.01, "n_networks": 3, "noise": "none", "arm": "oracle", "ipc": 10, "method": "mtt"}
+    table = pd.DataFrame([same | dict(zip(differing, values)) for values in zip(*differing.values(), strict=True)])
+    return table.assign(config_hash=[f"{i:x}" for i in range(len(table))], device="cpu", hardware="a machine")
+
+
+def test_methods_on_clean_labels_have_a_table_of_their_own():
+    results = rows_of_results(
+        method=["mtt", "mtt", "random", "random", "mtt", "mtt"],
+        ipc=[1, 10, 1, 10, 10, 10],
+        noise=["none"] * 4 + ["pairflip"] * 2,
+        arm=["oracle"] * 4 + ["vanilla", "oracle"],
+        accuracy_mean=[0.4, 0.6, 0.2, 0.3, 0.5, 0.6],
+    )
+    table = report.methods_table(results)
+    assert table["method"].tolist() == ["random", "mtt"]
+    assert table["10 a class"].tolist() == ["30.0 ± 1.0", "60.0 ± 1.0"]
+    assert report.results_table(results)["noise"].tolist() == ["pairflip"]
+    # with an arm that does something about labels, clean labels are a control
+    control = pd.concat([results, rows_of_results(arm=["tad"], accuracy_mean=[0.55])])
+    assert report.results_table(control)["noise"].tolist() == ["none", "pairflip"]
+    assert report.methods_table(results[results["noise"] != "none"]).empty
+
+
+def test_results_page_shows_every_benchmark_that_is_there(tmp_path):
+    folder = tmp_path / "results" / "benchmarks"
+    folder.mkdir(parents=True)
+    for name in ("evaluation.parquet", "evaluation.png", "meta_gradient.png"):
+        shutil.copy(ROOT / "results" / "benchmarks" / name, folder)
+    report.write_book_tables(tmp_path / "results", tmp_path / "generated")
+    text = (tmp_path / "generated" / "benchmarks.md").read_text()
+    assert ":::{figure} ../results/benchmarks/evaluation.png" in text
+    assert ":alt: " in text
+    assert "torch" in text
+    assert "meta_gradient" not in text  # without its table nobody could tell where the picture is from
 
 
 def test_unknown_notebook_is_a_usage_error(build, capsys):
