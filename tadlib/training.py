@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits_BK, y_BK, w_B) -> (
 
 
 def gradient(loss: Callable[..., Tensor], theta_P: Tensor, *rest: Tensor) -> Tensor:
-    """∇_θ loss(θ, *rest) by plain autograd.
+    """``∇_θ loss(θ, *rest)`` by plain autograd.
 
     :func:`torch.func.grad` would record the backward pass too, in case it is differentiated again, and then takes
     group norm apart: up to twice the time of a small network's step.
@@ -43,7 +43,7 @@ class Sgd:
     """SGD with momentum and weight decay, in PyTorch's convention (v ← mv + g + wd·θ; θ ← θ − lr·v).
 
     With ``rho`` > 0 the gradient g is that of adaptive GSAM (Zhuang et al. 2022), with which FTD and DATM train their
-    experts: ascend to θ̂ = θ + ρ θ² g / ‖ |θ| g ‖, take ĝ = ∇ℓ(θ̂) there, and go along ĝ − α g_⊥, where g_⊥ is the
+    experts: ascend to ``θ̂ = θ + ρ θ² g / ‖ |θ| g ‖``, take ĝ = ∇ℓ(θ̂) there, and go along ĝ − α g_⊥, where g_⊥ is the
     part of g at right angles to ĝ.
     """
 
