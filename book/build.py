@@ -118,10 +118,12 @@ def stage(root: Path, staged: Path) -> None:
         if orphan.name not in names:
             orphan.unlink()
     (staged / "notebooks").mkdir(parents=True, exist_ok=True)
-    ignore = shutil.ignore_patterns("*.py", "__pycache__", ".*", "generated")
+    ignore = shutil.ignore_patterns("*.py", "__pycache__", ".*", "_static", "generated")
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)
+    if (root / "book" / "_static").is_dir():
+        shutil.copytree(root / "book" / "_static", staged / "_static")
     copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
