@@ -12,6 +12,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tadlib import report
+from tadlib.report import benchmarks, pages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,10 +63,10 @@ def test_notebook_that_warns_fails_the_build(build, tmp_path):
 
 
 def test_table_of_contents_names_every_notebook_and_page_once(build):
-    pages = build.toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    toc = build.toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text()))
     there = [f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")]
     there += [f"notebooks/{path.stem}" for path in build.notebook_paths(ROOT)]
-    assert sorted(pages) == sorted(there)
+    assert sorted(toc) == sorted(there)
 
 
 def test_api_page_covers_every_public_module(build, tmp_path):
@@ -144,6 +145,7 @@ def test_results_page_shows_every_benchmark_that_is_there(tmp_path):
     assert ":::{figure} ../results/benchmarks/evaluation.png" in text
     assert ":alt: " in text
     assert "torch" in text
+    assert {*pages.BENCHMARKS} == {*benchmarks.FIGURES}
     assert "meta_gradient" not in text  # without its table nobody could tell where the picture is from
 
 

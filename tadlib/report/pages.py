@@ -42,6 +42,12 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
             "peak_gb": "peak memory (GB)",
         },
     ),
+    "diversion": (
+        "Diversion",
+        "Processor time of the dual loop, in units of plain training for as many epochs.",
+        "Horizontal bars, one for each part of the dual loop, of processor time relative to plain training.",
+        {"method": "work", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
+    ),
     "expert_training": (
         "Training of experts",
         "Images that one expert trains on in a second of processor time.",
