@@ -52,7 +52,7 @@ class DiversionConfig:
     tau_end: float = 0.3  # ... and in the last round; low, as weights tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
     minimum: float = 0.05  # share of every class that always stays trusted
-    consistency: float = 0.5  # weight of KL(p̄ ‖ p(augmented x)) at full strength; 0 = off
+    consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
     look_every: int = 1  # rounds between two looks at all samples after warm-up; the last round always looks
     recalibrate_every: int = 1  # looks between inner loops; 0 = never

@@ -20,7 +20,6 @@ SMOKE: Settings = {
     "depth": 2,
     "divert_epochs": 30,
     "divert_warmup": 6,
-    "divert_consistency": 0.0,  # it brought nothing under any noise
     "divert_batch": 32,
     "divert_augmentation": GREY,
     "expert_count": 3,
@@ -41,7 +40,6 @@ LITE: Settings = {
     "depth": 3,
     "divert_epochs": 15,
     "divert_warmup": 5,
-    "divert_consistency": 0.0,  # it brought nothing under any noise
     "divert_batch": 128,
     "divert_augmentation": "color_crop_flip_scale_rotate",
     "expert_count": 3,
