@@ -9,14 +9,15 @@ A student starts at the expert's θ_0 and takes N steps on synthetic data::
 and is asked to land where the expert stands M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
 
 The reverse sweep carries one vector λ_i = ∂L/∂θ_i and needs, per step, only Hessian-vector products of one step's
-loss, which forward-over-reverse differentiation gives without a graph over the unroll (``exact``)::
+loss, which need no graph over the unroll (``exact``)::
 
     λ_N = 2(θ_N − θ*) / ‖θ_0 − θ*‖²
-    (h, m_X, m_Y) = d/dε ∇_{θ,x,y} ℓ(θ_i + ε λ_{i+1}; x, y) |_{ε=0}
+    (h, m_X, m_Y) = ∇_{θ,x,y} ⟨∇_θ ℓ(θ_i; x, y), λ_{i+1}⟩
     ∂L/∂X_{B_i} −= β a_iᵀ(m_X),  ∂L/∂Y_{B_i} −= β m_Y,  ∂L/∂β −= ⟨g_i, λ_{i+1}⟩,  λ_i = λ_{i+1} − β h
 
-Memory: N + 1 parameter vectors and one step's graph. Compiled, the products come from reverse-over-reverse
-differentiation, (h, m_X, m_Y) = ∇_{θ,x,y} ⟨∇_θ ℓ(θ_i; x, y), λ_{i+1}⟩: the same by symmetry, and faster once fused.
+Memory: N + 1 parameter vectors and one step's graph. By symmetry the products are also the derivative of ∇_{θ,x,y} ℓ
+along λ_{i+1} (a jvp), but differentiating twice in reverse by plain autograd takes less time, above all where networks
+are small.
 ``unrolled`` (autograd through all N steps, as MTT's authors do) and ``tesla`` (drops the Hessian products,
 λ_i = λ_N; Cui et al. 2023) are kept to be compared with.
 """
@@ -27,7 +28,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vjp
+from torch.func import grad, grad_and_value, vjp
 
 from tadlib import augment
 from tadlib.errors import known, require
@@ -73,27 +74,29 @@ Sweeps = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]
 
 
 def _sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
-    """A step forward (θ_i, x, y, β) -> θ_{i+1}, and back (θ_i, λ_{i+1}, x, y, β) -> (λ_i, m_X, m_Y, ⟨g_i, λ_{i+1}⟩)."""
+    """A step forward, (θ_i, x, y, β, draws) -> θ_{i+1}, and back,
+    (θ_i, λ_{i+1}, x, y, β, draws) -> (λ_i, a_iᵀ(m_X), m_Y, ⟨g_i, λ_{i+1}⟩)."""
 
-    def loss_at(theta, x_B, y_B):
-        return loss_fn(net(theta, x_B), y_B)
+    def loss_at(theta, x_B, y_B, draws):
+        return loss_fn(net(theta, augment.apply(draws, x_B)), y_B)
 
-    def forward(theta_P, x_B, y_B, lr):
-        return theta_P - lr * gradient(loss_at, theta_P, x_B, y_B)
+    def forward(theta_P, x_B, y_B, lr, draws):
+        return theta_P - lr * gradient(lambda theta: loss_at(theta, x_B, y_B, draws), theta_P)
 
-    def reverse(theta_P, adjoint_P, x_B, y_B, lr):
-        def gradients(theta):
-            return grad(loss_at, argnums=(0, 1, 2))(theta, x_B, y_B)
-
-        (g_P, _, _), (h_P, m_x, m_y) = jvp(gradients, (theta_P,), (adjoint_P,))  # type: ignore[misc]
-        return adjoint_P - lr * h_P if hessian else adjoint_P, m_x, m_y, g_P @ adjoint_P
+    def reverse(theta_P, adjoint_P, x_B, y_B, lr, draws):
+        leaves = theta, x, y = [t.detach().requires_grad_() for t in (theta_P, x_B, y_B)]
+        with torch.enable_grad():
+            (g_P,) = torch.autograd.grad(loss_at(theta, x, y, draws), theta, create_graph=True)
+            along = g_P @ adjoint_P
+        h_P, m_x, m_y = torch.autograd.grad(along, leaves)
+        return adjoint_P - lr * h_P if hessian else adjoint_P, m_x, m_y, along.detach()
 
     return forward, reverse
 
 
 @lru_cache(maxsize=8)
-def _compiled_sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
-    """The same, compiled; kept, so that the next segment finds it."""
+def _compiled_steps(net: Apply, loss_fn: Callable, hessian: bool) -> tuple[Compiled, Compiled]:
+    """Both steps on images already augmented, compiled; kept, so that the next segment finds them."""
 
     def loss_at(theta, x_B, y_B):
         return loss_fn(net(theta, x_B), y_B)
@@ -111,28 +114,41 @@ def _compiled_sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
     return Compiled(forward), Compiled(reverse)
 
 
-@torch.no_grad()  # torch.func differentiates all the same; nothing outside it is recorded
+def _compiled_sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
+    """:func:`_sweeps` of compiled steps; the augmentation, another one at each step, stays outside."""
+    step, step_back = _compiled_steps(net, loss_fn, hessian)
+
+    def seen(x_B, draws):
+        return channels_last(augment.apply(draws, x_B))
+
+    def forward(theta_P, x_B, y_B, lr, draws):
+        return step(theta_P, seen(x_B, draws), y_B, lr)
+
+    def reverse(theta_P, adjoint_P, x_B, y_B, lr, draws):
+        seen_B, pull_back = vjp(lambda x: seen(x, draws), x_B)  # type: ignore[misc]
+        adjoint_P, m_x, m_y, along = step_back(theta_P, adjoint_P, seen_B, y_B, lr)
+        return adjoint_P, pull_back(m_x)[0], m_y, along
+
+    return forward, reverse
+
+
+@torch.no_grad()  # what is differentiated turns recording on for itself
 def _exact(
     net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False, hessian: bool = True
 ) -> Matched:
     forward, reverse = (_compiled_sweeps if compile else _sweeps)(net, loss_fn, hessian)
-    layout = channels_last if compile else Tensor.contiguous
-
-    def seen(step: Step, images: Tensor) -> Tensor:
-        return layout(augment.apply(step.draws, images))
-
     thetas = [start_P]
     for step in steps:
-        thetas.append(forward(thetas[-1], seen(step, x[step.index_B]), y[step.index_B], lr))
+        thetas.append(forward(thetas[-1], x[step.index_B], y[step.index_B], lr, step.draws))
 
     scale = (start_P - target_P).square().sum()
     loss = (thetas[-1] - target_P).square().sum() / scale
     adjoint_P = 2 * (thetas[-1] - target_P) / scale
     grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
     for step, theta_P in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
-        x_B, pull_back = vjp(lambda images, step=step: seen(step, images), x[step.index_B])  # type: ignore[misc]
-        adjoint_P, m_x, m_y, along = reverse(theta_P, adjoint_P, x_B, y[step.index_B], lr)
-        grad_x.index_add_(0, step.index_B, pull_back(m_x)[0], alpha=-1)
+        batch = x[step.index_B], y[step.index_B]
+        adjoint_P, m_x, m_y, along = reverse(theta_P, adjoint_P, *batch, lr, step.draws)
+        grad_x.index_add_(0, step.index_B, m_x, alpha=-1)
         grad_y.index_add_(0, step.index_B, m_y, alpha=-1)
         grad_lr -= along
     return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas[-1])

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tadlib import augment
 from tadlib.errors import InputError
-from tadlib.matching import GRADIENTS, Step, _compiled_sweeps, distance, match, soft_cross_entropy, take_step
+from tadlib.matching import GRADIENTS, Step, _compiled_steps, distance, match, soft_cross_entropy, take_step
 from tadlib.networks import Network, NetworkSpec
 
 S, K, SHAPE = 6, 3, (2, 8, 8)
@@ -233,11 +233,11 @@ def test_bad_input_is_named():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_compiled_sweeps_are_the_same_gradient():
+def test_compiled_steps_are_the_same_gradient():
     p = problem("color_crop_cutout_flip_scale_rotate", n_steps=4, lr=0.3)
     assert_equal_to_twin(p, "exact", compile=True)
     net = Network(SPEC)
-    assert all(f.made and f.f not in f.made.values() for f in _compiled_sweeps(net, soft_cross_entropy, True))
+    assert all(f.made and f.f not in f.made.values() for f in _compiled_steps(net, soft_cross_entropy, True))
     assert torch.equal(solve(p, compile=True).grad_x, solve(p, compile=True).grad_x)
 
 
