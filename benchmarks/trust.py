@@ -2,6 +2,9 @@
 
     python benchmarks/trust.py --root DATA
     python benchmarks/trust.py --root DATA --settings cifar10:pairflip:.4 cifar10:human:worse --arms tad --seeds 0
+    python benchmarks/trust.py --root DATA --ablation
+
+With ``--ablation`` the cells are those of the arm tad with one setting of the dual loop changed at a time.
 
 A cell is a setting (data set, noise, rate), an arm and a seed. It runs the stages noise and divert under ``--out``,
 which keep what is finished, and puts one row into ``--results``. A cell that fails is reported and the next one
@@ -35,6 +38,33 @@ SETTINGS = (
     "tiny-imagenet:symmetric:.4",
     "tiny-imagenet:asymmetric:.4",
 )
+ABLATED = ("cifar10:symmetric:.4", "cifar10:pairflip:.4", "cifar10:human:worse")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "without the network's predictions": {"divert_views": "training+anchors"},
+    "without predictions while training": {"divert_views": "network+anchors"},
+    "without anchors": {"divert_views": "network+training"},
+    "the network's predictions alone": {"divert_views": "network"},
+    "anchors alone": {"divert_views": "anchors"},
+    "flips without a direction": {"divert_transition": "symmetric"},
+    "no averaged parameters": {"divert_average": 0.0},
+    "no averages over rounds": {"divert_ema": 0.0},
+    "auditors learn given labels": {"divert_bootstrap": 0.0},
+    "auditors learn the refined set": {"divert_targets": "refined"},
+    "no held-out labels": {"divert_holdout": 0.0},
+    "a look every round": {"divert_look_every": 1},
+    "one threshold in all rounds": {"divert_tau_start": 0.3},
+    "with consistency": {"divert_consistency": 0.5},
+    "with a confidence penalty": {"divert_confidence_penalty": 0.1},
+    "two auditors": {"divert_auditors": 2},
+    "mixtures of fused margins": {"divert_evidence": "fused"},
+    "class-wise mixtures of losses": {"divert_evidence": "loss"},
+    "one mixture of losses": {"divert_evidence": "loss", "divert_scope": "global"},
+    "class-wise mixtures, Mahalanobis only": {"divert_evidence": "loss", "divert_criterion": "mahalanobis"},
+    "class-wise mixtures, cosine only": {"divert_evidence": "loss", "divert_criterion": "cosine"},
+    "class-wise mixtures, belief by quantile": {"divert_evidence": "loss", "divert_belief": "quantile"},
+    "class-wise mixtures, fixed belief": {"divert_evidence": "loss", "divert_belief": "fixed"},
+}
 COMPARED = tuple(arm for arm in ARMS if arm not in ("vanilla", "oracle"))  # these two judge no label
 
 
@@ -49,37 +79,53 @@ def parse(setting: str) -> dict[str, Any]:
         return {"dataset": dataset, "noise": rest}
 
 
-def cells(settings: Sequence[str], arms: Sequence[str], seeds: Sequence[int], **common: Any) -> Iterator[Config]:
-    """Seed by seed, so that an interrupted table covers all settings and arms before it gains a second seed."""
+def cells(
+    settings: Sequence[str], arms: Sequence[str], seeds: Sequence[int], **common: Any
+) -> Iterator[tuple[str, Config]]:
+    """Names and configurations, seed by seed, so that an interrupted table covers all settings and arms before it gains
+    a second seed."""
     for seed in seeds:
         for setting in settings:
             for arm in arms:
-                yield Config.from_params(**parse(setting), arm=arm, seed=seed, **common)
+                yield arm, Config.from_params(**parse(setting), arm=arm, seed=seed, **common)
+
+
+def ablation(settings: Sequence[str], seeds: Sequence[int], **common: Any) -> Iterator[tuple[str, Config]]:
+    """The same for the variants of the dual loop."""
+    for seed in seeds:
+        for setting in settings:
+            for variant, changed in VARIANTS.items():
+                yield variant, Config.from_params(**parse(setting), arm="tad", seed=seed, **common, **changed)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="SETTING", help="default: all of the table")
+    parser.add_argument("--settings", nargs="+", metavar="SETTING", help="default: all of the table")
     parser.add_argument("--arms", nargs="+", default=COMPARED, choices=ARMS, help="default: all that judge labels")
+    parser.add_argument("--ablation", action="store_true", help="the dual loop with one setting changed at a time")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--root", help="folder of the data sets' files")
     parser.add_argument("--preset", default="lite", help="default: lite")
     parser.add_argument("--device", default="auto", help="default: auto")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other integer or float settings")
     parser.add_argument("--out", default="runs/trust", help="folder of the stages (default: runs/trust)")
-    parser.add_argument("--results", type=Path, default=Path("results/trust.parquet"))
+    parser.add_argument("--results", type=Path, help="default: results/trust.parquet, or results/ablation.parquet")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no cell after so long")
     options = parser.parse_args(arguments)
     started, failed = time.monotonic(), 0
     try:
         more = {name: float(value) for name, _, value in (text.partition("=") for text in options.set)}
         common = {"root": options.root, "preset": options.preset, "device": options.device, "out": options.out}
-        todo = list(cells(options.settings, options.arms, options.seeds, **common, **more))
+        if options.ablation:
+            todo = list(ablation(options.settings or ABLATED, options.seeds, **common, **more))
+        else:
+            todo = list(cells(options.settings or SETTINGS, options.arms, options.seeds, **common, **more))
     except (InputError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for done, config in enumerate(todo):
-        cell = f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {config.arm} {config.seed}"
+    results = options.results or Path("results", "ablation.parquet" if options.ablation else "trust.parquet")
+    for done, (name, config) in enumerate(todo):
+        cell = f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {name} {config.seed}"
         if options.time_limit is not None and time.monotonic() - started > 60 * options.time_limit:
             print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
             break
@@ -89,10 +135,11 @@ def main(arguments: list[str] | None = None) -> int:
             failed += 1
             print(f"{cell}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
-        stages.merge_results(options.results, pd.DataFrame([row]))
+        row |= {"variant": name} if options.ablation else {}
+        stages.merge_results(results, pd.DataFrame([row]))
         auroc = "–" if row["trust_auroc"] is None else f"{row['trust_auroc']:.3f}"
         print(f"{cell}: AUROC {auroc}, flagged {row['flagged']:.3f}, {row['seconds_divert']:.0f} s", flush=True)
-    (options.results.parent / ".results.lock").unlink(missing_ok=True)
+    (results.parent / ".results.lock").unlink(missing_ok=True)
     return 1 if failed else 0
 
 

@@ -63,6 +63,7 @@ def loss_filter(config: DiversionConfig) -> DiversionConfig:
         minimum=0.0,
         consistency=0.0,
         confidence_penalty=0.0,
+        look_every=1,
         recalibrate_every=0,
         holdout=0.0,
         average=0.0,

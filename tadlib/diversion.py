@@ -47,15 +47,15 @@ class DiversionConfig:
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
     power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
-    ema: float = 0.7  # μ of the moving averages over rounds; 0 = the last round only
+    ema: float = 0.5  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.5  # τ(e) after warm-up ...
     tau_end: float = 0.3  # ... and in the last round; low, as weights tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
-    look_every: int = 1  # rounds between two looks at all samples after warm-up; the last round always looks
-    recalibrate_every: int = 1  # looks between inner loops; 0 = never
+    look_every: int = 2  # rounds between two passes over all samples after warm-up; the last round always has one
+    recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
     error: float = 0.3  # calibrated: largest probability of error of a label that is believed
@@ -85,6 +85,11 @@ class DiversionConfig:
         for name in ("alpha", "reliability", "error", "drop", "bootstrap"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+    @property
+    def look_ema(self) -> float:
+        """The share that a moving average keeps of itself from one look to the next."""
+        return self.ema**self.look_every
 
 
 @dataclass(frozen=True)
@@ -264,8 +269,11 @@ def advance(loop: Loop) -> None:
     t["seen"] = trust.ema(t.get("seen"), seen_NK, config.ema)
     row: dict = {"epoch": epoch}
     rounds_left = config.epochs - 1 - epoch
-    if epoch >= config.warmup - 1 and rounds_left % config.look_every == 0:
-        row |= _divert(loop, _look(loop), epoch)
+    if epoch >= config.warmup - 1:
+        due = rounds_left % config.look_every == 0 or "p" not in t
+        # the posterior has new evidence from training every round, the mixtures only from a look
+        if due or config.evidence == "posterior":
+            row |= _divert(loop, _look(loop) if due else None, epoch)
     counts = torch.bincount(t["space"].long(), minlength=3).tolist()
     row |= {f"n_{name}": count for name, count in zip(SPACES, counts, strict=True)}
     if len(t["space_history"]):
@@ -281,9 +289,9 @@ def _look(loop: Loop) -> list[Tensor]:
     config, t = loop.config, loop.tensors
     looks = [predict(loop.net, t.get(f"mean/{a}", t[f"theta/{a}"]), loop.x) for a in range(config.auditors)]
     p_NK = torch.stack([logits.softmax(1) for logits, _ in looks]).mean(0)
-    t["p"] = trust.ema(t.get("p"), p_NK, config.ema)
+    t["p"] = trust.ema(t.get("p"), p_NK, config.look_ema)
     loss_N = -p_NK.clamp_min(1e-12).log().gather(1, loop.given[:, None])[:, 0]
-    t["loss"] = trust.ema(t.get("loss"), loss_N, config.ema)
+    t["loss"] = trust.ema(t.get("loss"), loss_N, config.look_ema)
     return [features for _, features in looks]
 
 
@@ -381,8 +389,11 @@ def _train(loop: Loop, a: int, epoch: int) -> Tensor:
     return seen_NK
 
 
-def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
-    """Outer and, when due, inner loop; writes the labels in use and returns what the history keeps."""
+def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
+    """Outer and, when due, inner loop; writes the labels in use and returns what the history keeps.
+
+    ``features`` of every auditor come with a look; the posterior does without, from what it saw before.
+    """
     config, t, k = loop.config, loop.tensors, loop.n_classes
     tau = trust.threshold(epoch, config.warmup - 1, config.epochs, config.tau_start, config.tau_end)
     minimum = max(1, int(config.minimum * len(loop.given) / k))
@@ -394,6 +405,7 @@ def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
         t["trust"] = q_NK.gather(1, loop.given[:, None])[:, 0]
         trusted_N = (t["trust"] > tau) | trust.best(-t["trust"], loop.given, k, minimum)
     else:
+        assert features is not None
         trusted_N = _mixtures(loop, features, tau, minimum, row)
 
     given_NK = one_hot(loop.given, k)
@@ -422,17 +434,17 @@ def _divert(loop: Loop, features: list[Tensor], epoch: int) -> dict:
     return row
 
 
-def _posterior(loop: Loop, features: list[Tensor], row: dict) -> Tensor:
+def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
     """q (N, K): the posterior of the true label (:mod:`tadlib.posterior`); keeps T and notes what was estimated."""
     config, t = loop.config, loop.tensors
-    views = {"network": t["p"], "training": t["seen"]}
-    if "anchors" in config.views:
+    if "anchors" in config.views and features is not None:
         # the responsibilities of the round before say which samples stand for a class
         d_NK, _ = _distances(features, t["target"], t["labelled"].float())
         fitted_N = t["labelled"]
         row["temperature"] = recalibrate.temperature(d_NK[fitted_N], t["target"][fitted_N].argmax(1))
-        t["anchored"] = trust.ema(t.get("anchored"), (-d_NK / (2 * row["temperature"])).softmax(1), config.ema)
-        views["anchors"] = t["anchored"]
+        t["anchored"] = trust.ema(t.get("anchored"), (-d_NK / (2 * row["temperature"])).softmax(1), config.look_ema)
+    views = {"network": t["p"], "training": t["seen"]}
+    views |= {"anchors": t["anchored"]} if "anchored" in t else {}
     log_p_NK = posterior.pool([views[view] for view in config.views.split("+")])
     if "transition" not in t or config.targets != "posterior":
         t["transition"] = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness)
@@ -442,9 +454,13 @@ def _posterior(loop: Loop, features: list[Tensor], row: dict) -> Tensor:
         mild_KK = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness / 2)
         t["keep"] = torch.minimum(t["keep"], mild_KK.diagonal().mean())
         t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, t["keep"].item())
+    reference_N = _reference(loop)
+    if config.holdout:
+        row["certain_agreement"] = posterior.certain_agreement(log_p_NK[reference_N], loop.given[reference_N])
+        if row["certain_agreement"] > t["transition"].diagonal().mean():
+            t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, row["certain_agreement"])
     if config.transition == "symmetric":
         t["transition"] = posterior.symmetric(t["transition"])
-    reference_N = _reference(loop)
     b = posterior.sharpest(log_p_NK[reference_N], loop.given[reference_N], t["transition"])
     row["exponent"] = b
     row["held_out_log_likelihood"] = posterior.log_likelihood(
@@ -462,7 +478,7 @@ def _mixtures(loop: Loop, features: list[Tensor], tau: float, minimum: int, row:
         trusted_w = t["weight"] * (t["space"] == TRUSTED)
         d_NK, _ = _distances(features, one_hot(loop.given, k), trusted_w)
         margin_N = trust.margin(-d_NK / 2, loop.given)
-        t["margin"] = trust.ema(t.get("margin"), margin_N, config.ema)
+        t["margin"] = trust.ema(t.get("margin"), margin_N, config.look_ema)
         own_margin_N = trust.margin(t["p"].clamp_min(1e-12).log(), loop.given)
         evidence_N = trust.fuse(-own_margin_N, -t["margin"])
     split = trust.partition(evidence_N, loop.given, k, tau=tau, scope=config.scope, delta=config.delta, minimum=minimum)

@@ -81,6 +81,21 @@ def transition_of_rate(
     return transition_KK
 
 
+def certain_agreement(log_p_NK: Tensor, given_N: Tensor, *, share: float = 0.1) -> float:
+    """At least so many labels are right: how often they agree with the predictions that are surest, less its error.
+
+    Of every class the ``share`` N / K samples with the largest p(y | x) count, whose labels no auditor may have
+    learned. An ambiguous image looks like a wrong label to :func:`estimate_transition`; the surest images of a class
+    are not ambiguous, and where they carry their label, noise cannot be the reason why others do not. It is a bound
+    and no estimate: the surest predictions are wrong at times.
+    """
+    k = log_p_NK.shape[1]
+    places_MK = log_p_NK.topk(max(1, int(share * len(given_N) / k)), dim=0).indices
+    agree = (given_N[places_MK] == torch.arange(k, device=given_N.device)).double()
+    mean = agree.mean().item()
+    return mean - (mean * (1 - mean) / agree.numel()) ** 0.5
+
+
 def symmetric(transition_KK: Tensor) -> Tensor:
     """The matrix of noise without direction at the same overall rate: for an ablation."""
     k = len(transition_KK)

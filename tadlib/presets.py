@@ -16,7 +16,7 @@ COLOUR = "color_crop_cutout_flip_scale_rotate"  # DSA's published strategy
 WEAK = "crop_flip"
 
 SMOKE: Settings = {
-    "width": 16,
+    "width": 32,
     "depth": 2,
     "divert_epochs": 30,
     "divert_warmup": 6,
@@ -28,7 +28,7 @@ SMOKE: Settings = {
     "expert_batch": 64,
     "expert_augmentation": GREY,
     "evaluate_networks": 5,
-    "evaluate_epochs": 500,
+    "evaluate_epochs": 240,
     "evaluate_augmentation": GREY,
 }
 
@@ -62,7 +62,7 @@ def _of(method: str, **values: object) -> Settings:
 
 # Our own small scales of every method
 _SMOKE_SEGMENTS = {
-    "iterations": 80,
+    "iterations": 40,
     "syn_steps": 12,
     "expert_epochs": 1,
     "max_start": 10,
@@ -83,7 +83,7 @@ _LITE_SEGMENTS = {
     "batch_syn": 50,
     "augmentation": COLOUR,
 }
-_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 40, "lr_y": 2.0}
+_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 20, "lr_y": 2.0}
 _LITE_WINDOW = {"max_start_initial": 4, "expansion_end": 60, "lr_y": 2.0}
 
 SMOKE_METHODS: Mapping[str, Settings] = {

@@ -8,6 +8,7 @@ import torch
 from tadlib.errors import InputError
 from tadlib.posterior import (
     SHARPNESS,
+    certain_agreement,
     estimate_transition,
     log_likelihood,
     pool,
@@ -124,6 +125,29 @@ def test_the_rate_is_kept_by_the_choice_of_sharpness():
         T = transition_of_rate(predictions, given, 0.6)
         assert T.diagonal().mean() == pytest.approx(0.6, abs=0.02)
         assert (T - matrix(0.4)).abs().sum(1).mean() < 0.2
+
+
+def test_certain_agreement_equals_loops():
+    log_p, _, given = problem(matrix(0.3), n=200)
+    agree = []
+    for k in range(K):
+        surest = sorted(range(200), key=lambda i: -log_p[i, k].item())[:4]  # a tenth of 200 / 5
+        agree += [given[i].item() == k for i in surest]
+    mean = sum(agree) / len(agree)
+    expected = mean - math.sqrt(mean * (1 - mean) / len(agree))
+    assert certain_agreement(log_p, given) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_surely_so_many_labels_are_right_though_images_are_ambiguous(rate):
+    transition = matrix(rate)
+    rng = torch.Generator().manual_seed(1)
+    p = (1.5 * torch.randn(8000, K, generator=rng, dtype=torch.float64)).softmax(1)  # most images are not clear
+    true = torch.multinomial(p, 1, generator=rng)[:, 0]
+    given = torch.multinomial(transition[true], 1, generator=rng)[:, 0]
+    assert 1 - rate - 0.12 < certain_agreement(p.log(), given) < 1 - rate + 0.02
+    estimated = estimate_transition(p.log(), given)
+    assert rate > 0 or estimated.diagonal().mean() < 0.9  # ambiguity taken for noise, which the bound forbids
 
 
 def test_symmetric_keeps_the_rate_and_no_direction():
