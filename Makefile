@@ -20,6 +20,9 @@ STAMP := .venv/installed-$(shell cat requirements.lock pyproject.toml | git hash
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
+# Tests run side by side, one thread each.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+
 .PHONY: book html notebooks tables test lint format env lock clean
 
 book: $(STAMP)
@@ -35,8 +38,8 @@ tables: $(STAMP)
 	$(BIN)/python -c 'from tadlib import report; report.write_readme_table("results", "README.md")'
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-sanitize-with tests/nbval.cfg notebooks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
