@@ -446,7 +446,9 @@ def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
     views = {"network": t["p"], "training": t["seen"]}
     views |= {"anchors": t["anchored"]} if "anchored" in t else {}
     log_p_NK = posterior.pool([views[view] for view in config.views.split("+")])
-    if "transition" not in t or config.targets != "posterior":
+    reference_N = _reference(loop)
+    held_out = log_p_NK[reference_N], loop.given[reference_N]
+    if "keep" not in t or config.targets != "posterior":
         t["transition"] = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness)
         t["keep"] = t["transition"].diagonal().mean()
     else:
@@ -454,18 +456,23 @@ def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
         mild_KK = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness / 2)
         t["keep"] = torch.minimum(t["keep"], mild_KK.diagonal().mean())
         t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, t["keep"].item())
-    reference_N = _reference(loop)
     if config.holdout:
-        row["certain_agreement"] = posterior.certain_agreement(log_p_NK[reference_N], loop.given[reference_N])
+        row["certain_agreement"] = posterior.certain_agreement(*held_out)
         if row["certain_agreement"] > t["transition"].diagonal().mean():
             t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, row["certain_agreement"])
+        if 2 * loop.epoch > config.epochs + config.warmup and config.targets == "posterior":
+            # predictions are no longer of given labels alone, so that held-out labels can tell the rate
+            likely_KK = posterior.likeliest_transition(log_p_NK, loop.given, reference_N)
+            gain = posterior.best_log_likelihood(*held_out, likely_KK)
+            gain -= posterior.best_log_likelihood(*held_out, t["transition"])
+            if gain * len(held_out[1]) > posterior.SIGNIFICANT:
+                t["transition"], t["keep"] = likely_KK, likely_KK.diagonal().mean()
     if config.transition == "symmetric":
         t["transition"] = posterior.symmetric(t["transition"])
-    b = posterior.sharpest(log_p_NK[reference_N], loop.given[reference_N], t["transition"])
+    b = posterior.sharpest(*held_out, t["transition"])
     row["exponent"] = b
-    row["held_out_log_likelihood"] = posterior.log_likelihood(
-        log_p_NK[reference_N], loop.given[reference_N], t["transition"], b
-    )
+    row["kept"] = t["transition"].diagonal().mean().item()
+    row["held_out_log_likelihood"] = posterior.log_likelihood(*held_out, t["transition"], b)
     return posterior.posterior(log_p_NK, loop.given, t["transition"], b)
 
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from tadlib.errors import require
 
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # exponents b to choose from
+SHARPENED = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of the predictions that T is estimated from
+SIGNIFICANT = 1.92  # gain in log-likelihood by one more parameter, at 95 % (Wilks)
 FLOOR = 1e-6  # of a probability: no view rules a class out alone
 
 
@@ -68,8 +70,9 @@ def transition_of_rate(
 
     Once auditors are trained on posteriors their predictions are less and less blurred, and no fixed sharpness is
     right: too small a one drifts to T = I, too large a one finds more noise every round, which the next posteriors
-    confirm. So the share of right labels is estimated from auditors trained on given labels, and what is learned
-    later is the directions of flips (the dual loop lowers the share only where mild sharpness already says so).
+    confirm. So the share of right labels is estimated from auditors trained on given labels, and what is learned in
+    the rounds after that is the directions of flips (the dual loop lowers the share only where mild sharpness already
+    says so, and has held-out labels correct it in the end).
     """
     for _ in range(halvings):
         middle = (low * high) ** 0.5
@@ -79,6 +82,17 @@ def transition_of_rate(
         else:
             high = middle
     return transition_KK
+
+
+def likeliest_transition(log_p_NK: Tensor, given_N: Tensor, held_out_N: Tensor) -> Tensor:
+    """The estimate of T, of those from a grid of sharpnesses, under which held-out labels are most likely.
+
+    Auditors that have learned posteriors for some rounds no longer predict given labels, and T = I does not explain the
+    labels they were not trained on any more. ``held_out_N`` is the mask of those.
+    """
+    candidates = [estimate_transition(log_p_NK, given_N, sharpness=s) for s in SHARPENED]
+    held_out = log_p_NK[held_out_N], given_N[held_out_N]
+    return max(candidates, key=lambda transition_KK: best_log_likelihood(*held_out, transition_KK))
 
 
 def certain_agreement(log_p_NK: Tensor, given_N: Tensor, *, share: float = 0.1) -> float:
@@ -113,6 +127,11 @@ def log_likelihood(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: 
 def sharpest(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float:
     """The exponent b of a grid under which given labels (of samples not trained on) are most likely."""
     return max(SHARPNESS, key=lambda b: log_likelihood(log_p_NK, given_N, transition_KK, b))
+
+
+def best_log_likelihood(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float:
+    """:func:`log_likelihood` under the exponent that suits it best."""
+    return log_likelihood(log_p_NK, given_N, transition_KK, sharpest(log_p_NK, given_N, transition_KK))
 
 
 def posterior(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float = 1.0) -> Tensor:

@@ -7,9 +7,12 @@ import torch
 
 from tadlib.errors import InputError
 from tadlib.posterior import (
+    SHARPENED,
     SHARPNESS,
+    best_log_likelihood,
     certain_agreement,
     estimate_transition,
+    likeliest_transition,
     log_likelihood,
     pool,
     posterior,
@@ -148,6 +151,23 @@ def test_surely_so_many_labels_are_right_though_images_are_ambiguous(rate):
     assert 1 - rate - 0.12 < certain_agreement(p.log(), given) < 1 - rate + 0.02
     estimated = estimate_transition(p.log(), given)
     assert rate > 0 or estimated.diagonal().mean() < 0.9  # ambiguity taken for noise, which the bound forbids
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_held_out_labels_tell_the_rate_though_images_are_ambiguous(rate):
+    transition = matrix(rate)
+    rng = torch.Generator().manual_seed(2)
+    p = (2.5 * torch.randn(12000, K, generator=rng, dtype=torch.float64)).softmax(1)
+    true = torch.multinomial(p, 1, generator=rng)[:, 0]
+    given = torch.multinomial(transition[true], 1, generator=rng)[:, 0]
+    held_out = torch.arange(12000) % 4 == 0
+    T = likeliest_transition(p.log(), given, held_out)
+    assert T.diagonal().mean().item() == pytest.approx(1 - rate, abs=0.07)
+    values = [
+        max(log_likelihood(p.log()[held_out], given[held_out], candidate, b) for b in SHARPNESS)
+        for candidate in (estimate_transition(p.log(), given, sharpness=s) for s in SHARPENED)
+    ]
+    assert best_log_likelihood(p.log()[held_out], given[held_out], T) == pytest.approx(max(values))
 
 
 def test_symmetric_keeps_the_rate_and_no_direction():

@@ -15,14 +15,18 @@ from tadlib.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_trust", ROOT / "benchmarks" / "trust.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return script("trust")
 
 
 def run(benchmark, folder: Path, *more: str) -> int:
@@ -75,6 +79,37 @@ def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, 
     assert rows.flagged.between(0, 1).all()
     for column in ("seconds_divert", "hardware", "torch_version", "tadlib_version", "commit", "config_hash", "key"):
         assert rows[column].notna().all(), column
+
+
+def test_every_variant_of_the_ablation_is_a_setting_that_exists(benchmark):
+    variants = dict(benchmark.ablation(["digits:symmetric:.3"], [0], preset="smoke"))
+    assert variants.keys() == benchmark.VARIANTS.keys()
+    base = variants.pop("as it is")
+    assert all(config.divert != base.divert for config in variants.values())
+
+
+def test_an_ablation_has_a_row_for_every_variant(benchmark, tmp_path, monkeypatch):
+    some = ("as it is", "one mixture of losses")
+    monkeypatch.setattr(benchmark, "VARIANTS", {name: benchmark.VARIANTS[name] for name in some})
+    assert run(benchmark, tmp_path, "--ablation", "--settings", "digits:symmetric:.3", "--seeds", "0") == 0
+    rows = load_table(tmp_path / "trust.parquet")
+    assert set(rows.variant) == set(some)
+    assert rows.trust_auroc.nunique() == 2
+
+
+def test_networks_learn_more_from_better_labels(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    refined, results = script("refined"), tmp_path / "refined.parquet"
+    options = ["--settings", "digits:pairflip:.4", "--seeds", "0", "--preset", "smoke", "--device", "cpu"]
+    options += ["--out", str(tmp_path / "runs"), "--results", str(results)]
+    assert refined.main(options) == 0
+    (row,) = load_table(results).to_dict("records")
+    assert row["accuracy_given"] < 0.8 < row["accuracy_trusted"] <= 1
+    assert row["accuracy_given"] < 0.8 < row["accuracy_refined"] <= 1
+    assert row["accuracy_true"] > 0.95
+    assert "given" in capsys.readouterr().out
+    assert refined.main(options) == 0
+    assert capsys.readouterr().out == ""  # finished
 
 
 def test_no_cell_starts_after_the_time_limit(benchmark, tmp_path, capsys):

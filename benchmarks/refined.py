@@ -1,0 +1,105 @@
+"""What a network learns from each set of labels: given, trusted alone, refined, true.
+
+    python benchmarks/refined.py --root DATA
+    python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --seeds 0
+
+The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at their weights; ``refined`` has the
+recalibrated ones besides. The same network is trained on each for the epochs and with the settings of the auditors,
+then tested on the true test labels. Finished cells are found in ``--results`` and left alone; the stages before are
+kept under ``--out``, where ``benchmarks/trust.py`` has put them already. ``--time-limit MINUTES`` starts no cell after
+that.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from trust import SETTINGS, cells
+
+from tadlib import cell, diversion, speed, stages
+from tadlib.artifacts import load_table
+from tadlib.config import Config
+from tadlib.errors import InputError
+from tadlib.rng import generator
+from tadlib.training import Sgd, State, accuracy, one_hot, train_epoch
+
+
+def accuracies(config: Config) -> dict[str, float]:
+    """Test accuracy after training on each set, as fractions."""
+    refined = stages.load_refined(stages.divert(config)).to(config.torch_device)
+    true_N = stages.load_labels(stages.inject_noise(config)).true_N
+    assert true_N is not None
+    data, net, loop = cell.dataset(config), cell.network(config), config.divert
+    ones = torch.ones_like(refined.weight)
+    trusted_w = refined.weight * (refined.space == diversion.TRUSTED)
+    sets = {
+        "given": (refined.given, ones),
+        "trusted": (refined.given, trusted_w),
+        "refined": (refined.label, refined.weight),
+        "true": (true_N.to(ones.device), ones),
+    }
+    found = {}
+    for name, (y_N, w_N) in sets.items():
+        random = generator(config.seed, "refined", device=config.torch_device)
+        state = State(net.init(config.seed, "refined"))
+        for _ in range(loop.epochs):
+            state = train_epoch(
+                net,
+                state,
+                data.x_train,
+                one_hot(y_N, data.n_classes),
+                w_N,
+                sgd=Sgd(loop.lr, loop.momentum, loop.weight_decay),
+                batch=loop.batch,
+                strategy=loop.augmentation,
+                generator=random,
+            )
+        found[name] = accuracy(net, state.theta, data.x_test, data.y_test)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="SETTING", help="default: all of the table")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--root", help="folder of the data sets' files")
+    parser.add_argument("--preset", default="lite", help="default: lite")
+    parser.add_argument("--device", default="auto", help="default: auto")
+    parser.add_argument("--out", default="runs/trust", help="folder of the stages (default: runs/trust)")
+    parser.add_argument("--results", type=Path, default=Path("results/refined.parquet"))
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no cell after so long")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    common: dict[str, Any] = {"root": options.root, "preset": options.preset, "device": options.device}
+    try:
+        todo = list(cells(options.settings, ["tad"], options.seeds, out=options.out, **common))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    known = set(load_table(options.results)["key"]) if options.results.exists() else set()
+    speed.prepare(1)
+    for done, (_, config) in enumerate(todo):
+        if options.time_limit is not None and time.monotonic() - started > 60 * options.time_limit:
+            print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
+            break
+        row = stages.trust_row(config, stages.divert(config))
+        if row["key"] in known:
+            continue
+        found = accuracies(config)
+        row |= {f"accuracy_{name}": value for name, value in found.items()}
+        stages.merge_results(options.results, pd.DataFrame([row]))
+        text = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(
+            f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {config.seed}: {text}",
+            flush=True,
+        )
+    (options.results.parent / ".results.lock").unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
