@@ -4,19 +4,25 @@
     python book/build.py --only 02_trust   run this one (and reuse the others as last run), then render
     python book/build.py --html-only       render the notebooks as last run
     python book/build.py --in-place        run every notebook and put its outputs into notebooks/; render nothing
+    python book/build.py --pdf             render the notebooks as last run as _build/latex/book.pdf (needs LaTeX)
 
-Everything is written below ``_build``; the working tree stays as it is, but for the notebooks under ``--in-place``.
-The staged copy keeps the layout of the repository (``book``, ``notebooks``, ``results``), so a relative path means the
-same in both. Exit status 1: a notebook failed or wrote to stderr, or Sphinx had a warning; 2: bad arguments.
+``--in-place`` takes ``--only`` too. It runs each chapter from nothing, keeps what that cost in
+``results/chapters.parquet``, and sees to the cell that installs the library on Colab.
 
-``TADLIB_REPOSITORY_URL`` (optional) names the repository that readers can reach: with it the pages get buttons that
-open a notebook on Binder and Colab.
+Everything is written below ``_build``; the working tree stays as it is, but for the notebooks and their costs under
+``--in-place``. The staged copy keeps the layout of the repository (``book``, ``notebooks``, ``results``, ``tadlib``),
+so a relative path means the same in both. Exit status 1: a notebook failed or wrote to stderr, or Sphinx had a
+warning; 2: bad arguments.
+
+``repository.url`` in ``_config.yml`` is the one place that names the repository which readers can reach. As long as
+OWNER stands there, pages get no buttons to Binder and Colab: they would lead nowhere.
 """
 
 import argparse
 import importlib
 import importlib.metadata
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +34,20 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACEHOLDER = "OWNER"  # in the address of a repository that is not public yet
+INSTALL = "install"  # tag of the cell that installs the library where it is missing
+LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended latexmk fonts-freefont-otf xindy"  # of Debian
+CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
+# the pages of the API: title and what its modules' names begin with; what fits none is on the first page
+API_PAGES: dict[str, tuple[str, ...]] = {
+    "api": (),
+    "api_labels": ("noise", "class_maps", "trust", "posterior", "recalibrate", "diversion", "arms", "rivals"),
+    "api_distillation": (
+        *("distill", "distilled", "experts", "matching", "networks", "training", "augment", "whiten", "speed"),
+        *("evaluate", "export"),
+    ),
+    "api_report": ("report",),
+}
 
 
 class BuildError(Exception):
@@ -39,9 +59,10 @@ def notebook_paths(root: Path) -> list[Path]:
     return sorted((root / "notebooks").glob("*.ipynb"))
 
 
-def run_notebook(source: Path, target: Path, attempt: Path, *, progress: bool = False) -> float:
-    """Run ``source`` through papermill in ``target``'s folder and write the result to ``target``; return the seconds.
+def run_notebook(source: Path, target: Path, attempt: Path, *, progress: bool = False) -> tuple[float, float]:
+    """Run ``source`` through papermill in ``target``'s folder and write the result to ``target``.
 
+    Returns the seconds it took, and those of processor time in the kernel.
     papermill writes its output file, here ``attempt``, even when a cell fails. ``target`` appears only when every cell
     ran and none wrote to stderr; else ``attempt`` stays to be looked at.
     """
@@ -52,31 +73,76 @@ def run_notebook(source: Path, target: Path, attempt: Path, *, progress: bool = 
     kernel = Config({"KernelManager": {"transport_encryption": "auto"}})
     attempt.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         papermill.execute_notebook(
             source, attempt, kernel_name="python3", cwd=target.parent, progress_bar=progress, config=kernel
         )
     except Exception as error:
         raise BuildError(f"{source.name} failed: {error}\nIts outputs so far: {attempt}") from error
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     notebook = nbformat.read(attempt, as_version=4)
     if noise := stderr_of(notebook):
         raise BuildError(f"{source.name} wrote to stderr, which readers would see:\n{noise}\nIts outputs: {attempt}")
     nbformat.write(without_timings(notebook), target)
     attempt.unlink()
-    return seconds
+    return seconds, processor
 
 
-def run_in_place(source: Path, attempt: Path) -> float:
-    """Run ``source`` in its own folder and replace it by the result, without what changes from machine to machine."""
+def run_in_place(source: Path, attempt: Path) -> tuple[float, float]:
+    """Run ``source`` in its own folder, from nothing, and replace it by the result; what it took, as above.
+
+    What changes from machine to machine is left out.
+    """
+    shutil.rmtree(source.parent / "runs", ignore_errors=True)  # else stages of an earlier run would cost nothing
     target = source.with_suffix(".executed")
-    seconds = run_notebook(source, target, attempt)
+    taken = run_notebook(source, target, attempt)
     notebook = nbformat.read(target, as_version=4)
     notebook.metadata.get("language_info", {}).pop("version", None)
     nbformat.write(notebook, target)
     target.replace(source)
-    return seconds
+    return taken
+
+
+def install_source(url: str) -> str:
+    """The cell that installs the library from the repository at ``url`` where it is missing, as on Colab."""
+    return (
+        "# Where the library is missing, as on Colab, install it\n"
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("tadlib") is None:\n'
+        f'    %pip install --quiet "tadlib[book] @ git+{url}"'
+    )
+
+
+def with_install_cell(notebook: nbformat.NotebookNode, url: str) -> nbformat.NotebookNode:
+    """``notebook`` with :func:`install_source` as its first code cell, in place of an older one; hidden in the book."""
+    source = install_source(url)
+    for cell in notebook.cells:
+        if INSTALL in cell.metadata.get("tags", []):
+            cell.source = source
+            return notebook
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    cell = nbformat.v4.new_code_cell(source, id=INSTALL, metadata={"tags": [INSTALL, "remove-cell"]})
+    notebook.cells.insert(first, cell)
+    return notebook
+
+
+def keep_costs(path: Path, chapter: str, seconds: float, processor_seconds: float) -> None:
+    """Put what a chapter took into the table at ``path``, in place of what it took before."""
+    import pandas as pd
+
+    from tadlib import artifacts
+
+    machine, versions = artifacts.hardware(), artifacts.versions()
+    row = {"chapter": chapter, "seconds": seconds, "processor_seconds": processor_seconds, "hardware": machine["cpu"]}
+    row |= {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "cores": machine["cores"]}
+    row |= {"torch_version": versions["torch"], "tadlib_version": versions["tadlib"]}
+    rows = pd.DataFrame([row])
+    if path.exists():
+        before = artifacts.load_table(path)
+        rows = pd.concat([before[before["chapter"] != chapter], rows])
+    artifacts.save_table(path, rows.sort_values("chapter", ignore_index=True))
 
 
 def stderr_of(notebook: nbformat.NotebookNode) -> str:
@@ -94,8 +160,9 @@ def without_timings(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def code_of(path: Path) -> list[str]:
-    """The sources of the code cells of a notebook."""
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    """The sources of the code cells of a notebook, without what is for nbval alone."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source.removeprefix(CHECKED) for cell in cells if cell.cell_type == "code"]
 
 
 def check_executed(sources: Iterable[Path], folder: Path) -> None:
@@ -106,6 +173,33 @@ def check_executed(sources: Iterable[Path], folder: Path) -> None:
             raise BuildError(f"{source.name} has not been run yet: python book/build.py --only {source.stem}")
         if code_of(source) != code_of(executed):
             print(f"note: {source.name} has changed since it was run", flush=True)
+
+
+def dress(source: Path, executed: Path, note: str) -> None:
+    """Make an executed notebook (in place) what readers see: its text as in ``source`` now, ``note`` under the title.
+
+    Text needs no new run, so a change of it is taken over where the code cells are the same. A comment for nbval goes,
+    and the empty heading that pandas writes over an index, which a screen reader would announce, becomes a plain cell.
+    """
+    committed, notebook = (nbformat.read(path, as_version=4) for path in (source, executed))
+    if [cell.cell_type for cell in committed.cells] == [cell.cell_type for cell in notebook.cells]:
+        for cell, now in zip(notebook.cells, committed.cells):
+            cell.metadata = now.metadata
+            if cell.cell_type == "markdown":
+                cell.source = now.source
+    first = notebook.cells[0]
+    if note and first.cell_type == "markdown" and note not in first.source:
+        title, _, rest = first.source.partition("\n")
+        first.source = f"{title}\n\n{note}\n{rest}"
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.source = cell.source.removeprefix(CHECKED)
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "text/html" in data:
+                data["text/html"] = data["text/html"].replace("<th></th>", "<td></td>")
+    nbformat.write(notebook, executed)
 
 
 def stage(root: Path, staged: Path) -> None:
@@ -122,13 +216,16 @@ def stage(root: Path, staged: Path) -> None:
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)
-    if (root / "book" / "_static").is_dir():
-        shutil.copytree(root / "book" / "_static", staged / "_static")
+    for folder in ("_static", "_ext"):
+        if (root / "book" / folder).is_dir():
+            shutil.copytree(root / "book" / folder, staged / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    if (root / "tadlib").is_dir():  # pages show its code
+        shutil.copytree(root / "tadlib", staged / "tadlib", ignore=shutil.ignore_patterns("__pycache__"))
     copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    if url := os.environ.get("TADLIB_REPOSITORY_URL"):
-        add_launch_buttons(config, url)
+    if PLACEHOLDER in repository_url(config):
+        without_launch_buttons(config)
     (staged / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
@@ -144,49 +241,66 @@ def copy_mathjax(target: Path) -> None:
             shutil.copy2(file.locate(), target / path)
 
 
-def add_launch_buttons(config: dict, url: str) -> None:
-    """Let ``config`` (Jupyter Book's, changed in place) link every notebook in the repository at ``url``."""
-    config["repository"] = {"url": url, "branch": os.environ.get("TADLIB_REPOSITORY_BRANCH", "main")}
-    config.setdefault("html", {})["use_repository_button"] = True
-    config.setdefault("launch_buttons", {}).update(
-        {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"}
-    )
+def repository_url(config: dict) -> str:
+    """Where readers find the repository, as Jupyter Book's ``config`` says; the placeholder where it does not."""
+    return config.get("repository", {}).get("url") or PLACEHOLDER
+
+
+def without_launch_buttons(config: dict) -> None:
+    """Take from ``config`` (Jupyter Book's, changed in place) all that would link to a repository."""
+    config["repository"] = {"url": ""}
+    config.setdefault("html", {})["use_repository_button"] = False
+    for name in ("binderhub_url", "colab_url"):
+        config.setdefault("launch_buttons", {}).pop(name, None)
 
 
 def write_generated(root: Path, target: Path) -> None:
-    """Write the pages' generated parts, each to be {include}d: the API of every module and the tables of results."""
+    """Write the generated parts of pages: API, tables and pictures of results, the rules for contributors."""
     target.mkdir(parents=True, exist_ok=True)
-    (target / "api.md").write_text(api_page(root / "tadlib"), encoding="utf-8")
+    for name, text in api_pages(root / "tadlib").items():
+        (target / f"{name}.md").write_text(text, encoding="utf-8")
+    if (root / "CONTRIBUTING.md").exists():
+        title, _, rest = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
+        (target / "contributing.md").write_text(rest, encoding="utf-8")
     if (root / "tadlib" / "report").exists():
-        importlib.import_module("tadlib.report").write_book_tables(root / "results", target)
+        report = importlib.import_module("tadlib.report")
+        report.write_book_tables(root / "results", target)
+        report.write_book_pictures(root / "results", target)
 
 
-def api_page(package: Path) -> str:
-    """One autodoc section for every public module of ``package``, so that no module can be forgotten."""
-    modules = []
+def api_pages(package: Path) -> dict[str, str]:
+    """The text of each of ``API_PAGES``: an autodoc section for every public module, so that none can be forgotten."""
+    texts: dict[str, list[str]] = {page: [] for page in API_PAGES}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
         if parts[-1] == "__init__":
             # What a package re-exports is documented where it is defined; a second target would make it ambiguous.
-            modules.append((".".join(parts[:-1]), ""))
-        elif not any(part.startswith("_") for part in parts):
-            modules.append((".".join(parts), "   :members:\n"))
-    return "\n".join(
-        f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n" for name, options in sorted(modules)
-    )
+            parts, options = parts[:-1], ""
+        elif any(part.startswith("_") for part in parts):
+            continue
+        else:
+            options = "   :members:\n"
+        name = ".".join(parts)
+        page = next((p for p, first in API_PAGES.items() if len(parts) > 1 and parts[1] in first), "api")
+        texts[page].append(f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n")
+    return {page: "\n".join(sorted(sections)) for page, sections in texts.items()}
+
+
+def jupyter_book(root: Path, staged: Path, *options: str) -> int:
+    """``jupyter-book build`` of ``staged`` into ``_build``; returns its exit status."""
+    # Sphinx repeats no warning of a page that it does not read again: a second build would pass where the first failed.
+    shutil.rmtree(root / "_build" / ".doctrees", ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged)]
+    return subprocess.run([*command, "--path-output", str(root), "-q", *options], cwd=root).returncode
 
 
 def render(root: Path, staged: Path) -> Path:
     """Render ``staged`` to ``_build/html`` with every Sphinx warning an error; return the path of index.html."""
     build = root / "_build"
-    # Sphinx repeats no warning of a page that it does not read again: a second build would pass where the first failed.
-    for old in (build / "html", build / ".doctrees"):
-        shutil.rmtree(old, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged)]
-    options = ["--path-output", str(root), "-W", "-n", "--keep-going", "-q"]
-    done = subprocess.run(command + options, cwd=root)
+    shutil.rmtree(build / "html", ignore_errors=True)
+    status = jupyter_book(root, staged, "-W", "-n", "--keep-going")
     index = build / "html" / "index.html"
-    if done.returncode != 0 or not index.exists():
+    if status != 0 or not index.exists():
         raise BuildError("Sphinx could not render the book, or had warnings; see above")
     toc = yaml.safe_load((staged / "_toc.yml").read_text(encoding="utf-8"))
     missing = [page for page in toc_pages(toc) if not (build / "html" / f"{page}.html").exists()]
@@ -204,43 +318,78 @@ def toc_pages(toc: dict) -> list[str]:
     return [page.removesuffix(".md").removesuffix(".ipynb") for page in pages]
 
 
-def build(root: Path, *, only: str | None = None, html_only: bool = False) -> Path:
-    """Build the book of the repository at ``root``; return the path of its index.html."""
+def render_pdf(root: Path, staged: Path) -> Path:
+    """Render ``staged`` to ``_build/latex`` and typeset it; return the path of the PDF.
+
+    Sphinx's warnings are no errors here: what is made for a screen (buttons, figures to look around in) has none on
+    paper.
+    """
+    if shutil.which("xelatex") is None or shutil.which("latexmk") is None:
+        raise BuildError(f"the PDF needs LaTeX: apt-get install {LATEX}")
+    shutil.rmtree(root / "_build" / "latex", ignore_errors=True)
+    jupyter_book(root, staged, "--builder", "pdflatex")
+    pdf = root / "_build" / "latex" / "book.pdf"
+    if not pdf.exists():
+        raise BuildError("LaTeX made no PDF; see _build/latex/book.log")
+    return pdf
+
+
+def prepare(root: Path, *, only: str | None = None, rerun: bool = True) -> Path:
+    """Stage the book of the repository at ``root`` with its notebooks run; return the folder."""
     staged = root / "_build" / "src"
     sources = notebook_paths(root)
     stage(root, staged)
     write_generated(root, staged / "book" / "generated")
-    chosen = [] if html_only else [path for path in sources if only in (None, path.stem)]
+    chosen = [path for path in sources if only in (None, path.stem)] if rerun else []
     if chosen:
         # On a new machine matplotlib announces on stderr that it looks for fonts: let it do so before any notebook.
         importlib.import_module("matplotlib.font_manager")
     for path in chosen:
         print(f"running {path.name}", flush=True)
         target, attempt = staged / "notebooks" / path.name, root / "_build" / "attempts" / path.name
-        seconds = run_notebook(path, target, attempt, progress=sys.stderr.isatty())
+        seconds, _ = run_notebook(path, target, attempt, progress=sys.stderr.isatty())
         print(f"ran {path.name} in {seconds:.1f} s", flush=True)
     check_executed(sources, staged / "notebooks")
-    return render(root, staged)
+    for path in sources:
+        note = ""
+        if (root / "tadlib" / "report").exists():
+            note = importlib.import_module("tadlib.report").chapter_note(root / "results", path.stem)
+        dress(path, staged / "notebooks" / path.name, note)
+    return staged
+
+
+def build_in_place(root: Path, only: str | None = None) -> None:
+    """Run the notebooks of the repository at ``root`` and keep their outputs and what they cost."""
+    importlib.import_module("matplotlib.font_manager")
+    url = repository_url(yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")))
+    for path in notebook_paths(root):
+        if only not in (None, path.stem):
+            continue
+        nbformat.write(with_install_cell(nbformat.read(path, as_version=4), url), path)
+        seconds, processor = run_in_place(path, root / "_build" / "attempts" / path.name)
+        keep_costs(root / "results" / "chapters.parquet", path.stem, seconds, processor)
+        print(f"ran {path.name} in {seconds:.1f} s ({processor:.1f} s of processor time)", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Run the notebooks and render the book to _build/html/index.html.")
-    choice = parser.add_mutually_exclusive_group()
     names = [path.stem for path in notebook_paths(ROOT)]
-    choice.add_argument("--only", metavar="NAME", type=lambda name: Path(name).stem, choices=names, help="run this one")
+    parser.add_argument("--only", metavar="NAME", type=lambda name: Path(name).stem, choices=names, help="run this one")
+    choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--html-only", action="store_true", help="run none: render the notebooks as last run")
-    choice.add_argument("--in-place", action="store_true", help="run all and replace the notebooks; render nothing")
+    choice.add_argument("--pdf", action="store_true", help="run none: make a PDF of the notebooks as last run")
+    choice.add_argument("--in-place", action="store_true", help="replace the notebooks; render nothing")
     options = parser.parse_args(arguments)
+    if options.only and (options.html_only or options.pdf):
+        parser.error("--only names a notebook to run; --html-only and --pdf run none")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the kernels: networks this small run faster on one thread
     try:
         if options.in_place:
-            importlib.import_module("matplotlib.font_manager")
-            for path in notebook_paths(ROOT):
-                seconds = run_in_place(path, ROOT / "_build" / "attempts" / path.name)
-                print(f"ran {path.name} in {seconds:.1f} s", flush=True)
+            build_in_place(ROOT, options.only)
             return 0
-        print(f"the book: {build(ROOT, only=options.only, html_only=options.html_only)}")
+        staged = prepare(ROOT, only=options.only, rerun=not (options.html_only or options.pdf))
+        print(f"the book: {render_pdf(ROOT, staged) if options.pdf else render(ROOT, staged)}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

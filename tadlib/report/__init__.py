@@ -1,8 +1,16 @@
-"""Figures and tables of the book: pure functions from tensors and tables to matplotlib figures, tables and Markdown.
+"""Figures and tables of the book: pure functions from tensors and tables to figures, tables and Markdown.
 
 The only part of the library that imports matplotlib and seaborn.
 """
 
+from tadlib.report.costs import chapter_note
+from tadlib.report.explore import (
+    explore_images,
+    explore_noise,
+    explore_posterior,
+    explore_runs,
+    explore_samples,
+)
 from tadlib.report.labels import (
     anchor_picture,
     calibration_curve,
@@ -26,6 +34,7 @@ from tadlib.report.networks import (
     trajectories,
 )
 from tadlib.report.pages import write_book_tables, write_readme_table
+from tadlib.report.pictures import write_book_pictures
 from tadlib.report.style import style
 from tadlib.report.tables import (
     methods_table,
@@ -42,7 +51,13 @@ __all__ = [
     "accuracy_bars",
     "anchor_picture",
     "calibration_curve",
+    "chapter_note",
     "discriminants",
+    "explore_images",
+    "explore_noise",
+    "explore_posterior",
+    "explore_runs",
+    "explore_samples",
     "gradient_agreement",
     "image_grid",
     "label_bars",
@@ -66,6 +81,7 @@ __all__ = [
     "trust_over_rounds",
     "trust_table",
     "weighed_labels",
+    "write_book_pictures",
     "write_book_tables",
     "write_readme_table",
 ]

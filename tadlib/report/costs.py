@@ -1,0 +1,87 @@
+"""What things cost: of the stages, by arm and scale, and of the book's chapters; all from committed tables."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tadlib.arms import ARMS
+from tadlib.artifacts import load_table
+from tadlib.presets import PRESETS
+from tadlib.report.tables import read_results
+
+STAGES = ("divert", "experts", "distill", "evaluate")
+# how often each chapter runs each stage for one arm that learns; a warm-up counts as a part of a diversion
+RUNS = {
+    "02_trust": {"divert": 3.7},
+    "03_recalibration": {"divert": 1},
+    "04_experts_and_distillation": {"divert": 1, "experts": 2, "distill": 1},
+    "05_benchmark": {"divert": 2, "experts": 4, "distill": 4, "evaluate": 4},
+}
+
+
+def read_chapters(results_dir: Path | str) -> pd.DataFrame:
+    """One row a chapter: seconds and processor seconds of its default run from nothing, and where it ran."""
+    path = Path(results_dir) / "chapters.parquet"
+    columns = ["chapter", "seconds", "processor_seconds", "hardware", "threads", "torch_version", "tadlib_version"]
+    return load_table(path) if path.exists() else pd.DataFrame(columns=columns)
+
+
+def duration(seconds: float) -> str:
+    """About so long, in the unit that reads best."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def stage_costs(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each scale, data set and arm: mean seconds of each stage, their sum, the largest peak of memory."""
+    rows = []
+    keys = ["preset", "dataset", "method", "ipc", "arm"]
+    for key, runs in results.groupby(keys, sort=False):
+        row: dict[str, object] = dict(zip(keys, key))
+        means = {stage: runs[f"seconds_{stage}"].astype(float).mean() for stage in STAGES}
+        row |= {stage: "–" if pd.isna(mean) else duration(mean) for stage, mean in means.items()}
+        row["all stages"] = duration(float(pd.Series(means).sum()))
+        row["peak memory"] = f"{runs['peak_memory_bytes'].astype(float).max() / 1e9:.1f} GB"
+        row["runs"] = len(runs)
+        rows.append(row)
+    order = {"preset": list(PRESETS), "arm": list(ARMS)}
+    table = pd.DataFrame(rows, columns=[*keys, *STAGES, "all stages", "peak memory", "runs"])
+    return table.sort_values(
+        keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}) if c.name in order else c
+    )
+
+
+def chapter_costs(chapters: pd.DataFrame) -> pd.DataFrame:
+    """The chapters with what a run of each takes, in processor time and on the clock."""
+    return pd.DataFrame(
+        {
+            "chapter": chapters["chapter"],
+            "processor time": [duration(value) for value in chapters["processor_seconds"]],
+            "on the clock": [duration(value) for value in chapters["seconds"]],
+        }
+    )
+
+
+def chapter_note(results_dir: Path | str, chapter: str) -> str:
+    """The box under a chapter's title: what it takes to run as it stands, and on CIFAR-10; empty if neither is known.
+
+    The second figure is an estimate: measured stages of arm tad at scale lite, times how often the chapter runs each.
+    """
+    parts = []
+    chapters = read_chapters(results_dir)
+    own = chapters[chapters["chapter"] == chapter]
+    if len(own):
+        row = own.iloc[0]
+        parts.append(
+            f"**Takes** {duration(row.processor_seconds)} of one processor core ({row.hardware}) as it stands: "
+            f"digits, from nothing."
+        )
+    results = read_results(results_dir)
+    if len(results) and chapter in RUNS:
+        lite = results[(results["preset"] == "lite") & (results["dataset"] == "cifar10") & (results["arm"] == "tad")]
+        if len(lite):
+            each = {stage: lite[f"seconds_{stage}"].astype(float).mean() for stage in RUNS[chapter]}
+            total = sum(times * each[stage] for stage, times in RUNS[chapter].items())
+            parts.append(f"On CIFAR-10 at scale lite: about {duration(total)} (how, at the end of the chapter).")
+    return f":::{{note}}\n{' '.join(parts)}\n:::" if parts else ""

@@ -1,0 +1,181 @@
+"""What the book's pages show of committed distilled sets: the two pictures for newcomers, and figures to explore."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tadlib.artifacts import write_atomic
+from tadlib.data import Dataset, load_dataset
+from tadlib.distilled import Distilled, load_distilled
+from tadlib.report.explore import explore_images, explore_runs
+from tadlib.report.style import INK, arm_look, array, bare, figure, style
+from tadlib.report.tables import read_results, summarise
+
+ARM_WORDS = {
+    "vanilla": "the labels as given",
+    "clean-then-distill": "what a loss filter passes",
+    "tad": "labels that deserve trust",
+    "oracle": "the true labels",
+}
+MOST_GROUPS, MOST_A_CLASS = 12, 10  # to explore on one page
+ABOUT = ("dataset", "noise", "rate", "method", "ipc", "preset")
+
+Sets = dict[tuple, dict[str, Distilled]]
+
+
+def read_distilled(results_dir: Path | str) -> Sets:
+    """Committed distilled sets by cell (values of ``ABOUT``) and arm."""
+    found: Sets = {}
+    for path in sorted((Path(results_dir) / "distilled").glob("*.safetensors")):
+        held = load_distilled(path)
+        found.setdefault(tuple(held.params[name] for name in ABOUT), {})[held.params["arm"]] = held
+    return {cell: {arm: arms[arm] for arm in ARM_WORDS if arm in arms} for cell, arms in found.items()}
+
+
+def few_for_many(data: Dataset, few: Distilled) -> Figure:
+    """All training images as a carpet, and beside it the distilled set at the same size on paper."""
+    made, axes = figure(3.3, 1, 2)
+    order = array(data.y_train).argsort(kind="stable")
+    many = array(data.pixels(data.x_train))[order]
+    synthetic = array(few.pixels).clip(0, 1)
+    for ax, images, columns in ((axes[0, 0], many, 36), (axes[0, 1], synthetic, few.params["ipc"])):
+        ax.imshow(_carpet(images, columns), cmap="gray_r", vmin=0, vmax=1)
+        bare(ax)
+    axes[0, 0].set_title(f"{len(many):,} labelled images")
+    axes[0, 1].set_title(f"{len(synthetic):,} distilled images")
+    return made
+
+
+def _carpet(images_NCHW: np.ndarray, columns: int) -> np.ndarray:
+    """Grey images in rows, with a gap of a pixel."""
+    n, _, h, w = images_NCHW.shape
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * columns, h + 1, w + 1), dtype=images_NCHW.dtype)
+    sheet[:n, :-1, :-1] = images_NCHW[:, 0]
+    return sheet.reshape(rows, columns, h + 1, w + 1).transpose(0, 2, 1, 3).reshape(rows * (h + 1), columns * (w + 1))
+
+
+def by_arm(sets: Mapping[str, Distilled], accuracy: Mapping[str, float]) -> Figure:
+    """An image of every class from the set of each arm, a row an arm, and the accuracy that the set gives as a bar."""
+    made, axes = figure(0.4 * len(sets) + 0.75, 1, 2, gridspec_kw={"width_ratios": [2.4, 1]})
+    rows = []
+    for held in sets.values():
+        x = array(held.pixels).clip(0, 1)[:: held.params["ipc"]]
+        gap = np.zeros((*x.shape[:3], 1), dtype=x.dtype)
+        rows.append(np.concatenate([np.concatenate([x, gap], 3)[k] for k in range(len(x))], 2))
+    h = rows[0].shape[1]
+    sheet = np.concatenate([np.pad(row, ((0, 0), (1, 1), (0, 0))) for row in rows], 1)
+    pictures, bars = axes[0]
+    if len(sheet) == 1:
+        pictures.imshow(sheet[0], cmap="gray_r", vmin=0, vmax=1, aspect="auto")
+    else:
+        pictures.imshow(sheet.transpose(1, 2, 0), aspect="auto")
+    pictures.set_yticks([(i + 0.5) * (h + 2) for i in range(len(sets))], [ARM_WORDS[arm] for arm in sets])
+    width = rows[0].shape[2] / len(next(iter(sets.values())).class_names)
+    names = next(iter(sets.values())).class_names
+    pictures.set_xticks([(k + 0.5) * width for k in range(len(names))], names)
+    pictures.tick_params(length=0)
+    pictures.spines[:].set_visible(False)
+    pictures.set_title("distilled from …", loc="left")
+    for row, arm in enumerate(sets):
+        bars.barh(row, 100 * accuracy[arm], 0.6, color=arm_look(arm)[0])
+        bars.text(100 * accuracy[arm] + 2, row, f"{100 * accuracy[arm]:.0f} %", va="center", color=INK)
+    bars.set(xlim=(0, 125), yticks=(), xticks=(0, 50, 100), xlabel="test accuracy (%)", ylim=(-0.5, len(sets) - 0.5))
+    bars.invert_yaxis()
+    return made
+
+
+def accuracies(results: pd.DataFrame, cell: tuple) -> dict[str, float]:
+    """Mean accuracy of each arm in the cell of a distilled set."""
+    of = dict(zip(ABOUT, cell))
+    rows = summarise(results) if len(results) else results
+    for name, column in (("dataset", "dataset"), ("noise", "noise"), ("method", "method"), ("preset", "preset")):
+        rows = rows[rows[column] == of[name]]
+    rows = rows[(rows["ipc"] == of["ipc"]) & np.isclose(rows["rate_nominal"].astype(float), float(of["rate"]))]
+    return dict(zip(rows["arm"], rows["accuracy"].astype(float))) if len(rows) else {}
+
+
+def images_to_explore(sets: Sets, results: pd.DataFrame):
+    """All committed distilled sets, cell by cell and arm by arm, with the accuracy that each gives."""
+    groups = {}
+    for cell, arms in list(sets.items())[:MOST_GROUPS]:
+        of, known = dict(zip(ABOUT, cell)), accuracies(results, cell)
+        name = f"{of['dataset']}, {of['noise']} {100 * float(of['rate']):.0f} %, {of['method']}, {of['preset']}"
+        if len(arms) and of["ipc"] != 10:
+            name += f", {of['ipc']} a class"
+        names, blocks = (), {}
+        for arm, held in arms.items():
+            names = held.class_names
+            note = f"gives {100 * known[arm]:.1f} % test accuracy" if arm in known else ""
+            blocks[f"{arm}: {ARM_WORDS[arm]}"] = (_first(held.pixels, len(names)), note)
+        groups[name] = (names, blocks)
+    return explore_images(groups)
+
+
+def _first(pixels_SCHW: Tensor, n_classes: int) -> Tensor:
+    """At most ``MOST_A_CLASS`` images of every class."""
+    by_class = pixels_SCHW.view(n_classes, -1, *pixels_SCHW.shape[1:])
+    return by_class[:, :MOST_A_CLASS].flatten(0, 1)
+
+
+def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
+    """Write what pages show of ``results_dir``, to be included: pictures, figures to explore, and their captions.
+
+    ``newcomer.md`` (with ``few_for_many.png`` and ``by_arm.png``), ``images.md``, ``runs.md``. Where results are
+    missing a fragment is empty. Returns what was written.
+    """
+    target, results, sets = Path(target_dir), read_results(results_dir), read_distilled(results_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    texts = {"newcomer.md": "", "images.md": "", "runs.md": ""}
+    digits = next(
+        (cell for cell, arms in sets.items() if cell[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
+    )
+    if digits is not None and (known := accuracies(results, digits)):
+        style()
+        shown = {arm: held for arm, held in sets[digits].items() if arm in known and arm != "clean-then-distill"}
+        data = load_dataset("digits")
+        few_for_many(data, shown["oracle"]).savefig(target / "few_for_many.png", metadata={"Software": None})
+        by_arm(shown, known).savefig(target / "by_arm.png", metadata={"Software": None})
+        texts["newcomer.md"] = _newcomer(data, shown, known, dict(zip(ABOUT, digits)), results)
+    if sets:
+        write_atomic(target / "images.html", images_to_explore(sets, results).html().encode())
+        texts["images.md"] = (
+            "```{explorer} generated/images.html\n:name: fig-images\n\nThe committed distilled sets of seed 0: choose "
+            "data and noise, and a class. Accuracies are means over the seeds of the results.\n```"
+        )
+    if len(results):
+        write_atomic(target / "runs.html", explore_runs(results).html().encode())
+        texts["runs.md"] = (
+            "```{explorer} generated/runs.html\n:name: fig-runs\n\nEvery committed run: test accuracy (a line: 95 % "
+            "interval over its networks) against what it cost, or against its size.\n```"
+        )
+    for name, text in texts.items():
+        write_atomic(target / name, f"{text}\n".encode())
+    return [target / name for name in texts]
+
+
+def _newcomer(data: Dataset, sets: Mapping[str, Distilled], known, of: dict, results: pd.DataFrame) -> str:
+    rate = f"{100 * float(of['rate']):.0f} %"
+    seeds = results[(results["dataset"] == "digits") & (results["preset"] == of["preset"])]["seed"].nunique()
+    return f"""\
+:::{{figure}} generated/few_for_many.png
+:name: fig-few-for-many
+:alt: Left, a carpet of all training images, too small to tell apart. Right, ten distilled digits a class, legible.
+
+Distillation on scikit-learn's digits. A network that sees nothing but the {len(sets["oracle"].pixels)} images on the
+right names {100 * known["oracle"]:.0f} % of unseen digits rightly; they stand in for the {len(data.x_train):,} on the
+left. Here all labels were right.
+:::
+
+:::{{figure}} generated/by_arm.png
+:name: fig-wrong-labels
+:alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for given labels.
+
+The same, when {rate} of the labels are wrong ({of["noise"]} noise: each digit that is hit is called the next one). The
+first row believes every label, the last knows the truth, the one between finds out which labels to trust. Means over
+{seeds} seeds.
+:::"""
