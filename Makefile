@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy
 #   make format   let ruff rewrite what it can
 #   make notebooks  run the notebooks and keep their outputs in notebooks/, to be committed
+#   make pdf      render the notebooks as last run to _build/latex/book.pdf (needs LaTeX)
 #   make tables   write the table of results in README.md
 #   make env      only the environment
 #   make lock     new requirements.lock from pyproject.toml (UPGRADE=1: newest versions that its ranges allow)
@@ -23,13 +24,16 @@ export OMP_NUM_THREADS
 # Tests run side by side, one thread each.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
-.PHONY: book html notebooks tables test lint format env lock clean
+.PHONY: book html pdf notebooks tables test lint format env lock clean
 
 book: $(STAMP)
 	$(BIN)/python book/build.py
 
 html: $(STAMP)
 	$(BIN)/python book/build.py --html-only
+
+pdf: $(STAMP)
+	$(BIN)/python book/build.py --pdf
 
 notebooks: $(STAMP)
 	$(BIN)/python book/build.py --in-place

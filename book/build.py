@@ -270,7 +270,7 @@ def write_generated(root: Path, target: Path) -> None:
 
 def api_pages(package: Path) -> dict[str, str]:
     """The text of each of ``API_PAGES``: an autodoc section for every public module, so that none can be forgotten."""
-    texts: dict[str, list[str]] = {page: [] for page in API_PAGES}
+    sections: dict[str, dict[str, str]] = {page: {} for page in API_PAGES}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
         if parts[-1] == "__init__":
@@ -282,8 +282,8 @@ def api_pages(package: Path) -> dict[str, str]:
             options = "   :members:\n"
         name = ".".join(parts)
         page = next((p for p, first in API_PAGES.items() if len(parts) > 1 and parts[1] in first), "api")
-        texts[page].append(f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n")
-    return {page: "\n".join(sorted(sections)) for page, sections in texts.items()}
+        sections[page][name] = f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n"
+    return {page: "\n".join(own[name] for name in sorted(own)) for page, own in sections.items()}
 
 
 def jupyter_book(root: Path, staged: Path, *options: str) -> int:

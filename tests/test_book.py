@@ -1,18 +1,24 @@
 """The build of the book fails when a notebook does, and leaves the working tree alone."""
 
+import base64
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
+from torchvision.io import decode_png
 
-from tadlib import report
-from tadlib.report import benchmarks, pages
+from tadlib import noise, report
+from tadlib.report import benchmarks, costs, pages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,14 +75,24 @@ def test_table_of_contents_names_every_notebook_and_page_once(build):
     assert sorted(toc) == sorted(there)
 
 
-def test_api_page_covers_every_public_module(build, tmp_path):
-    for name in ("__init__", "noise", "_private", "distill/__init__", "distill/mtt"):
+def test_api_pages_cover_every_public_module_once(build, tmp_path):
+    for name in ("__init__", "data", "_private", "noise/__init__", "noise/files", "distill/__init__", "distill/mtt"):
         path = tmp_path / "lib" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    lines = build.api_page(tmp_path / "lib").splitlines()
-    modules = [line.split()[-1] for line in lines if line.startswith(".. automodule::")]
-    assert modules == ["lib", "lib.distill", "lib.distill.mtt", "lib.noise"]
+    pages = build.api_pages(tmp_path / "lib")
+    modules = {
+        page: [line.split()[-1] for line in text.splitlines() if line.startswith(".. automodule::")]
+        for page, text in pages.items()
+    }
+    assert modules == {
+        "api": ["lib", "lib.data"],
+        "api_labels": ["lib.noise", "lib.noise.files"],
+        "api_distillation": ["lib.distill", "lib.distill.mtt"],
+        "api_report": [],
+    }
+    stubs = {path.stem for path in (ROOT / "book").glob("api*.md")}
+    assert stubs == {*build.API_PAGES}, "each page of the API needs a file that includes it"
 
 
 def test_staging_keeps_executed_notebooks_and_drops_all_else(build, tmp_path):
@@ -102,11 +118,99 @@ def test_staging_keeps_executed_notebooks_and_drops_all_else(build, tmp_path):
     ]
 
 
-def test_launch_buttons_need_a_repository(build, tmp_path, monkeypatch):
-    config = {"launch_buttons": {"notebook_interface": "jupyterlab"}}
-    build.add_launch_buttons(config, "https://example.org/someone/tadlib")
-    assert config["repository"] == {"url": "https://example.org/someone/tadlib", "branch": "main"}
-    assert set(config["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
+def test_pages_link_to_a_repository_only_where_there_is_one(build, tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
+    config = {"repository": {"url": "https://example.org/OWNER/tadlib"}, "launch_buttons": {"colab_url": "c"}}
+    for owner, buttons in (("OWNER", {}), ("someone", {"colab_url": "c"})):
+        url = f"https://example.org/{owner}/tadlib"
+        (tmp_path / "_config.yml").write_text(yaml.safe_dump(config | {"repository": {"url": url}}))
+        build.stage(tmp_path, tmp_path / "staged")
+        staged = yaml.safe_load((tmp_path / "staged" / "_config.yml").read_text())
+        assert staged["launch_buttons"] == buttons
+        assert bool(staged["repository"]["url"]) == bool(buttons)
+
+
+def test_install_cell_comes_first_and_is_written_once(build, tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "1")
+    notebook = nbformat.read(path, as_version=4)
+    for url in ("https://example.org/OWNER/tadlib", "https://example.org/someone/tadlib"):
+        notebook = build.with_install_cell(notebook, url)
+        assert [url in cell.source for cell in notebook.cells] == [True, False]
+    assert "find_spec" in notebook.cells[0].source  # where the library is there, nothing is installed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_install_from_the_repository_that_the_book_names(build, path):
+    url = build.repository_url(yaml.safe_load((ROOT / "_config.yml").read_text()))
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if build.INSTALL in cell.metadata.get("tags", [])]
+    if not cells:
+        pytest.skip("has no such cell yet: python book/build.py --in-place --only " + path.stem)
+    assert [cell.source for cell in cells] == [build.install_source(url)], "make notebooks"
+
+
+def test_readers_get_the_text_as_it_is_now_and_what_the_chapter_takes(build, tmp_path):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    code = new_code_cell("# NBVAL_CHECK_OUTPUT\n1", outputs=[])
+    code.outputs = [nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>a</th></tr>"})]
+    for name, text in (("source", "# Title\n\nnew"), ("executed", "# Title\n\nold")):
+        cells = [nbformat.v4.new_markdown_cell(text), code]
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / f"{name}.ipynb")
+    for _ in range(2):
+        build.dress(tmp_path / "source.ipynb", tmp_path / "executed.ipynb", ":::{note}\ntakes 1 s\n:::")
+    dressed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    assert dressed.cells[0].source == "# Title\n\n:::{note}\ntakes 1 s\n:::\n\nnew"
+    assert dressed.cells[1].source == "1"
+    assert "<th></th>" not in dressed.cells[1].outputs[0].data["text/html"]
+    assert build.code_of(tmp_path / "source.ipynb") == build.code_of(tmp_path / "executed.ipynb")
+
+
+def test_costs_of_a_chapter_are_kept_once_and_told(build, tmp_path):
+    for seconds in (10.0, 20.0):
+        build.keep_costs(tmp_path / "chapters.parquet", "02_trust", 2 * seconds, seconds)
+    build.keep_costs(tmp_path / "chapters.parquet", "01_noise", 1.0, 1.0)
+    assert costs.read_chapters(tmp_path)["chapter"].tolist() == ["01_noise", "02_trust"]
+    assert "**Takes** 20 s of one processor core" in report.chapter_note(tmp_path, "02_trust")
+    assert report.chapter_note(tmp_path, "03_recalibration") == ""
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    assert "| 02_trust | 20 s | 40 s |" in (tmp_path / "generated" / "costs.md").read_text()
+    assert [costs.duration(s) for s in (9.4, 99, 100, 5999, 7200)] == ["9 s", "99 s", "2 min", "100 min", "2.0 h"]
+
+
+def test_binder_installs_what_the_lock_says_but_for_cuda():
+    script = ROOT / "binder" / "postBuild"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    (pattern,) = re.findall(r"grep -vE '(.+)' \"\$lock\"", script.read_text())
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    left = {line.split("==")[0] for line in lock if not re.search(pattern, line)}
+    assert {"numpy", "jupyter-book", "papermill"} <= left
+    assert not {name for name in left if name.startswith(("nvidia", "cuda", "torch", "triton"))}
+
+
+def test_figures_to_explore_need_no_network_and_carry_their_data(tmp_path):
+    pixels = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(6, 1, 4, 4)
+    figure = report.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})})
+    html = figure.html()
+    assert html.count("<script>") == html.count("</script>") == 1
+    assert not re.search(r"https?://(?!www\.w3\.org)", html)
+    assert html == report.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})}).html()
+    sheet = figure.data["sprites"][0]
+    assert (sheet["columns"], sheet["rows"]) == (6, 1)
+    picture = decode_png(
+        torch.frombuffer(bytearray(base64.b64decode(sheet["source"].partition(",")[2])), dtype=torch.uint8)
+    )
+    assert picture.shape == (1, 4, 24)
+    assert picture[0, :, 4:8].equal(255 - (pixels[1, 0] * 255).round().to(torch.uint8))  # ink is dark
+
+
+def test_noise_to_explore_is_the_nominal_matrix_at_any_rate():
+    target = torch.tensor(
+        report.explore_noise([str(k) for k in range(10)], dataset="cifar10").data["targets"]["asymmetric"]
+    )
+    true_N = torch.arange(100) % 10
+    nominal = noise.inject(true_N, "asymmetric", 0.3, n_classes=10, seed=0, dataset="cifar10").transition_nominal
+    torch.testing.assert_close(0.7 * torch.eye(10) + 0.3 * target, nominal.float())
 
 
 def rows_of_results(**differing) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,37 +13,60 @@ import pytest
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 # the index at the top only leads on to the first page
 PATHS = sorted(path for path in HTML.rglob("*.html") if path != HTML / "index.html" and "_static" not in path.parts)
+# listings of source are all made alike: one stands for them
+LISTINGS = [path for path in PATHS if "_modules" in path.parts]
+OPENED = [path for path in PATHS if path not in LISTINGS] + LISTINGS[-1:]
+CODE_JUDGED = "01_noise"  # on this page axe judges the colours of code too; they are the same on all
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+RULES = [
+    *("color-contrast", "heading-order", "page-has-heading-one", "document-title", "html-has-lang"),
+    *("image-alt", "role-img-alt", "svg-img-alt", "label", "select-name", "button-name", "link-name"),
+    *("empty-table-header", "scrollable-region-focusable", "list", "listitem", "duplicate-id-aria"),
+    *("aria-allowed-attr", "aria-allowed-role", "aria-required-children", "aria-valid-attr", "aria-valid-attr-value"),
+]
 
-# Luminance of the page's ground and of its text, from 0 to 1.
-COLOURS = """() => {
-    const luminance = colour => {
-        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number);
-        return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
-    };
-    const heading = document.querySelector('h1');
+# Luminance of the page's ground, from 0 to 1.
+GROUND = """() => {
+    const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number);
+    return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
+}"""
+
+# What a page is made of. Decoding first: an image further down is fetched only when it is scrolled to.
+CONTENT = """async () => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    const images = await Promise.all(all('main img').map(async image => {
+        image.loading = 'eager';
+        await image.decode().catch(() => null);
+        return {source: image.src.slice(-80), alt: image.alt, width: image.naturalWidth};
+    }));
     return {
-        ground: luminance(getComputedStyle(document.body).backgroundColor),
-        ink: luminance(getComputedStyle(heading).color),
+        images,
+        headings: all('h1').length,
+        formulas: all('main .math').length,
+        rendered: all('main mjx-container').length,
+        broken: all('mjx-merror').length,
+        unnumbered: all('main figure').filter(f => !f.querySelector('figcaption .caption-number')).map(f => f.id),
+        empty: all('.tad-explore').filter(f => !f.querySelector('.stage').children.length).map(f => f.id),
     };
 }"""
 
-# Decoding first: an image further down is fetched only when it is scrolled to.
-IMAGES = """() => Promise.all([...document.querySelectorAll('main img')].map(async image => {
-    image.loading = 'eager';
-    await image.decode().catch(() => null);
-    return {source: image.src.slice(-80), alt: image.alt, width: image.naturalWidth};
-}))"""
+AXE = """async ([rules, skipped]) => {
+    const found = await axe.run({include: ['body'], exclude: skipped}, {
+        runOnly: {type: 'rule', values: rules}, resultTypes: ['violations'], elementRef: false,
+    });
+    return found.violations.flatMap(v => v.nodes.map(
+        node => `${v.id}: ${node.html.slice(0, 120)} ${node.any[0]?.message ?? ''}`
+    ));
+}"""
 
 pytestmark = pytest.mark.skipif(not PATHS, reason="the book is not built: make book")
-every_page = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.relative_to(HTML).with_suffix("").as_posix())
 
 
 @pytest.fixture(scope="module")
-def context() -> Iterator:
-    """A browser without a network."""
+def tab() -> Iterator:
+    """One tab of a browser without a network, for all pages; ``faults`` gathers what goes wrong in it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra test has it")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
@@ -50,63 +74,105 @@ def context() -> Iterator:
         # as root, which containers run as, Chromium starts only without its sandbox; the pages are our own
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
-        context = browser.new_context(viewport=DESKTOP, offline=True)
-        context.set_default_timeout(20_000)
-        yield context
+        page = browser.new_context(viewport=DESKTOP, offline=True, reduced_motion="reduce").new_page()
+        page.set_default_timeout(20_000)
+        page.faults = []
+        page.on("console", lambda message: message.type == "error" and page.faults.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: page.faults.append(f"error: {error}"))
+        page.on("requestfailed", lambda request: page.faults.append(f"request failed: {request.url}"))
+        page.on("request", lambda r: r.url.startswith("http") and page.faults.append(f"asks for a network: {r.url}"))
+        yield page
         browser.close()
 
 
-@pytest.fixture
-def page(context) -> Iterator:
-    page = context.new_page()
-    page.faults = []
-    page.on("console", lambda message: message.type == "error" and page.faults.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: page.faults.append(f"error: {error}"))
-    page.on("requestfailed", lambda request: page.faults.append(f"request failed: {request.url}"))
-    page.on("request", lambda r: r.url.startswith("http") and page.faults.append(f"asks for a network: {r.url}"))
-    yield page
-    page.close()
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core."""
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed: the extra test has it")
+    return (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
-def open_page(page, path: Path, query: str = "") -> None:
-    page.goto(path.as_uri() + query)
-    page.evaluate("() => window.MathJax?.startup?.promise")
+def open_page(tab, path: Path, query: str = "") -> None:
+    tab.faults.clear()
+    tab.set_viewport_size(DESKTOP)
+    tab.emulate_media(color_scheme="light")
+    tab.goto(path.as_uri() + query)
+    tab.evaluate("() => window.MathJax?.startup?.promise")
+    tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
 
 
-@every_page
-def test_page_renders_on_desktop_and_phone_in_light_and_dark(page, path):
-    page.emulate_media(color_scheme="light")
-    open_page(page, path)
-    assert page.title()
-    assert page.locator("h1").count() >= 1
-    light = page.evaluate(COLOURS)
-    assert light["ground"] > 0.8 > 0.5 > light["ink"], light
-    formulas = page.evaluate("() => document.querySelectorAll('main .math').length")
-    rendered = page.evaluate("() => document.querySelectorAll('main mjx-container').length")
-    assert rendered >= formulas
-    assert page.locator("mjx-merror").count() == 0
-    for image in page.evaluate(IMAGES):
+@pytest.mark.parametrize("path", OPENED, ids=lambda path: path.relative_to(HTML).with_suffix("").as_posix())
+def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
+    open_page(tab, path)
+    content = tab.evaluate(CONTENT)
+    assert tab.title()
+    assert content["headings"] >= 1
+    assert content["rendered"] >= content["formulas"]
+    assert content["broken"] == 0
+    assert not content["unnumbered"], "figures without a number and a caption"
+    assert not content["empty"], "figures to look around in that show nothing"
+    for image in content["images"]:
         assert image["width"] > 1, f"an empty image: {image['source']}"
         assert image["alt"].strip(), f"an image without alternative text: {image['source']}"
-    page.set_viewport_size(PHONE)
-    overflow = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+
+    skipped = ["mjx-container"] if path.stem == CODE_JUDGED else ["mjx-container", ".highlight", ".sig", "nav"]
+    tab.evaluate(axe)
+    assert tab.evaluate(GROUND) > 0.8
+    assert tab.evaluate(AXE, [RULES, skipped]) == []
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    assert tab.evaluate(GROUND) < 0.3
+    assert tab.evaluate(AXE, [["color-contrast"], skipped]) == []
+
+    tab.set_viewport_size(PHONE)
+    overflow = tab.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0, f"{overflow} pixels wider than a phone"
-    page.emulate_media(color_scheme="dark")
-    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
-    page.wait_for_timeout(100)  # colours fade
-    dark = page.evaluate(COLOURS)
-    assert dark["ground"] < 0.3 < 0.6 < dark["ink"], dark
-    assert not page.faults
+    assert not tab.faults
 
 
-def test_search_finds_mahalanobis(page):
-    open_page(page, HTML / "search.html", "?q=Mahalanobis")
-    page.wait_for_selector("#search-results li a")
-    found = " ".join(page.locator("#search-results li a").all_inner_texts())
+def test_figures_to_look_around_in_follow_a_keyboard(tab):
+    """A choice made by arrow keys changes what the figure says, on every page that has one."""
+    figures = 0
+    for path in OPENED:
+        if 'class="tad-explore"' not in path.read_text(encoding="utf-8"):
+            continue
+        open_page(tab, path)
+        for box in tab.locator(".tad-explore").all():
+            said = box.locator(".said").inner_text()
+            changed = False
+            for control in box.locator("select, input").all():
+                control.focus()
+                tab.keyboard.press("ArrowDown" if control.evaluate("c => c.tagName") == "SELECT" else "ArrowRight")
+                changed |= box.locator(".said").inner_text() != said
+            assert changed, f"{path.stem}: no key changes {said!r}"
+            assert box.locator(".stage > *").count() > 0
+            figures += 1
+        assert not tab.faults
+    assert figures >= 5
+
+
+def test_the_contents_open_on_a_phone(tab):
+    open_page(tab, HTML / "book" / "intro.html")
+    tab.set_viewport_size(PHONE)
+    link = tab.get_by_role("link", name="Noise").first
+    assert not link.is_visible() or link.bounding_box()["x"] < 0 or tab.locator("#pst-primary-sidebar").is_hidden()
+    tab.locator(".bd-header-article .primary-toggle").click()
+    tab.locator("dialog[open] a", has_text="Trust").first.wait_for(state="visible")
+
+
+def test_search_finds_mahalanobis(tab):
+    open_page(tab, HTML / "search.html", "?q=Mahalanobis")
+    tab.wait_for_selector("#search-results li a")
+    found = " ".join(tab.locator("#search-results li a").all_inner_texts())
     assert "Recalibration" in found
     # summaries are fetched from the pages, which a browser forbids on a disk; the list of pages does without
     of_fetching = ("fetch", "ERR_FAILED", "request failed")
-    assert not [fault for fault in page.faults if not any(word in fault for word in of_fetching)]
+    assert not [fault for fault in tab.faults if not any(word in fault for word in of_fetching)]
+
+
+def test_the_site_is_small():
+    size = sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file())
+    assert size < 30e6, f"{size / 1e6:.1f} MB"
 
 
 class Anchors(HTMLParser):

@@ -29,6 +29,7 @@ from tadlib.report.style import arm_look
 
 FOLDER = Path(__file__).parent
 COLUMNS = 40  # of the one picture that holds all images
+MOST_A_CLASS = 10
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,16 @@ def explore_images(groups: Mapping[str, tuple[Sequence[str], Mapping[str, tuple[
     """Sets of distilled images beside each other.
 
     ``groups``: for each name of a group its class names, and for each set's title its images (S, C, H, W), ordered by
-    class, with a note (a text, may be empty).
+    class, with a note (a text, may be empty). Of each class at most ``MOST_A_CLASS`` images are kept.
     """
     sprites: list[dict] = []
     shown: dict[str, dict] = {}
     for group, (names, sets) in groups.items():
         blocks = []
         for title, (pixels_SCHW, note) in sets.items():
-            blocks.append({"title": title, "note": note, "sprite": len(sprites), "ipc": len(pixels_SCHW) // len(names)})
-            sprites.append(sprite(pixels_SCHW))
+            kept = pixels_SCHW.view(len(names), -1, *pixels_SCHW.shape[1:])[:, :MOST_A_CLASS]
+            blocks.append({"title": title, "note": note, "sprite": len(sprites), "ipc": kept.shape[1]})
+            sprites.append(sprite(kept.flatten(0, 1)))
         shown[group] = {"names": list(names), "blocks": blocks}
     return Explorer("images", {"sprites": sprites, "groups": shown}, "Distilled images by class, set beside set.")
 

@@ -9,6 +9,7 @@ from tadlib.arms import ARMS
 from tadlib.artifacts import load_table, write_atomic
 from tadlib.errors import require
 from tadlib.presets import PRESETS
+from tadlib.report.costs import chapter_costs, read_chapters, stage_costs
 from tadlib.report.tables import (
     CELL,
     methods_table,
@@ -94,33 +95,31 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales), ``results_<preset>.md``, ``trust.md``, ``methods.md`` and ``benchmarks.md``.
+    """Write ``results.md`` (all scales), ``trust.md``, ``methods.md``, ``benchmarks.md`` and ``costs.md``.
 
     They are MyST fragments, to be included by a page beside the folder ``results``.
 
-    Each table comes with its scale, seeds, hardware, versions and commit, the command that makes it again, and the
-    hash of every run. Without results a fragment says so. Returns what was written.
+    Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
+    the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
+    written.
     """
     results, target = read_results(results_dir), Path(target_dir)
     target.mkdir(parents=True, exist_ok=True)
     present = [name for name in PRESETS if (results["preset"] == name).any()]
-    texts = {f"results_{name}.md": _fragment(results[results["preset"] == name], name) for name in PRESETS}
-    parts = [f"**Scale {name}**: {SCALES[name]}.\n\n{_body(results[results['preset'] == name])}" for name in present]
-    texts["results.md"] = "\n\n".join(parts) or NONE_YET
+    parts = [_results_fragment(results[results["preset"] == name], name) for name in present]
+    texts = {"results.md": "\n\n".join(filter(None, parts)) or NONE_YET}
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
+    texts["costs.md"] = _costs_fragment(Path(results_dir), results)
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
     return [target / name for name in texts]
 
 
-def _fragment(results: pd.DataFrame, preset: str) -> str:
-    if results.empty:
-        return NONE_YET
-    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
-    head, _, rest = _body(results).partition("\n\n")
-    return f":::{{table}} {caption}\n:name: tab-results-{preset}\n\n{head}\n\n:::\n\n{rest}"
+def captioned(table: pd.DataFrame, name: str, caption: str) -> str:
+    """A table in Markdown with a number, to be referred to as ``tab-<name>``."""
+    return f":::{{table}} {caption}\n:name: tab-{name}\n:class: measured\n\n{markdown(table)}\n:::"
 
 
 def _trust_fragment(rows: pd.DataFrame) -> str:
@@ -128,11 +127,14 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
         return NONE_YET
     parts = []
     for preset, own in rows.groupby("preset", sort=False):
-        relabelling = recalibration_table(own)
+        auroc = (
+            f"Area under the ROC curve of trust as a score of right labels, at scale {preset}: {SCALES[str(preset)]}. "
+            "Mean ± half of the 95 % interval over seeds."
+        )
+        spaces = f"Spaces and labels that leave each arm (%), and its cost in seconds, at scale {preset}."
         parts.append(
-            f"**Scale {preset}**: {SCALES[str(preset)]}. Area under the ROC curve of trust as a score of right "
-            f"labels, mean ± half of the 95 % interval over seeds.\n\n{markdown(trust_table(own))}\n\n"
-            f"Spaces and labels that leave each arm (%), and its cost:\n\n{markdown(relabelling)}\n\n"
+            f"{captioned(trust_table(own), f'trust-{preset}', auroc)}\n\n"
+            f"{captioned(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
             f"{provenance(own)}\n\nTo make these rows again:\n\n"
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
         )
@@ -145,10 +147,13 @@ def _methods_fragment(results: pd.DataFrame) -> str:
     parts = []
     for preset in table["preset"].unique() if len(table) else ():
         own = clean[clean["preset"] == preset]
-        shown = markdown(table[table["preset"] == preset].drop(columns="preset"))
+        caption = (
+            f"Test accuracy (%) of each method by images a class, at scale {preset}: {SCALES[preset]}. Mean ± half of "
+            "the 95 % interval over seeds, or over networks where there is one seed."
+        )
+        shown = captioned(table[table["preset"] == preset].drop(columns="preset"), f"methods-{preset}", caption)
         parts.append(
-            f"**Scale {preset}**: {SCALES[preset]}. Test accuracy (%) by images a class, mean ± half of the 95 % "
-            f"interval over seeds, or over networks where there is one seed.\n\n{shown}\n\n{provenance(own)}\n\n"
+            f"{shown}\n\n{provenance(own)}\n\n"
             f"To make these rows again:\n\n```console\n{chr(10).join(_commands(own))}\n```"
         )
     return "\n\n".join(parts) or NONE_YET
@@ -168,7 +173,11 @@ def _benchmarks_fragment(folder: Path) -> str:
         columns = {column: label for column, label in columns.items() if column in rows}
         options = f":name: fig-benchmark-{name}\n:alt: {alt}"
         figure = f":::{{figure}} ../results/benchmarks/{name}.png\n{options}\n\n{caption}\n:::"
-        shown = markdown(_rounded(rows[[*columns]].drop_duplicates()).rename(columns=columns))
+        shown = captioned(
+            _rounded(rows[[*columns]].drop_duplicates()).rename(columns=columns),
+            f"benchmark-{name}",
+            f"{title}: what was measured.",
+        )
         again = f"```console\n$ python benchmarks/{name}.py\n```"
         parts.append(f"### {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
     return "\n\n".join(parts) or NONE_YET
@@ -185,19 +194,32 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(text)
 
 
-def _body(results: pd.DataFrame) -> str:
+def _results_fragment(results: pd.DataFrame, preset: str) -> str:
     runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
     runs["config_hash"] = [f"`{value}`" for value in runs["config_hash"]]
     runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
     commands = "\n".join(_commands(results))
     table = results_table(results)
     if table.empty:
-        return NONE_YET
+        return ""
+    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
     return (
-        f"{markdown(table.drop(columns='preset'))}\n\n{provenance(results)}\n\n"
+        f"{captioned(table.drop(columns='preset'), f'results-{preset}', caption)}\n\n{provenance(results)}\n\n"
         f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
         f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
     )
+
+
+def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
+    parts = []
+    if len(results):
+        caption = "What a run takes on the clock, stage by stage, and its peak memory: means over the committed runs."
+        parts += [captioned(stage_costs(results), "costs", caption), provenance(results)]
+    chapters = read_chapters(results_dir)
+    if len(chapters):
+        caption = "What the chapters of this book take as they stand, each from nothing."
+        parts += [captioned(chapter_costs(chapters), "chapters", caption), _machine(chapters)]
+    return "\n\n".join(parts) or NONE_YET
 
 
 def _commands(results: pd.DataFrame) -> Iterable[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from tadlib.artifacts import write_atomic
 from tadlib.data import Dataset, load_dataset
@@ -21,7 +20,7 @@ ARM_WORDS = {
     "tad": "labels that deserve trust",
     "oracle": "the true labels",
 }
-MOST_GROUPS, MOST_A_CLASS = 12, 10  # to explore on one page
+MOST_GROUPS = 12  # to explore on one page
 ABOUT = ("dataset", "noise", "rate", "method", "ipc", "preset")
 
 Sets = dict[tuple, dict[str, Distilled]]
@@ -111,15 +110,9 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
         for arm, held in arms.items():
             names = held.class_names
             note = f"gives {100 * known[arm]:.1f} % test accuracy" if arm in known else ""
-            blocks[f"{arm}: {ARM_WORDS[arm]}"] = (_first(held.pixels, len(names)), note)
+            blocks[f"{arm}: {ARM_WORDS[arm]}"] = (held.pixels, note)
         groups[name] = (names, blocks)
     return explore_images(groups)
-
-
-def _first(pixels_SCHW: Tensor, n_classes: int) -> Tensor:
-    """At most ``MOST_A_CLASS`` images of every class."""
-    by_class = pixels_SCHW.view(n_classes, -1, *pixels_SCHW.shape[1:])
-    return by_class[:, :MOST_A_CLASS].flatten(0, 1)
 
 
 def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
