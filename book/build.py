@@ -176,7 +176,8 @@ def check_executed(sources: Iterable[Path], folder: Path) -> None:
 
 
 def dress(source: Path, executed: Path, note: str) -> None:
-    """Make an executed notebook (in place) what readers see: its text as in ``source`` now, ``note`` under the title.
+    """Make an executed notebook (in place) what readers see: its text as in ``source`` now, ``note`` under title and
+    question.
 
     Text needs no new run, so a change of it is taken over where the code cells are the same. A comment for nbval goes,
     and the empty heading that pandas writes over an index, which a screen reader would announce, becomes a plain cell.
@@ -188,9 +189,9 @@ def dress(source: Path, executed: Path, note: str) -> None:
             if cell.cell_type == "markdown":
                 cell.source = now.source
     first = notebook.cells[0]
-    if note and first.cell_type == "markdown" and note not in first.source:
-        title, _, rest = first.source.partition("\n")
-        first.source = f"{title}\n\n{note}\n{rest}"
+    if note and first.cell_type == "markdown" and "\n\n" in first.source and note not in first.source:
+        title, question, *rest = first.source.split("\n\n")
+        first.source = "\n\n".join([title, question, note, *rest])
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -216,7 +217,7 @@ def stage(root: Path, staged: Path) -> None:
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)
-    for folder in ("_static", "_ext"):
+    for folder in ("_static", "_ext", "_templates"):
         if (root / "book" / folder).is_dir():
             shutil.copytree(root / "book" / folder, staged / folder, ignore=shutil.ignore_patterns("__pycache__"))
     if (root / "tadlib").is_dir():  # pages show its code

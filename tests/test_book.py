@@ -153,13 +153,13 @@ def test_readers_get_the_text_as_it_is_now_and_what_the_chapter_takes(build, tmp
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     code = new_code_cell("# NBVAL_CHECK_OUTPUT\n1", outputs=[])
     code.outputs = [nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>a</th></tr>"})]
-    for name, text in (("source", "# Title\n\nnew"), ("executed", "# Title\n\nold")):
+    for name, text in (("source", "# Title\n\n*Why?*\n\nnew"), ("executed", "# Title\n\n*Why?*\n\nold")):
         cells = [nbformat.v4.new_markdown_cell(text), code]
         nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / f"{name}.ipynb")
     for _ in range(2):
         build.dress(tmp_path / "source.ipynb", tmp_path / "executed.ipynb", ":::{note}\ntakes 1 s\n:::")
     dressed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
-    assert dressed.cells[0].source == "# Title\n\n:::{note}\ntakes 1 s\n:::\n\nnew"
+    assert dressed.cells[0].source == "# Title\n\n*Why?*\n\n:::{note}\ntakes 1 s\n:::\n\nnew"
     assert dressed.cells[1].source == "1"
     assert "<th></th>" not in dressed.cells[1].outputs[0].data["text/html"]
     assert build.code_of(tmp_path / "source.ipynb") == build.code_of(tmp_path / "executed.ipynb")

@@ -16,7 +16,7 @@ PATHS = sorted(path for path in HTML.rglob("*.html") if path != HTML / "index.ht
 # listings of source are all made alike: one stands for them
 LISTINGS = [path for path in PATHS if "_modules" in path.parts]
 OPENED = [path for path in PATHS if path not in LISTINGS] + LISTINGS[-1:]
-CODE_JUDGED = "01_noise"  # on this page axe judges the colours of code too; they are the same on all
+WHOLE = "01_noise"  # the page that axe sees whole; from the others what is alike everywhere is taken out
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -52,13 +52,24 @@ CONTENT = """async () => {
     };
 }"""
 
-AXE = """async ([rules, skipped]) => {
-    const found = await axe.run({include: ['body'], exclude: skipped}, {
+AXE = """async rules => {
+    const found = await axe.run(document, {
         runOnly: {type: 'rule', values: rules}, resultTypes: ['violations'], elementRef: false,
     });
     return found.violations.flatMap(v => v.nodes.map(
         node => `${v.id}: ${node.html.slice(0, 120)} ${node.any[0]?.message ?? ''}`
     ));
+}"""
+
+# axe takes a time that grows with the page: coloured code, formulas and the API's entries look alike everywhere
+THIN_OUT = """() => {
+    const rest = (selector, kept) => [...document.querySelectorAll(selector)].slice(kept).forEach(e => e.remove());
+    rest('main .highlight span', 0);
+    rest('main mjx-container', 3);
+    rest('main dl.py', 12);
+    rest('main .indextable li', 12);
+    rest('main table tr', 60);
+    rest('.bd-sidebar-primary li', 12);
 }"""
 
 pytestmark = pytest.mark.skipif(not PATHS, reason="the book is not built: make book")
@@ -115,19 +126,21 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
         assert image["width"] > 1, f"an empty image: {image['source']}"
         assert image["alt"].strip(), f"an image without alternative text: {image['source']}"
 
-    skipped = ["mjx-container"] if path.stem == CODE_JUDGED else ["mjx-container", ".highlight", ".sig", "nav"]
-    tab.evaluate(axe)
-    assert tab.evaluate(GROUND) > 0.8
-    assert tab.evaluate(AXE, [RULES, skipped]) == []
-    tab.emulate_media(color_scheme="dark")
-    tab.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
-    assert tab.evaluate(GROUND) < 0.3
-    assert tab.evaluate(AXE, [["color-contrast"], skipped]) == []
-
     tab.set_viewport_size(PHONE)
     overflow = tab.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0, f"{overflow} pixels wider than a phone"
+    tab.set_viewport_size(DESKTOP)
     assert not tab.faults
+
+    if path.stem != WHOLE:
+        tab.evaluate(THIN_OUT)
+    tab.evaluate(axe)
+    assert tab.evaluate(GROUND) > 0.8
+    assert tab.evaluate(AXE, RULES) == []
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    assert tab.evaluate(GROUND) < 0.3
+    assert tab.evaluate(AXE, ["color-contrast"]) == []
 
 
 def test_figures_to_look_around_in_follow_a_keyboard(tab):
@@ -145,7 +158,6 @@ def test_figures_to_look_around_in_follow_a_keyboard(tab):
                 tab.keyboard.press("ArrowDown" if control.evaluate("c => c.tagName") == "SELECT" else "ArrowRight")
                 changed |= box.locator(".said").inner_text() != said
             assert changed, f"{path.stem}: no key changes {said!r}"
-            assert box.locator(".stage > *").count() > 0
             figures += 1
         assert not tab.faults
     assert figures >= 5
@@ -154,10 +166,10 @@ def test_figures_to_look_around_in_follow_a_keyboard(tab):
 def test_the_contents_open_on_a_phone(tab):
     open_page(tab, HTML / "book" / "intro.html")
     tab.set_viewport_size(PHONE)
-    link = tab.get_by_role("link", name="Noise").first
-    assert not link.is_visible() or link.bounding_box()["x"] < 0 or tab.locator("#pst-primary-sidebar").is_hidden()
-    tab.locator(".bd-header-article .primary-toggle").click()
-    tab.locator("dialog[open] a", has_text="Trust").first.wait_for(state="visible")
+    contents = tab.locator("nav a", has_text="Recalibration").first
+    assert not contents.is_visible()
+    tab.locator(".primary-toggle").click()
+    contents.wait_for(state="visible")
 
 
 def test_search_finds_mahalanobis(tab):

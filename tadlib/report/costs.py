@@ -11,7 +11,7 @@ from tadlib.report.tables import read_results
 
 STAGES = ("divert", "experts", "distill", "evaluate")
 # how often each chapter runs each stage for one arm that learns; a warm-up counts as a part of a diversion
-RUNS = {
+RUNS: dict[str, dict[str, float]] = {
     "02_trust": {"divert": 3.7},
     "03_recalibration": {"divert": 1},
     "04_experts_and_distillation": {"divert": 1, "experts": 2, "distill": 1},
@@ -84,4 +84,4 @@ def chapter_note(results_dir: Path | str, chapter: str) -> str:
             each = {stage: lite[f"seconds_{stage}"].astype(float).mean() for stage in RUNS[chapter]}
             total = sum(times * each[stage] for stage, times in RUNS[chapter].items())
             parts.append(f"On CIFAR-10 at scale lite: about {duration(total)} (how, at the end of the chapter).")
-    return f":::{{note}}\n{' '.join(parts)}\n:::" if parts else ""
+    return f":::{{admonition}} To run it\n:class: note\n\n{' '.join(parts)}\n:::" if parts else ""

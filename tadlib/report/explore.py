@@ -84,6 +84,7 @@ def explore_noise(class_names: Sequence[str], *, rate: float = 0.4, dataset: str
     targets = {}
     for kind in kinds:
         T = inject(labels_N, kind, 0.5, n_classes=K, seed=0, dataset=dataset).transition_nominal
+        assert T is not None
         targets[kind] = (2 * T - torch.eye(K, dtype=T.dtype)).round(decimals=4).tolist()
     about = "The transition matrix of a noise model, with its kind and rate to choose."
     return Explorer("noise", {"targets": targets, "names": list(class_names), "rate": rate}, about)

@@ -101,12 +101,14 @@ def accuracies(results: pd.DataFrame, cell: tuple) -> dict[str, float]:
 def images_to_explore(sets: Sets, results: pd.DataFrame):
     """All committed distilled sets, cell by cell and arm by arm, with the accuracy that each gives."""
     groups = {}
-    for cell, arms in list(sets.items())[:MOST_GROUPS]:
+    digits_first = sorted(sets.items(), key=lambda item: item[0][0] != "digits")
+    for cell, arms in digits_first[:MOST_GROUPS]:
         of, known = dict(zip(ABOUT, cell)), accuracies(results, cell)
         name = f"{of['dataset']}, {of['noise']} {100 * float(of['rate']):.0f} %, {of['method']}, {of['preset']}"
         if len(arms) and of["ipc"] != 10:
             name += f", {of['ipc']} a class"
-        names, blocks = (), {}
+        names: tuple[str, ...] = ()
+        blocks = {}
         for arm, held in arms.items():
             names = held.class_names
             note = f"gives {100 * known[arm]:.1f} % test accuracy" if arm in known else ""
@@ -118,12 +120,12 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
 def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write what pages show of ``results_dir``, to be included: pictures, figures to explore, and their captions.
 
-    ``newcomer.md`` (with ``few_for_many.png`` and ``by_arm.png``), ``images.md``, ``runs.md``. Where results are
-    missing a fragment is empty. Returns what was written.
+    ``few_for_many.md`` and ``by_arm.md`` with pictures of the same names, ``images.md``, ``runs.md``. Where results
+    are missing a fragment is empty. Returns what was written.
     """
     target, results, sets = Path(target_dir), read_results(results_dir), read_distilled(results_dir)
     target.mkdir(parents=True, exist_ok=True)
-    texts = {"newcomer.md": "", "images.md": "", "runs.md": ""}
+    texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": ""}
     digits = next(
         (cell for cell, arms in sets.items() if cell[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
     )
@@ -133,7 +135,8 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
         data = load_dataset("digits")
         few_for_many(data, shown["oracle"]).savefig(target / "few_for_many.png", metadata={"Software": None})
         by_arm(shown, known).savefig(target / "by_arm.png", metadata={"Software": None})
-        texts["newcomer.md"] = _newcomer(data, shown, known, dict(zip(ABOUT, digits)), results)
+        texts["few_for_many.md"] = _few_for_many(data, shown["oracle"], known["oracle"])
+        texts["by_arm.md"] = _by_arm(dict(zip(ABOUT, digits)), results)
     if sets:
         write_atomic(target / "images.html", images_to_explore(sets, results).html().encode())
         texts["images.md"] = (
@@ -151,24 +154,26 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
     return [target / name for name in texts]
 
 
-def _newcomer(data: Dataset, sets: Mapping[str, Distilled], known, of: dict, results: pd.DataFrame) -> str:
-    rate = f"{100 * float(of['rate']):.0f} %"
-    seeds = results[(results["dataset"] == "digits") & (results["preset"] == of["preset"])]["seed"].nunique()
+def _few_for_many(data: Dataset, few: Distilled, accuracy: float) -> str:
     return f"""\
 :::{{figure}} generated/few_for_many.png
 :name: fig-few-for-many
 :alt: Left, a carpet of all training images, too small to tell apart. Right, ten distilled digits a class, legible.
 
-Distillation on scikit-learn's digits. A network that sees nothing but the {len(sets["oracle"].pixels)} images on the
-right names {100 * known["oracle"]:.0f} % of unseen digits rightly; they stand in for the {len(data.x_train):,} on the
-left. Here all labels were right.
-:::
+Distillation on scikit-learn's digits. A network that sees nothing but the {len(few.pixels)} images on the right names
+{100 * accuracy:.0f} % of unseen digits rightly; they stand in for the {len(data.x_train):,} on the left. Here all
+labels were right.
+:::"""
 
+
+def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
+    seeds = results[(results["dataset"] == "digits") & (results["preset"] == of["preset"])]["seed"].nunique()
+    return f"""\
 :::{{figure}} generated/by_arm.png
 :name: fig-wrong-labels
 :alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for given labels.
 
-The same, when {rate} of the labels are wrong ({of["noise"]} noise: each digit that is hit is called the next one). The
-first row believes every label, the last knows the truth, the one between finds out which labels to trust. Means over
-{seeds} seeds.
+The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]} noise: each digit that is hit is
+called the next one). The first row believes every label, the last knows the truth, the one between finds out which
+labels to trust. Means over {seeds} seeds.
 :::"""
