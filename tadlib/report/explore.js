@@ -123,7 +123,7 @@ function explore(root, kind, data) {
             const words = [`given ${g}`, ...(now === g ? [] : [`now ${now}`]), `true ${t}`, `trust ${data.trust[i].toFixed(2)}`];
             const wrong = now === t ? "" : " wrong";
             return make(
-              "div", { class: `card${wrong}` }, tile(0, i, 56, words.join(", ")),
+              "div", { class: `sample${wrong}` }, tile(0, i, 56, words.join(", ")),
               ...words.map((word) => make("span", {}, word)), ...(wrong ? [make("strong", {}, "✗ wrong")] : [])
             );
           })
@@ -153,7 +153,7 @@ function explore(root, kind, data) {
         const q = softmax(data.log_p[i].map((v, y) => strength * v + Math.log(Math.max(T[y], 1e-12))));
         const best = q.indexOf(Math.max(...q)), mark = { [data.true[i]]: "← true" };
         stage.replaceChildren(
-          make("div", { class: "card" }, tile(0, i, 96, captions[i][1]), make("span", {}, `given ${data.names[g]}`),
+          make("div", { class: "sample" }, tile(0, i, 96, captions[i][1]), make("span", {}, `given ${data.names[g]}`),
             make("span", {}, `true ${data.names[data.true[i]]}`)),
           bars("image: p(y|x)^b", image, data.names), bars(`given label: T[y, ${data.names[g]}]`, T, data.names),
           bars("both: q(y)", q, data.names, mark)
@@ -190,7 +190,7 @@ function explore(root, kind, data) {
               ? names.map((_, k) => k * ipc) : [...Array(ipc).keys()].map((n) => Number(shown.value) * ipc + n);
             const tiles = numbers.map((n) => tile(sprite, n, side, `${title}, class ${names[Math.floor(n / ipc)]}, image ${(n % ipc) + 1}`));
             return make("div", { class: "block" }, make("div", { class: "title" }, title),
-              make("div", { class: "row" }, ...tiles), make("div", { class: "note" }, note || ""));
+              make("div", { class: "tiles" }, ...tiles), make("div", { class: "note" }, note || ""));
           })
         );
         const what = shown.value === "" ? "the first image of every class" : `all images of class ${names[Number(shown.value)]}`;
@@ -246,7 +246,9 @@ function explore(root, kind, data) {
         stage.replaceChildren(svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": "test accuracy of every run" },
           ...grid, text("test accuracy (%)", { x: 14, y: H / 2, transform: `rotate(-90 14 ${H / 2})`, "text-anchor": "middle" }),
           text(data.axes[along.value], { x: (left + W - right) / 2, y: H - 6, "text-anchor": "middle" }), ...points, ...legend));
-        status.textContent = `${rows.length} runs; go to a point, by pointer or Tab, to read it here.`;
+        status.textContent =
+          `${group.value}: ${rows.length} runs along ${data.axes[along.value]}. ` +
+          "Go to a point, by pointer or Tab, to read it here.";
       };
       group.oninput = along.oninput = draw;
       show(labelled("data and noise", group), labelled("along", along));
