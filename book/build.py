@@ -217,7 +217,7 @@ def stage(root: Path, staged: Path) -> None:
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)
-    for folder in ("_static", "_ext", "_templates"):
+    for folder in ("_static", "_ext", "_templates", "_latex"):
         if (root / "book" / folder).is_dir():
             shutil.copytree(root / "book" / folder, staged / folder, ignore=shutil.ignore_patterns("__pycache__"))
     if (root / "tadlib").is_dir():  # pages show its code
