@@ -188,6 +188,19 @@ def test_binder_installs_what_the_lock_says_but_for_cuda():
     assert not {name for name in left if name.startswith(("nvidia", "cuda", "torch", "triton"))}
 
 
+def test_newcomers_pictures_come_from_committed_results(tmp_path):
+    report.write_book_pictures(ROOT / "results", tmp_path)
+    results = report.read_results(ROOT / "results")
+    digits = results[(results.dataset == "digits") & (results.noise == "pairflip") & (results.arm == "oracle")]
+    text = (tmp_path / "few_for_many.md").read_text()
+    assert f"names\n{100 * digits.accuracy_mean.mean():.0f} % of unseen digits rightly" in text
+    assert "40 % of the labels are wrong" in (tmp_path / "by_arm.md").read_text()
+    for name in ("few_for_many.png", "by_arm.png", "images.html", "runs.html"):
+        assert (tmp_path / name).stat().st_size > 5000
+    empty = report.write_book_pictures(tmp_path / "nothing", tmp_path / "empty")
+    assert [path.read_text() for path in empty] == ["\n"] * 4
+
+
 def test_figures_to_explore_need_no_network_and_carry_their_data(tmp_path):
     pixels = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(6, 1, 4, 4)
     figure = report.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})})
