@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from torchvision.io import decode_png
 
 from tadlib import noise, report
+from tadlib.artifacts import save_table
 from tadlib.report import benchmarks, costs, pages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,6 +251,19 @@ def test_methods_on_clean_labels_have_a_table_of_their_own():
     control = pd.concat([results, rows_of_results(arm=["tad"], accuracy_mean=[0.55])])
     assert report.results_table(control)["noise"].tolist() == ["none", "pairflip"]
     assert report.methods_table(results[results["noise"] != "none"]).empty
+
+
+def test_ablation_has_a_row_a_variant_and_columns_by_noise(tmp_path):
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    assert "No results yet" in (tmp_path / "generated" / "ablation.md").read_text()
+    cells = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "b") for seed in (0, 1)]
+    rows = pd.DataFrame(cells, columns=["variant", "noise", "seed"])
+    rows = rows.assign(trust_auroc=0.9, label_accuracy=0.8, preset="lite", n_train=100, dataset="cifar10")
+    save_table(tmp_path / "ablation.parquet", rows)
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    text = (tmp_path / "generated" / "ablation.md").read_text()
+    assert "| without anchors | 0.900 ± 0.000 | 80.0 ± 0.0 | 0.900 ± 0.000 | 80.0 ± 0.0 | 2 |" in text
+    assert "--ablation" in text
 
 
 def test_results_page_shows_every_benchmark_that_is_there(tmp_path):

@@ -12,6 +12,7 @@ from tadlib.presets import PRESETS
 from tadlib.report.costs import chapter_costs, read_chapters, stage_costs
 from tadlib.report.tables import (
     CELL,
+    ablation_table,
     methods_table,
     read_results,
     read_trust,
@@ -95,7 +96,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales), ``trust.md``, ``methods.md``, ``benchmarks.md`` and ``costs.md``.
+    """Write ``results.md`` (all scales), ``trust.md``, ``methods.md``, ``ablation.md``, ``benchmarks.md``, ``costs.md``.
 
     They are MyST fragments, to be included by a page beside the folder ``results``.
 
@@ -111,6 +112,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
+    texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
@@ -137,6 +139,23 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
             f"{captioned(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
             f"{provenance(own)}\n\nTo make these rows again:\n\n"
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def _ablation_fragment(path: Path) -> str:
+    if not path.exists():
+        return NONE_YET
+    parts = []
+    for preset, own in load_table(path).groupby("preset", sort=False):
+        images, dataset = own["n_train"].iloc[0], own["dataset"].iloc[0]
+        caption = (
+            f"The dual loop with one setting changed at a time, on {images} images of {dataset} at scale {preset}: AUROC "
+            "of trust, and right labels among those in use (%, by weight). Mean ± half of the 95 % interval over seeds."
+        )
+        parts.append(
+            f"{captioned(ablation_table(own), f'ablation-{preset}', caption)}\n\n{provenance(own)}\n\n"
+            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset} --ablation\n```"
         )
     return "\n\n".join(parts)
 

@@ -191,6 +191,20 @@ def recalibration_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant of the dual loop: for each noise AUROC of trust and right labels among those in use (%, by
+    weight), mean ± half of the 95 % interval over seeds."""
+    table = []
+    for variant, own in rows.groupby("variant", sort=False):
+        row: dict[str, object] = {"dual loop": variant}
+        for noise in dict.fromkeys(rows["noise"]):
+            runs = own[own["noise"] == noise]
+            row[f"{noise}: AUROC"] = _over_seeds(runs["trust_auroc"], 1, 3)
+            row[f"{noise}: right in use"] = _over_seeds(runs["label_accuracy"], 100, 1)
+        table.append(row | {"seeds": own["seed"].nunique()})
+    return pd.DataFrame(table)
+
+
 def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
     of = dict(zip(SETTING, setting))
     seeds = runs["seed"].nunique()
