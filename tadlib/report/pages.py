@@ -96,7 +96,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales), ``trust.md``, ``methods.md``, ``ablation.md``, ``benchmarks.md``, ``costs.md``.
+    """Write ``results.md`` (all scales) and ``trust``, ``ablation``, ``methods``, ``benchmarks`` and ``costs.md``.
 
     They are MyST fragments, to be included by a page beside the folder ``results``.
 
@@ -150,8 +150,9 @@ def _ablation_fragment(path: Path) -> str:
     for preset, own in load_table(path).groupby("preset", sort=False):
         images, dataset = own["n_train"].iloc[0], own["dataset"].iloc[0]
         caption = (
-            f"The dual loop with one setting changed at a time, on {images} images of {dataset} at scale {preset}: AUROC "
-            "of trust, and right labels among those in use (%, by weight). Mean ± half of the 95 % interval over seeds."
+            f"The dual loop with one setting changed at a time, on {images} images of {dataset} at scale {preset}: "
+            "AUROC of trust, and right labels among those in use (%, by weight). Mean ± half of the 95 % interval "
+            "over seeds."
         )
         parts.append(
             f"{captioned(ablation_table(own), f'ablation-{preset}', caption)}\n\n{provenance(own)}\n\n"
