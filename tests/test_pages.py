@@ -66,9 +66,9 @@ THIN_OUT = """() => {
     const rest = (selector, kept) => [...document.querySelectorAll(selector)].slice(kept).forEach(e => e.remove());
     rest('main .highlight span', 0);
     rest('main mjx-container', 3);
-    rest('main dl.py', 12);
-    rest('main .indextable li', 12);
-    rest('main table tr', 60);
+    rest('main dl.py', 3);
+    rest('main .indextable li', 6);
+    rest('main table tr', 24);
     rest('.bd-sidebar-primary li', 12);
 }"""
 
