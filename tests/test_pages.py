@@ -112,6 +112,17 @@ def open_page(tab, path: Path, query: str = "") -> None:
     tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
 
 
+def follows_keys(tab, box) -> bool:
+    """Whether a choice made by arrow keys changes what a figure to look around in says."""
+    before = box.locator(".said").inner_text()
+    for control in box.locator("select, input").all():
+        control.focus()
+        tab.keyboard.press("ArrowDown" if control.evaluate("c => c.tagName") == "SELECT" else "ArrowRight")
+        if box.locator(".said").inner_text() != before:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("path", OPENED, ids=lambda path: path.relative_to(HTML).with_suffix("").as_posix())
 def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
     open_page(tab, path)
@@ -122,6 +133,8 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
     assert content["broken"] == 0
     assert not content["unnumbered"], "figures without a number and a caption"
     assert not content["empty"], "figures to look around in that show nothing"
+    for box in tab.locator(".tad-explore").all():
+        assert follows_keys(tab, box), "no key changes what a figure says"
     for image in content["images"]:
         assert image["width"] > 1, f"an empty image: {image['source']}"
         assert image["alt"].strip(), f"an image without alternative text: {image['source']}"
@@ -143,24 +156,10 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
     assert tab.evaluate(AXE, ["color-contrast"]) == []
 
 
-def test_figures_to_look_around_in_follow_a_keyboard(tab):
-    """A choice made by arrow keys changes what the figure says, on every page that has one."""
-    figures = 0
-    for path in OPENED:
-        if 'class="tad-explore"' not in path.read_text(encoding="utf-8"):
-            continue
-        open_page(tab, path)
-        for box in tab.locator(".tad-explore").all():
-            said = box.locator(".said").inner_text()
-            changed = False
-            for control in box.locator("select, input").all():
-                control.focus()
-                tab.keyboard.press("ArrowDown" if control.evaluate("c => c.tagName") == "SELECT" else "ArrowRight")
-                changed |= box.locator(".said").inner_text() != said
-            assert changed, f"{path.stem}: no key changes {said!r}"
-            figures += 1
-        assert not tab.faults
-    assert figures >= 5
+def test_every_chapter_has_a_figure_to_look_around_in():
+    with_one = {path.stem for path in OPENED if 'class="tad-explore"' in path.read_text(encoding="utf-8")}
+    chapters = {"01_noise", "02_trust", "03_recalibration", "04_experts_and_distillation"}
+    assert with_one >= chapters | {"distillation", "results"}
 
 
 def test_the_contents_open_on_a_phone(tab):
