@@ -79,6 +79,7 @@ pytestmark = pytest.mark.skipif(not PATHS, reason="the book is not built: make b
 def tab() -> Iterator:
     """One tab of a browser without a network, for all pages; ``faults`` gathers what goes wrong in it."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra test has it")
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed: the extra test has it")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as p:
@@ -86,6 +87,7 @@ def tab() -> Iterator:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_context(viewport=DESKTOP, offline=True, reduced_motion="reduce").new_page()
+        page.add_init_script((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
         page.set_default_timeout(20_000)
         page.faults = []
         page.on("console", lambda message: message.type == "error" and page.faults.append(f"console: {message.text}"))
@@ -94,13 +96,6 @@ def tab() -> Iterator:
         page.on("request", lambda r: r.url.startswith("http") and page.faults.append(f"asks for a network: {r.url}"))
         yield page
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """The source of axe-core."""
-    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed: the extra test has it")
-    return (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 
 
 def open_page(tab, path: Path, query: str = "") -> None:
@@ -124,7 +119,7 @@ def follows_keys(tab, box) -> bool:
 
 
 @pytest.mark.parametrize("path", OPENED, ids=lambda path: path.relative_to(HTML).with_suffix("").as_posix())
-def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
+def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, path):
     open_page(tab, path)
     content = tab.evaluate(CONTENT)
     assert tab.title()
@@ -147,7 +142,6 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, axe, path):
 
     if path.stem != WHOLE:
         tab.evaluate(THIN_OUT)
-    tab.evaluate(axe)
     assert tab.evaluate(GROUND) > 0.8
     assert tab.evaluate(AXE, RULES) == []
     tab.emulate_media(color_scheme="dark")
