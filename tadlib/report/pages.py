@@ -17,6 +17,7 @@ from tadlib.report.tables import (
     read_results,
     read_trust,
     recalibration_table,
+    refined_table,
     results_table,
     trust_table,
 )
@@ -96,9 +97,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales) and ``trust``, ``ablation``, ``methods``, ``benchmarks`` and ``costs.md``.
+    """Write ``results.md`` (all scales), ``trust``, ``refined``, ``ablation``, ``methods``, ``benchmarks``, ``costs``.
 
-    They are MyST fragments, to be included by a page beside the folder ``results``.
+    They are MyST fragments (``.md``), to be included by a page beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -112,6 +113,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
+    texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
     texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
     for name, text in texts.items():
@@ -139,6 +141,22 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
             f"{captioned(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
             f"{provenance(own)}\n\nTo make these rows again:\n\n"
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def _refined_fragment(path: Path) -> str:
+    if not path.exists():
+        return NONE_YET
+    parts = []
+    for preset, own in load_table(path).groupby("preset", sort=False):
+        caption = (
+            f"Test accuracy (%) of the same network after training on each set of labels, at scale {preset}. Mean ± "
+            "half of the 95 % interval over seeds."
+        )
+        parts.append(
+            f"{captioned(refined_table(own), f'refined-{preset}', caption)}\n\n{provenance(own)}\n\n"
+            f"```console\n$ python benchmarks/refined.py --root DATA --preset {preset}\n```"
         )
     return "\n\n".join(parts)
 

@@ -192,16 +192,29 @@ def recalibration_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant of the dual loop: for each noise AUROC of trust and right labels among those in use (%, by
-    weight), mean ± half of the 95 % interval over seeds."""
+    """One row a variant of the dual loop, the unchanged one first, then by AUROC: for each noise AUROC of trust and
+    right labels among those in use (%, by weight), mean ± half of the 95 % interval over seeds."""
+    auroc = rows["trust_auroc"].astype(float).groupby(rows["variant"]).mean().sort_values(ascending=False)
     table = []
-    for variant, own in rows.groupby("variant", sort=False):
+    for variant in sorted(auroc.index, key=lambda name: (name != "as it is", -auroc[name])):
+        own = rows[rows["variant"] == variant]
         row: dict[str, object] = {"dual loop": variant}
         for noise in dict.fromkeys(rows["noise"]):
             runs = own[own["noise"] == noise]
             row[f"{noise}: AUROC"] = _over_seeds(runs["trust_auroc"], 1, 3)
             row[f"{noise}: right in use"] = _over_seeds(runs["label_accuracy"], 100, 1)
         table.append(row | {"seeds": own["seed"].nunique()})
+    return pd.DataFrame(table)
+
+
+def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting of ``benchmarks/refined.py``: test accuracy (%) after training on each set of labels."""
+    table = []
+    for setting, runs in rows.sort_values(SETTING, key=_order).groupby(SETTING, sort=False):
+        shown = {
+            name: _over_seeds(runs[f"accuracy_{name}"], 100, 1) for name in ("given", "trusted", "refined", "true")
+        }
+        table.append(_setting(setting, runs) | shown)
     return pd.DataFrame(table)
 
 
