@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, cell, diversion, experts, noise, rivals, speed
+from tadlib import arms, cell, diversion, experts, noise, rivals, speed, tiny_imagenet
 from tadlib import evaluate as evaluation
 from tadlib.artifacts import (
     StageFolder,
@@ -118,14 +118,11 @@ def peak_memory(device: torch.device):
     yield read
 
 
-def _stage(
-    config: Config, name: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], work: Callable[[Work], dict]
-) -> Path:
+def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> Path:
     """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra."""
     speed.prepare(config.threads)
-    keys = {stage: path.name for stage, path in inputs.items()}
-    key = content_key({"stage": name, "settings": settings, "inputs": keys, "code": _code_versions()[name]})
-    folder = StageFolder(claim_output(config.out) / name / key)
+    claim_output(config.out)
+    name, folder = planned.name, StageFolder(planned.path)
     if folder.is_complete():
         return folder.path
     with folder.lock():
@@ -136,9 +133,9 @@ def _stage(
             extra = work(w)
             folder.finish(
                 stage=name,
-                key=key,
-                config={"settings": dict(settings), "params": cell.portable(config)},
-                inputs=keys,
+                key=planned.key,
+                config={"settings": dict(planned.settings), "params": cell.portable(config)},
+                inputs=planned.inputs,
                 seed=config.seed,
                 device=str(config.torch_device),
                 seconds=w.seconds,
@@ -157,6 +154,93 @@ def _code_versions() -> dict[str, str]:
 def _network_settings(config: Config) -> dict[str, Any]:
     """The network and how its images are prepared."""
     return {"width": config.width, "depth": config.depth, "norm": config.norm, "zca": config.zca}
+
+
+# The plan of a cell --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Where a stage of a cell writes, and what that follows from."""
+
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]  # stage -> key
+    out: str
+
+    @property
+    def key(self) -> str:
+        """A hash of settings, inputs and the code that computes the stage."""
+        code = _code_versions()[self.name]
+        return content_key({"stage": self.name, "settings": self.settings, "inputs": self.inputs, "code": code})
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return Path(self.out) / self.name / self.key
+
+
+def as_used(config: Config) -> Config:
+    """The configuration that counts from diversion on. The oracle never sees a given label: its noise is none, so one
+    oracle serves every noise."""
+    return replace(config, noise="none", rate=0.0) if config.arm == "oracle" else config
+
+
+def plan(config: Config) -> dict[str, Planned]:
+    """The stages of :func:`as_used` in their order, by name, without doing any of their work.
+
+    Raises InputError where files that belong to a key are missing.
+    """
+    config = as_used(config)
+    method, seed, network = METHODS[config.method], config.seed, _network_settings(config)
+    stages: dict[str, Planned] = {}
+
+    def add(name: str, settings: Mapping[str, Any], *inputs: str) -> None:
+        stages[name] = Planned(name, settings, {i: stages[i].key for i in inputs}, config.out)
+
+    stages["noise"] = _plan_noise(config)
+    diverted: dict[str, Any] = {"arm": config.arm}
+    if config.arm in arms.LEARNED:
+        loop = arms.settings_used(config.arm, config.divert)
+        diverted |= {"loop": asdict(loop), "network": network, "seed": seed}
+    add("divert", diverted, "noise")
+    if method.needs_experts:
+        loops = asdict(config.divert) if _own_loops(config) else None
+        add("experts", {"expert": asdict(config.expert), "network": network, "seed": seed, "loops": loops}, "divert")
+    own = {config.method: asdict(config.method_config)}
+    add(
+        "distill",
+        {"method": config.method, "ipc": config.ipc, "seed": seed, "network": network} | own,
+        *(["divert", "experts"] if method.needs_experts else ["divert"]),
+    )
+    protocol, evaluated = asdict(config.evaluate), network | {"name": config.evaluate_network}
+    add("evaluate", {"protocol": protocol, "network": evaluated, "n_test": config.n_test, "seed": seed}, "distill")
+    return stages
+
+
+def _plan_noise(config: Config) -> Planned:
+    names = ("dataset", "n_train", "resolution", "noise", "rate", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
+        settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
+    files = _files(config.dataset, _noise_name(config), config.root)
+    return Planned("noise", settings | ({"files": files} if files else {}), {}, config.out)
+
+
+@lru_cache
+def _files(dataset: str, noise_name: str, root: str | None) -> dict[str, str]:
+    """Checksums of the data that no published md5 vouches for."""
+    files = {}
+    if dataset == "tiny-imagenet":
+        files[dataset] = tiny_imagenet.checksum(None if root is None else Path(root).expanduser())
+    if noise_name == "human":
+        files["human"] = noise.human_checksum(dataset, None if root is None else Path(root).expanduser())
+    return files
+
+
+def _own_loops(config: Config) -> bool:
+    """Whether every expert carries its own dual loop."""
+    return config.loops == "per-expert" and config.arm == "tad"
 
 
 # The stages ----------------------------------------------------------------------------------------------------------
@@ -215,11 +299,7 @@ def inject_noise(config: Config) -> Path:
             "class_names": list(data.class_names),
         }
 
-    names = ("dataset", "n_train", "resolution", "noise", "rate", "seed")
-    settings = {name: getattr(config, name) for name in names}
-    if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
-        settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
-    return _stage(config, "noise", settings, {}, work)
+    return _stage(config, _plan_noise(config), work)
 
 
 def load_labels(path: Path) -> NoisyLabels:
@@ -229,19 +309,16 @@ def load_labels(path: Path) -> NoisyLabels:
 
 def divert(config: Config) -> Path:
     """Stage ``divert``: carry out the arm; ``labels.parquet``, ``history.parquet``, ``refined.safetensors``."""
+    config = as_used(config)
     source = inject_noise(config)
-    learned = config.arm in arms.LEARNED
     loop = arms.settings_used(config.arm, config.divert)
-    settings: dict[str, Any] = {"arm": config.arm}
-    if learned:
-        settings |= {"loop": asdict(loop), "network": _network_settings(config), "seed": config.seed}
 
     def work(w: Work) -> dict:
         data, labels = dataset(config), load_labels(source)
         device = config.torch_device
         true_N = None if labels.true_N is None else labels.true_N.to(device)
         done = len(w.resume[1]["rows"]) if w.resume else 0
-        with w.bar(rivals.rounds(config.arm, loop) if learned else 0, done) as bar:
+        with w.bar(rivals.rounds(config.arm, loop) if config.arm in arms.LEARNED else 0, done) as bar:
 
             def on_round(state: diversion.Loop) -> None:
                 bar.update()
@@ -273,7 +350,7 @@ def divert(config: Config) -> Path:
             metrics = {name: value if name == "label_accuracy" else None for name, value in metrics.items()}
         return sizes | metrics
 
-    return _stage(config, "divert", settings, {"noise": source}, work)
+    return _stage(config, plan(config)["divert"], work)
 
 
 def load_refined(path: Path) -> diversion.RefinedSet:
@@ -285,14 +362,8 @@ def load_refined(path: Path) -> diversion.RefinedSet:
 
 def train_experts(config: Config) -> Path:
     """Stage ``experts``: one trajectory a file; those already there are kept."""
+    config = as_used(config)
     source = divert(config)
-    own_loops = config.loops == "per-expert" and config.arm == "tad"
-    settings: dict[str, Any] = {
-        "expert": asdict(config.expert),
-        "network": _network_settings(config),
-        "seed": config.seed,
-        "loops": asdict(config.divert) if own_loops else None,
-    }
 
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
@@ -305,7 +376,7 @@ def train_experts(config: Config) -> Path:
         with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
             for i in range(finished, config.expert.count):
                 more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": bar.update}
-                if own_loops:
+                if _own_loops(config):
                     trajectory = experts.train_diverting_expert(
                         net, data.x_train, refined.given, data.n_classes, config.expert, config.divert, **more
                     )
@@ -317,17 +388,16 @@ def train_experts(config: Config) -> Path:
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
 
-    return _stage(config, "experts", settings, {"divert": source}, work)
+    return _stage(config, plan(config)["experts"], work)
 
 
 def distill(config: Config) -> Path:
     """Stage ``distill``: ``distilled.safetensors`` (:mod:`tadlib.distilled`) and ``history.parquet``, where one is."""
+    config = as_used(config)
     method, own = METHODS[config.method], config.method_config
     inputs = {"divert": divert(config)}
     if method.needs_experts:
         inputs["experts"] = train_experts(config)
-    settings = {"method": config.method, "ipc": config.ipc, "seed": config.seed, config.method: asdict(own)}
-    settings["network"] = _network_settings(config)
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
@@ -357,18 +427,13 @@ def distill(config: Config) -> Path:
             save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
         return {"lr": synthetic.lr, "not_finite": sum(not row["finite"] for row in rows)}
 
-    return _stage(config, "distill", settings, inputs, work)
+    return _stage(config, plan(config)["distill"], work)
 
 
 def evaluate(config: Config) -> Path:
     """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions."""
+    config = as_used(config)
     source = distill(config)
-    settings = {
-        "protocol": asdict(config.evaluate),
-        "network": _network_settings(config) | {"name": config.evaluate_network},
-        "n_test": config.n_test,
-        "seed": config.seed,
-    }
 
     def work(w: Work) -> dict:
         data = dataset(config)
@@ -394,7 +459,7 @@ def evaluate(config: Config) -> Path:
         mean, half = mean_ci95(accuracies)
         return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
 
-    return _stage(config, "evaluate", settings, {"distill": source}, work)
+    return _stage(config, plan(config)["evaluate"], work)
 
 
 # A whole cell --------------------------------------------------------------------------------------------------------
@@ -410,12 +475,13 @@ def run(config: Config) -> dict[str, Any]:
 
 def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     """The row of a finished cell, read from the manifests of its stages."""
+    noise_at = inject_noise(config)  # of an oracle too, whose own stages go without
     stages = {"evaluate": evaluated_at}
-    for stage in ("evaluate", "distill", "experts", "divert"):
+    for stage in ("evaluate", "distill", "experts"):
         if stage in stages:
             for name, key in StageFolder(stages[stage]).manifest()["inputs"].items():
                 stages[name] = Path(config.out) / name / key
-    m = {name: StageFolder(path).manifest() for name, path in stages.items()}
+    m = {name: StageFolder(path).manifest() for name, path in {**stages, "noise": noise_at}.items()}
     trust = m["divert"]["extra"]
     peaks = [s["peak_memory_bytes"] for s in m.values() if s["peak_memory_bytes"] is not None]
     versions, hardware = m["evaluate"]["versions"], m["distill"]["hardware"]
@@ -423,7 +489,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         "dataset": config.dataset,
         "n_train": m["noise"]["extra"]["n_train"],
         "noise": config.noise,
-        "rate_nominal": load_labels(stages["noise"]).rate,
+        "rate_nominal": load_labels(noise_at).rate,
         "rate_realised": m["noise"]["extra"]["rate_realised"],
         "arm": config.arm,
         "method": config.method,
@@ -462,7 +528,7 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
     ``flagged`` is the fraction of samples that are not trusted as given.
     """
     m = StageFolder(diverted_at).manifest()
-    noise_at = Path(config.out) / "noise" / m["inputs"]["noise"]
+    noise_at = inject_noise(config)
     noise_extra, found = StageFolder(noise_at).manifest()["extra"], m["extra"]
     n_train = noise_extra["n_train"]
     return {

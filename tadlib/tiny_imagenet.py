@@ -9,6 +9,7 @@ have no labels, so the validation images serve as test set, as everywhere in the
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ FOLDER = "tiny-imagenet-200"
 SIDE = 64
 DECODED = "tadlib-decoded.safetensors"
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+ROOT_NEEDED = "tiny-imagenet is read from files: give their folder, --root DIR (in Python root=DIR)"
 GET = "download and unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
 
 Files = list[tuple[Path, int]]  # image and class
@@ -33,7 +35,7 @@ def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Classes are the folders of ``train`` in the order of their WordNet ids, be they all 200 or a part; annotations of
     other classes are passed over. Raises InputError naming what is missing or cannot be read.
     """
-    require(root is not None, "tiny-imagenet is read from files: give their folder, --root DIR (in Python root=DIR)")
+    require(root is not None, ROOT_NEEDED)
     assert root is not None
     folder = root / FOLDER
     ids, train, test = _listing(folder)
@@ -43,6 +45,20 @@ def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         tensors = _decoded(train, "train") | _decoded(test, "test")
         _keep(folder, key, tensors)
     return tensors, _class_names(folder, ids)
+
+
+def checksum(root: Path | None) -> str:
+    """SHA-256, in hex, over all decoded images and labels, whatever the names and times of their files.
+
+    Read from the decoded file, which is made first where there is none.
+    """
+    require(root is not None, ROOT_NEEDED)
+    assert root is not None
+    folder = root / FOLDER
+    _, train, test = _listing(folder)
+    if found := _decoded_metadata(folder, _key(folder, train, test)).get("content"):
+        return found
+    return _content(load(root)[0])
 
 
 def _listing(folder: Path) -> tuple[list[str], Files, Files]:
@@ -130,11 +146,29 @@ def _cached(folder: Path, key: str) -> dict[str, Tensor] | None:
     return None
 
 
+def _decoded_metadata(folder: Path, key: str) -> dict[str, str]:
+    """What the decoded file of exactly these files tells about itself; nothing where there is none."""
+    for path in _places(folder):
+        with suppress(InputError):
+            if path.is_file() and (metadata := load_metadata(path)).get("key") == key:
+                return metadata
+    return {}
+
+
+def _content(tensors: dict[str, Tensor]) -> str:
+    """SHA-256, in hex, of images and labels."""
+    digest = hashlib.sha256()
+    for name in NAMES:
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def _keep(folder: Path, key: str, tensors: dict[str, Tensor]) -> None:
     """Write the decoded tensors, whole or not at all, in the first place that lets us; decoding again is no error."""
     for path in _places(folder):
         try:
-            save_tensors(path, tensors, {"key": key})
+            save_tensors(path, tensors, {"key": key, "content": _content(tensors)})
             return
         except OSError:
             continue

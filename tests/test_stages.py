@@ -322,6 +322,29 @@ def test_a_list_of_labels_counts_by_its_content_and_not_by_its_place(keys, tmp_p
     assert all(changed[stage] != first[stage] for stage in STAGES)
 
 
+@pytest.mark.parametrize("arm, method", [("tad", "mtt"), ("oracle", "mtt"), ("vanilla", "dm")])
+def test_a_plan_tells_every_folder_before_any_work(tmp_path, arm, method):
+    own = {"dm_iterations": 2} if method == "dm" else {}
+    settings = {k: v for k, v in TINY.items() if method == "mtt" or not k.startswith("mtt")}
+    config = Config.from_params(**settings | own, arm=arm, method=method, out=str(tmp_path / "runs"))
+    planned = stages.plan(config)
+    assert not (tmp_path / "runs").exists()
+    assert ("experts" in planned) == (method == "mtt")
+    assert stages.evaluate(config) == planned["evaluate"].path
+    made = {name: [path.name for path in (tmp_path / "runs" / name).iterdir()] for name in planned}
+    assert made == {name: [p.key] for name, p in planned.items()}
+
+
+def test_one_oracle_serves_every_noise_and_its_row_tells_the_noise_of_its_cell(tmp_path):
+    configs = [tiny(tmp_path / "runs", arm="oracle", rate=rate) for rate in (0.2, 0.3)]
+    rows = [stages.run(config) for config in configs]
+    assert rows[0]["key"] == rows[1]["key"]
+    assert [row["rate_nominal"] for row in rows] == [0.2, 0.3]
+    assert rows[0]["config_hash"] != rows[1]["config_hash"]
+    held = stages.load_distilled(tmp_path / "runs" / "distill" / stages.plan(configs[0])["distill"].key)
+    assert held.params["noise"] == "none"
+
+
 def test_the_output_folder_is_in_no_key(keys, tmp_path):
     assert keys(out=tmp_path / "here") == keys(out=tmp_path / "there")
 

@@ -141,6 +141,16 @@ def test_preset_lite_works_for_a_part_and_refuses_a_folder_that_is_too_small(roo
     assert load_table(tmp_path / "out" / "labels.parquet").given_label.tolist().count(0) == 4
 
 
+def test_its_checksum_follows_the_images_and_not_the_times_of_their_files(root):
+    first = tiny_imagenet.checksum(root)
+    image = root / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG"
+    os.utime(image, (0, 0))
+    assert tiny_imagenet.checksum(root) == first
+    assert tiny_imagenet.checksum(root) == first  # now from the header of the decoded file
+    write_image(image, 77)
+    assert tiny_imagenet.checksum(root) != first
+
+
 def test_real_part_of_tiny_imagenet(data_root):
     folder = data_root / "tiny-imagenet-200"
     if not folder.is_dir():

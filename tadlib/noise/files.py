@@ -155,6 +155,12 @@ def _column(path: Path) -> np.ndarray:
     return column.to_numpy()
 
 
+def human_checksum(dataset: str, root: Path | None) -> str:
+    """SHA-256, in hex, of the file with the human labels of ``dataset``; InputError where there are none."""
+    require(dataset in HUMAN_LABELS, f"human labels exist for: {', '.join(HUMAN_LABELS)}, got {dataset}")
+    return hashlib.sha256(_find(HUMAN_LABELS[dataset][0], root).read_bytes()).hexdigest()
+
+
 def _find(file: str, root: Path | None) -> Path:
     """``file`` in ``root``/cifar-n or in ``root``."""
     require(root is not None, f"human labels are read from {file}: give its folder, --root DIR (in Python root=DIR)")
