@@ -102,12 +102,9 @@ class Config:
             InputError: on an unknown or misspelt name (with the nearest known one), a value that is out of range, or
                 a setting of a method that is not the one chosen.
         """
-        names = param_types()
         for name in params:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                raise InputError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        given = {name: _converted(name, value, names[name]) for name, value in params.items()}
+            known_param(name)
+        given = {name: converted(name, value) for name, value in params.items()}
         chosen: dict[str, Any] = {f.name: f.default for f in fields(Config) if not _nested(f)} | given
         known("data set", chosen["dataset"], DATASETS)
         known("method", chosen["method"], METHODS)
@@ -188,8 +185,17 @@ def param_types() -> dict[str, Any]:
     return types
 
 
-def _converted(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as the parameter's type; whole floats pass for integers, nothing else is guessed."""
+def known_param(name: str) -> None:
+    """InputError, with the nearest known name, unless a parameter is called ``name``."""
+    names = param_types()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        raise InputError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def converted(name: str, value: Any) -> Any:
+    """``value`` as the type of parameter ``name``; whole floats pass for integers, nothing else is guessed."""
+    kind = param_types()[name]
     optional = kind not in (int, float, str, bool)
     base = next(t for t in (bool, int, float, str) if t is kind or (optional and t in kind.__args__))
     if value is None and optional:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ class Planned:
     inputs: Mapping[str, str]  # stage -> key
     out: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of settings, inputs and the code that computes the stage."""
         code = _code_versions()[self.name]
