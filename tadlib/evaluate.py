@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 from torch import Tensor
 
 from tadlib.distill.synthetic import Synthetic
@@ -159,5 +159,5 @@ def mean_ci95(values: list[float]) -> tuple[float, float | None]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
     return mean, float(half)

@@ -10,7 +10,6 @@ reliability ρ = q_{k*} (1 + s_{k*}) / 2 where both criteria agree on ``k*``, el
 from dataclasses import dataclass
 
 import torch
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from tadlib.errors import known, require
@@ -151,6 +150,8 @@ def calibrate(
     rho = rho_N[reference_N].double().cpu().numpy()
     agrees = agrees_N[reference_N].double().cpu().numpy()
     require(len(rho) > 0, "calibration needs at least one reference sample, got 0")
+    from sklearn.isotonic import IsotonicRegression  # here: it takes a second to import, and most stages go without
+
     fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(rho, agrees)
     top = max(1, len(rho) // 20)
     plateau = min(max(float(agrees[rho.argsort()[-top:]].mean()), 1 - most), 1 - 1 / (top + 1))

@@ -575,13 +575,17 @@ def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".results.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        tables = [load_table(path)] if path.exists() else []
-        table = pd.concat([t.astype(object) for t in [*tables, rows]], ignore_index=True)
-        table = table.drop_duplicates("config_hash", keep="last").infer_objects()
-        order = [name for name in ORDER if name in table]
-        table = table.sort_values([*order, "config_hash"], ignore_index=True)
+        table = result_table([load_table(path), rows] if path.exists() else [rows])
         save_table(path, table)
     return table
+
+
+def result_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several tables as one, in a fixed order; of one configuration the last row counts."""
+    table = pd.concat([t.astype(object) for t in tables], ignore_index=True)
+    table = table.drop_duplicates("config_hash", keep="last").infer_objects()
+    order = [name for name in ORDER if name in table]
+    return table.sort_values([*order, "config_hash"], ignore_index=True)
 
 
 def cells(config: Config, *, arm=(), seed=()) -> list[Config]:

@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
 # What only the command line, the figures, the book and the tests may import.
-OUTSIDE_CORE = ("tyro", "matplotlib", "seaborn", "papermill", "nbformat", "IPython", "ipykernel", "pytest", "cleanlab")
-OUTSIDE_CORE += ("yaml", "snakemake")
+OUTSIDE_CORE = (
+    *("tyro", "matplotlib", "seaborn", "papermill", "nbformat", "IPython", "ipykernel", "pytest", "cleanlab"),
+    *("yaml", "snakemake"),
+)
 NOT_CORE = re.compile(r"tadlib\.(cli|options|report|grid)\b")
 
 

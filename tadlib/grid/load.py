@@ -21,7 +21,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Cell:
     name: str
     """Its setting in words, different for every cell of a grid and fit for a file's name."""
     config: Config
+    given: Mapping[str, Any]
+    """What the file says of it, preset not filled in."""
     line: int
     """Line of its block."""
 
@@ -73,18 +75,19 @@ def load_grid(path: Path | str, **machine: Any) -> Grid:
     """
     path = Path(path)
     file = _File(path)
-    cells: list[tuple[Config, int]] = []
+    cells: list[tuple[Config, Mapping[str, Any], int]] = []
     seen: dict[str, int] = {}
     for block, line in file.blocks:
         for entries in file.combinations(block):
-            config = file.configuration(entries, line, machine)
+            given = {name: entry.value for name, entry in entries.items()}
+            config = file.configuration(entries, line, given | machine)
             settings = json.dumps(portable(config), sort_keys=True)
             if settings in seen:
                 raise file.error(line, f"{_base_name(config)} is a cell of the block in line {seen[settings]} as well")
             seen[settings] = line
-            cells.append((config, line))
+            cells.append((config, given, line))
     file.check_without()
-    names = _names([config for config, _ in cells])
+    names = _names([config for config, _, _ in cells])
     return Grid(path.stem, tuple(Cell(name, *cell) for name, cell in zip(names, cells, strict=True)))
 
 
@@ -158,7 +161,10 @@ class _File:
         if not isinstance(node, yaml.ScalarNode):
             raise self.error(_line(node), f"{name} must be a number, a word, true, false, null, or a list of these")
         try:
-            return Value(converted(name, _scalar(node)), _line(node))
+            value = converted(name, _scalar(node))
+            if name == "noise" and value.startswith("file:"):  # beside the grid, wherever the jobs run
+                value = f"file:{(self.path.parent / value.removeprefix('file:')).resolve()}"
+            return Value(value, _line(node))
         except InputError as error:
             raise self.error(_line(node), str(error)) from error
 
@@ -182,9 +188,9 @@ class _File:
             if not any(_matches(entries, without) for block, _ in self.blocks for entries in self._all(block)):
                 raise self.error(line, "this leaves out nothing")
 
-    def configuration(self, entries: dict[str, Value], line: int, machine: dict[str, Any]) -> Config:
+    def configuration(self, entries: dict[str, Value], line: int, params: dict[str, Any]) -> Config:
         try:
-            return Config.from_params(**{name: entry.value for name, entry in entries.items()}, **machine)
+            return Config.from_params(**params)
         except InputError as error:
             raise self.error(_blame(str(error), entries) or line, str(error)) from error
 
