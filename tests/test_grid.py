@@ -1,10 +1,17 @@
 """Promises of a grid's file: what it lists becomes cells with names, and every mistake is told with its line."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from tadlib import stages
 from tadlib.errors import InputError
+from tadlib.grid.jobs import NOTEBOOK, Job, grid_jobs, to_do
 from tadlib.grid.load import load_grid
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
@@ -26,9 +33,7 @@ without:
 
 
 def load(tmp_path: Path, text: str, **machine):
-    path = tmp_path / "some.yml"
-    path.write_text(text)
-    return load_grid(path, **machine)
+    return load_grid(write(tmp_path, text), **machine)
 
 
 def test_cells_are_the_combinations_in_the_order_of_the_file(tmp_path):
@@ -112,3 +117,152 @@ def test_a_grid_without_blocks_or_without_a_file_is_refused(tmp_path):
 def test_every_cell_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(name, count):
     cells = load_grid(GRIDS / f"{name}.yml").cells
     assert len(cells) == len({cell.name for cell in cells}) == count
+
+
+# Jobs
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "some.yml"
+    path.write_text(text)
+    return path
+
+
+MANY = """\
+shared: {dataset: digits, noise: pairflip, rate: [0.2, 0.4], seed: [0, 1]}
+blocks:
+  - {arm: [vanilla, tad, oracle], method: [mtt, tesla], ipc: [1, 10]}
+  - {arm: [vanilla, tad], method: dm}
+"""
+
+
+def jobs_of(tmp_path: Path, text: str = MANY, notebook: Path = NOTEBOOK) -> list[Job]:
+    return grid_jobs(load_grid(write(tmp_path, text), out=str(tmp_path / "runs")), notebook)
+
+
+def test_what_cells_share_is_one_job_each(tmp_path):
+    jobs = jobs_of(tmp_path)
+    count = Counter(job.stage for job in jobs)
+    assert len({job.target for job in jobs}) == len(jobs)
+    assert count == {
+        "cell": 2 * 2 * (3 * 2 * 2 + 2),
+        "noise": 2 * 2 + 2,  # two rates, and none for the oracle
+        "divert": 2 * 2,  # of tad alone: other arms learn nothing
+        "experts": 2 * 2 * 2 + 2,  # the oracle's serve both rates; two methods and two IPC share all
+    }
+
+
+def test_every_job_comes_after_what_it_needs(tmp_path):
+    seen: set[str] = set()
+    for job in jobs_of(tmp_path):
+        assert set(job.needs) <= seen
+        seen.add(job.target)
+
+
+def test_cells_with_the_same_distilled_set_wait_for_the_first_of_them(tmp_path):
+    jobs = [job for job in jobs_of(tmp_path) if job.stage == "cell" and "oracle-mtt-ipc1-seed0" in job.cell]
+    first, second = jobs
+    assert first.target in second.needs
+    assert first.key == second.key
+
+
+def targets(jobs: list[Job], stage: str) -> set[str]:
+    return {job.target for job in jobs if job.stage == stage}
+
+
+def test_a_cell_that_joins_the_grid_leaves_the_jobs_of_others_as_they_are(tmp_path):
+    before = {job.target for job in jobs_of(tmp_path)}
+    after = {job.target for job in jobs_of(tmp_path, MANY + "  - {arm: oracle, method: dm}\n")}
+    assert before < after
+
+
+def test_a_changed_setting_renews_what_depends_on_it_and_no_more(tmp_path):
+    before, after = jobs_of(tmp_path), jobs_of(tmp_path, MANY.replace("method: dm", "method: dm, evaluate_epochs: 9"))
+    for stage in ("noise", "divert", "experts"):
+        assert targets(before, stage) == targets(after, stage)
+    assert len(targets(before, "cell") & targets(after, "cell")) == 2 * 2 * 3 * 2 * 2
+
+
+def test_a_changed_notebook_renews_the_cells_alone_and_its_outputs_do_not_count(tmp_path):
+    before, notebook = jobs_of(tmp_path), nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, tmp_path / "cell.ipynb")
+    assert jobs_of(tmp_path, notebook=tmp_path / "cell.ipynb") == before
+    notebook.cells[-1].source += "\nprint(1)"
+    nbformat.write(notebook, tmp_path / "cell.ipynb")
+    after = jobs_of(tmp_path, notebook=tmp_path / "cell.ipynb")
+    assert not targets(before, "cell") & targets(after, "cell")
+    assert {j.target for j in before if j.stage != "cell"} == {j.target for j in after if j.stage != "cell"}
+
+
+@pytest.mark.parametrize(
+    "changed, renewed", [("experts", {"experts"}), ("divert", {"divert", "experts"}), ("evaluate", set())]
+)
+def test_changed_code_renews_the_stages_that_use_it_and_what_follows(tmp_path, monkeypatch, changed, renewed):
+    before, versions = jobs_of(tmp_path), stages._code_versions()
+    monkeypatch.setattr(stages, "_code_versions", lambda: versions | {changed: "other"})
+    after = jobs_of(tmp_path)
+    for stage in ("noise", "divert", "experts"):
+        kept = targets(before, stage) & targets(after, stage)
+        assert (not kept) if stage in renewed else (kept == targets(before, stage))
+    kept = {j.cell for j in before if j.stage == "cell"} - {
+        j.cell for j in after if j.stage == "cell" and j.target not in targets(before, "cell")
+    }
+    assert len(kept) == (2 * 2 * 2 if changed == "experts" else 0)  # DM needs none
+
+
+def test_changed_data_renews_everything_that_is_made_of_it(tmp_path, monkeypatch):
+    text = "shared: {dataset: cifar10, noise: human:worse}\nblocks: [{method: dm}]\n"
+    path, labels = write(tmp_path, text), tmp_path / "CIFAR-10_human.pt"
+    found = []
+    for content in (b"one", b"two"):
+        labels.write_bytes(content)
+        stages._files.cache_clear()
+        found.append({job.target for job in grid_jobs(load_grid(path, root=str(tmp_path)))})
+    assert not found[0] & found[1]
+    labels.unlink()
+    stages._files.cache_clear()
+    with pytest.raises(InputError, match="human labels missing"):
+        grid_jobs(load_grid(path, root=str(tmp_path)))
+
+
+def test_what_is_missing_is_done_and_what_no_cell_needs_any_more_is_not(tmp_path):
+    jobs, out = jobs_of(tmp_path), tmp_path / "runs"
+    assert to_do(jobs, out) == jobs
+    cell = next(job for job in jobs if job.stage == "cell")
+    (out / cell.target).parent.mkdir(parents=True)
+    (out / cell.target).touch()
+    left = to_do(jobs, out)
+    assert cell not in left
+    assert len(left) == len(jobs) - 1  # other cells share its experts
+    only = jobs_of(tmp_path, "shared: {dataset: digits}\nblocks: [{arm: vanilla}]\n")
+    (out / only[-1].target).parent.mkdir(parents=True)
+    (out / only[-1].target).touch()
+    assert to_do(only, out) == []  # nobody needs its experts now
+
+
+# One job on one GPU
+
+
+def test_jobs_at_the_same_time_have_gpus_of_their_own(tmp_path):
+    script = (
+        "from tadlib.grid.job import one_gpu\nwith one_gpu(3) as gpu: print(gpu, flush=True); input()\nprint('end')"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(GRIDS.parent)}
+    environment["CUDA_VISIBLE_DEVICES"] = "5,2,7"
+
+    def job() -> subprocess.Popen:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", script], env=environment, text=True, **pipes)
+
+    first = [job() for _ in range(3)]
+    given = [process.stdout.readline().strip() for process in first]
+    assert sorted(given) == ["2", "5", "7"]
+    fourth = job()
+    first[1].kill()  # however a job ends, its GPU is free
+    assert fourth.stdout.readline().strip() == given[1]
+    for process in (first[0], first[2], fourth):
+        process.communicate("\n")
+    first[1].communicate()

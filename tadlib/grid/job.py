@@ -7,6 +7,7 @@ before a GPU has been chosen, and the process that runs a notebook never does.
 import fcntl
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from tadlib.errors import InputError, require
 
-RUNNING, FAILED, ROW = "running.ipynb", "failed.ipynb", "row.json"
+RUNNING, FAILED, ROW, JOURNAL = "running.ipynb", "failed.ipynb", "row.json", "journal.jsonl"
 
 
 @contextmanager
@@ -55,10 +56,27 @@ def one_gpu(count: int) -> Iterator[str | None]:
             with locked(folder / f"{name}.lock", wait=False) as held:
                 if held is not None:
                     os.environ["CUDA_VISIBLE_DEVICES"] = name
-                    print(f"GPU {name}", flush=True)
                     yield name
                     return
         time.sleep(0.2)
+
+
+@contextmanager
+def noted(journal: Path, job: Mapping[str, Any], gpu: str | None) -> Iterator[None]:
+    """Add a line to the journal when a job starts and one when it ends: a grid's history, which nothing depends on."""
+
+    def note(what: str) -> None:
+        line = {"time": round(time.time(), 2), "event": what, "stage": job["stage"], "cell": job["cell"]}
+        with open(journal, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"target": job["target"], "gpu": gpu, "host": platform.node()}) + "\n")
+
+    note("start")
+    try:
+        yield
+    except BaseException:
+        note("failed")
+        raise
+    note("done")
 
 
 def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
@@ -138,7 +156,7 @@ def main(arguments: list[str]) -> int:
             collect(plan["jobs"], out, plan["grid"])
             return 0
         job = next(job for job in plan["jobs"] if job["target"] == target)
-        with one_gpu(plan["gpus"]):
+        with one_gpu(plan["gpus"]) as gpu, noted(out / plan["grid"] / JOURNAL, job, gpu):
             if job["stage"] == "cell":
                 run_cell(job, Path(plan["notebook"]), machine, out / target)
             else:

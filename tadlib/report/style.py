@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -66,6 +65,8 @@ def style() -> None:
 
 def heat() -> Colormap:
     """The perceptually uniform map of matrices: near white at 0, near black at 1."""
+    import seaborn as sns  # here: it takes a second to import, and most figures go without
+
     return sns.color_palette("mako_r", as_cmap=True)
 
 

@@ -1,0 +1,144 @@
+"""Kill a grid's run with SIGKILL at random moments, resume it, and compare with a run that nobody disturbed.
+
+    python tests/kill_grid.py [KILLS] [SEED]     ten kills of tests/grids/tiny.yml; exit status 0 when nothing was lost
+
+Takes some minutes. ``tests/test_grid_runs.py`` does the same with two kills of a smaller grid.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = ROOT / "tests" / "grids" / "tiny.yml"
+# what differs between two runs of the same cell
+MEASURED = [f"seconds_{s}" for s in ("divert", "experts", "distill", "evaluate")] + ["peak_memory_bytes"]
+
+
+def command(grid: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "tadlib.grid", str(grid), "--out", str(out), "--device", "cpu", *options]
+
+
+def start(grid: Path, out: Path, *options: str) -> subprocess.Popen:
+    """A run in a process group of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command(grid, out, *options), cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below ``pid``, kernels of notebooks included, which have sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, open_ = [], [pid]
+    while open_:
+        below = children.get(open_.pop(), [])
+        found += below
+        open_ += below
+    return found
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the whole workflow at once, as a power cut would end it."""
+    stopped: list[int] = []
+    while new := [pid for pid in [process.pid, *descendants(process.pid)] if pid not in stopped]:
+        for pid in new:  # stopped first, so that none starts another one while we look for them
+            _send(pid, signal.SIGSTOP)
+        stopped += new
+    for pid in stopped:
+        _send(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def interrupted(process: subprocess.Popen, moment: Callable[[], bool]) -> bool:
+    """Kill a run when ``moment`` says so; whether that was before its end."""
+    while process.poll() is None:
+        if moment():
+            kill(process)
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def journal(out: Path, grid: str) -> list[dict]:
+    """What happened, line by line; a line that a kill cut short is left out."""
+    path, events = out / grid / "journal.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def run_again_after_their_end(events: list[dict]) -> list[str]:
+    """Targets that were started once more after they were done."""
+    done: set[str] = set()
+    again = []
+    for event in events:
+        if event["event"] == "done":
+            done.add(event["target"])
+        elif event["event"] == "start" and event["target"] in done:
+            again.append(event["target"])
+    return again
+
+
+def table(out: Path, grid: str) -> pd.DataFrame:
+    """The results of a grid without what is measured."""
+    return pd.read_parquet(out / grid / "results.parquet").drop(columns=MEASURED)
+
+
+def main(kills: int = 10, seed: int | None = None) -> int:
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    draw = random.Random(seed)
+    name, done = GRID.stem, 0
+    print(f"{kills} kills, seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        quiet, disturbed = Path(folder) / "quiet", Path(folder) / "disturbed"
+        begun = time.monotonic()
+        assert start(GRID, quiet).wait() == 0, "the undisturbed run failed"
+        print(f"undisturbed run: {time.monotonic() - begun:.0f} s", flush=True)
+        while done < kills:
+            wait, begun = draw.uniform(1, 20), time.monotonic()
+            if not interrupted(start(GRID, disturbed), lambda: time.monotonic() - begun > wait):  # noqa: B023
+                print(f"the run ended before kill {done + 1}", flush=True)
+                break
+            done += 1
+            finished = sum(e["event"] == "done" and e["stage"] == "cell" for e in journal(disturbed, name))
+            print(f"kill {done} after {wait:.1f} s: {finished} cells done", flush=True)
+        assert start(GRID, disturbed).wait() == 0, "the last run failed"
+        events = journal(disturbed, name)
+        again = run_again_after_their_end(events)
+        starts = sum(event["event"] == "start" for event in events)
+        ends = sum(event["event"] == "done" for event in events)
+        print(f"{starts} starts, {ends} ends; run again after their end: {again or 'none'}")
+        pd.testing.assert_frame_equal(table(quiet, name), table(disturbed, name))
+        print("the tables are equal")
+    return 0 if done == kills and not again else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))

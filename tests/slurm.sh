@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Runs a small grid over profiles/slurm on a SLURM of its own: this machine as controller and as its one node.
+# Asserts that every job of the grid went through SLURM, and that the table of results equals the one of a local run.
+#
+#   tests/slurm.sh          as root on Debian; installs slurm-wlm and munge where they are missing
+#
+# SLURM's configuration, state and logs lie in a temporary folder; only munge's key is the system's own. Exit status 77:
+# this machine cannot run it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ $(id -u) != 0 ]]; then
+  echo "tests/slurm.sh needs root, to install and start SLURM" >&2
+  exit 77
+fi
+if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
+  command -v apt-get >/dev/null || { echo "SLURM is not installed, and there is no apt-get" >&2; exit 77; }
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
+fi
+
+work=$(mktemp -d)
+chmod 755 "$work"
+pids=()
+finish() {
+  status=$?
+  # jobs first, then the daemons that this script started
+  [[ -n ${SLURM_CONF:-} ]] && scancel --user=root >/dev/null 2>&1 || true
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  if [[ $status != 0 ]]; then
+    tail -n 30 "$work"/*.log "$work"/runs/few/logs/*.log >&2 2>/dev/null || true
+  fi
+  rm -rf "$work"
+  exit "$status"
+}
+trap finish EXIT
+
+# munge
+mkdir -p /run/munge /var/lib/munge /var/log/munge
+[[ -s /etc/munge/munge.key ]] || { head -c 1024 /dev/urandom > /etc/munge/munge.key; }
+chown -R munge: /etc/munge /run/munge /var/lib/munge /var/log/munge
+chmod 400 /etc/munge/munge.key
+if ! munge -n >/dev/null 2>&1; then
+  runuser -u munge -- /usr/sbin/munged --foreground > "$work/munged.log" 2>&1 &
+  pids+=($!)
+  for _ in $(seq 50); do munge -n >/dev/null 2>&1 && break; sleep 0.1; done
+  munge -n >/dev/null
+fi
+
+# SLURM: jobs are followed by their process group and kept in no cgroup, so that it runs in a container
+host=$(hostname -s)
+mkdir -p "$work/state" "$work/spool"
+cat > "$work/slurm.conf" <<CONF
+ClusterName=tadlib
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+SlurmctldPort=16817
+SlurmdPort=16818
+StateSaveLocation=$work/state
+SlurmdSpoolDir=$work/spool
+SlurmctldPidFile=$work/slurmctld.pid
+SlurmdPidFile=$work/slurmd.pid
+SlurmctldLogFile=$work/slurmctld.log
+SlurmdLogFile=$work/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc=$work/completed.txt
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+MinJobAge=300
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=4000 State=UNKNOWN
+PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
+CONF
+echo "CgroupPlugin=disabled" > "$work/cgroup.conf"
+export SLURM_CONF=$work/slurm.conf
+slurmctld -D > "$work/slurmctld.out.log" 2>&1 &
+pids+=($!)
+slurmd -D > "$work/slurmd.out.log" 2>&1 &
+pids+=($!)
+for _ in $(seq 100); do [[ $(sinfo --noheader --format=%T 2>/dev/null) == idle ]] && break; sleep 0.2; done
+[[ $(sinfo --noheader --format=%T) == idle ]]
+echo "SLURM $(sinfo --version | cut -d' ' -f2) is up on $host"
+
+# the plugin asks every 40 s what became of its jobs, unless told otherwise
+python=.venv/bin/python
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+$python -m tadlib.grid tests/grids/few.yml --profile slurm --out "$work/runs" --device cpu \
+  --slurm-init-seconds-before-status-checks 1 --slurm-no-account --default-resources mem_mb=1000 runtime=10
+$python -m tadlib.grid tests/grids/few.yml --out "$work/local" --device cpu
+
+$python - "$work" <<'PYTHON'
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "tests")
+import pandas as pd
+from kill_grid import journal, table
+
+work = Path(sys.argv[1])
+completed = [line for line in (work / "completed.txt").read_text().splitlines() if "JobState=COMPLETED" in line]
+done = [event for event in journal(work / "runs", "few") if event["event"] == "done"]
+assert len(done) == len(completed) > 0, f"{len(done)} jobs of the grid, {len(completed)} jobs of SLURM"
+pd.testing.assert_frame_equal(table(work / "local", "few"), table(work / "runs", "few"))
+print(f"{len(done)} jobs, all through SLURM; the table equals the local one")
+PYTHON
