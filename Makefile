@@ -7,6 +7,10 @@
 #   make notebooks  run the notebooks and keep their outputs in notebooks/, to be committed
 #   make pdf      render the notebooks as last run to _build/latex/book.pdf (needs LaTeX)
 #   make tables   write the table of results in README.md
+#   make grid GRID=smoke       run a grid of cells (grids/*.yml), or go on with it; DATA= CORES= GPUS= PROFILE= OUT=
+#   make grid-plan GRID=smoke  only tell what is done and what would be run
+#   make grid-kill-test        kill a grid's run ten times and compare with one that nobody disturbed; minutes
+#   make slurm-test            run a grid on a SLURM of its own; root on Debian
 #   make env      only the environment
 #   make lock     new requirements.lock from pyproject.toml (UPGRADE=1: newest versions that its ranges allow)
 #   make clean    remove _build
@@ -24,7 +28,15 @@ export OMP_NUM_THREADS
 # Tests run side by side, one thread each.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
-.PHONY: book html pdf notebooks tables test lint format env lock clean
+GRID ?= smoke
+OUT ?= runs
+PROFILE ?= local
+CORES ?= 1
+DATA ?= $(TADLIB_DATA_ROOT)
+GRID_RUN = $(BIN)/python -m tadlib.grid $(GRID) --out $(OUT) --profile $(PROFILE) --cores $(CORES) \
+  $(if $(DATA),--root $(DATA)) $(if $(GPUS),--gpus $(GPUS))
+
+.PHONY: book html pdf notebooks tables grid grid-plan grid-kill-test slurm-test test lint format env lock clean
 
 book: $(STAMP)
 	$(BIN)/python book/build.py
@@ -40,6 +52,18 @@ notebooks: $(STAMP)
 
 tables: $(STAMP)
 	$(BIN)/python -c 'from tadlib import report; report.write_readme_table("results", "README.md")'
+
+grid: $(STAMP)
+	$(GRID_RUN)
+
+grid-plan: $(STAMP)
+	$(GRID_RUN) --plan
+
+grid-kill-test: $(STAMP)
+	$(BIN)/python tests/kill_grid.py
+
+slurm-test: $(STAMP)
+	tests/slurm.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
