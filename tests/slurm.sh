@@ -76,10 +76,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MinJobAge=300
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=4000 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=4000 State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
-echo "CgroupPlugin=disabled" > "$work/cgroup.conf"
+echo "CgroupPlugin=cgroup/v1" > "$work/cgroup.conf" # is loaded in any case, and then not used
 export SLURM_CONF=$work/slurm.conf
 slurmctld -D > "$work/slurmctld.out.log" 2>&1 &
 pids+=($!)

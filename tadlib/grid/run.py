@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, more: list[str]) -> int:
     from tadlib.artifacts import claim_output, save_json
+    from tadlib.grid.cost import cost_text, measured
     from tadlib.grid.jobs import NOTEBOOK, SHARED, collect, grid_jobs, to_do
     from tadlib.grid.load import load_grid
 
@@ -67,6 +68,8 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
     jobs = grid_jobs(grid)
     if options.plan:
         print(plan_text(jobs, out))
+        configs = {cell.name: cell.config for cell in grid.cells}
+        print(cost_text(to_do(jobs, out), configs, measured(out, ROOT / "results")))
         return OK
 
     folder = claim_output(out) / grid.name
