@@ -1,21 +1,27 @@
 """Merge finished runs into results/, and bring the README's table and picture up to date.
 
-    python results/collect.py RUNS [RUNS ...]     merge OUT folders of `tad run`, then refresh the README
+    python results/collect.py RUNS [RUNS ...]     merge OUT folders of `tad run`, or of grids, then refresh the README
+    python results/collect.py RUNS --sets QUERY   keep the distilled sets of these rows alone, as in: method == 'mtt'
     python results/collect.py                     only refresh the README
     python results/collect.py --check             exit status 1 if the README's table is out of date
 
-Rows go to ``results/<preset>.parquet``, one row a configuration; the distilled sets of seed 0 are copied to
-``results/distilled/``, so that they can be evaluated without distilling.
+RUNS is a folder with ``results.parquet``: ``runs`` itself after `tad run`, ``runs/GRID`` after `make grid`. Rows go to
+``results/<preset>.parquet``; a row takes the place of what was there of the same cell, arm and seed, whatever its other
+settings were. The distilled sets of the first seed are copied to ``results/distilled/``, so that they can be evaluated
+without distilling.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from tadlib import report
-from tadlib.artifacts import StageFolder, load_table, replacing, write_atomic
+from tadlib.artifacts import StageFolder, load_table, replacing, save_table, write_atomic
 from tadlib.errors import InputError
-from tadlib.stages import load_distilled, merge_results
+from tadlib.report.tables import CELL
+from tadlib.stages import load_distilled, result_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -31,15 +37,30 @@ def distilled_path(row) -> Path:
     return RESULTS / "distilled" / name
 
 
-def merge(runs: Path) -> None:
-    """Merge one OUT folder of ``tad run``."""
+def merge(runs: Path, sets: str | None = None) -> None:
+    """Merge one folder of results; ``sets`` is a query that narrows whose distilled sets are kept."""
     rows = load_table(runs / "results.parquet")
+    stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
-        merge_results(RESULTS / f"{preset}.parquet", of_preset)
-    (RESULTS / ".results.lock").unlink(missing_ok=True)
-    for row in rows[rows.seed == 0].itertuples():
-        key = StageFolder(runs / "evaluate" / row.key).manifest()["inputs"]["distill"]
-        write_atomic(distilled_path(row), (runs / "distill" / key / "distilled.safetensors").read_bytes())
+        replace_rows(RESULTS / f"{preset}.parquet", of_preset)
+    first = rows[rows.seed == rows.groupby(CELL).seed.transform("min")]
+    try:
+        kept = first.query(sets) if sets else first
+    except Exception as error:
+        raise InputError(f"--sets {sets!r} is no query of rows: {error}") from error
+    for row in kept.itertuples():
+        key = StageFolder(stages / "evaluate" / row.key).manifest()["inputs"]["distill"]
+        write_atomic(distilled_path(row), (stages / "distill" / key / "distilled.safetensors").read_bytes())
+
+
+def replace_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Add rows to a table, in place of those of the same cell, arm and seed."""
+    tables = [rows]
+    if path.exists():
+        old, same = load_table(path), [name for name in (*CELL, "arm", "seed", "evaluate_network") if name in rows]
+        new = pd.MultiIndex.from_frame(rows[same].astype(object))
+        tables = [old[~pd.MultiIndex.from_frame(old[same].astype(object)).isin(new)], rows]
+    save_table(path, result_table([table for table in tables if len(table)]))
 
 
 def overview() -> None:
@@ -62,12 +83,13 @@ def overview() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help="an OUT folder of tad run")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUNS", help="a folder with results.parquet")
+    parser.add_argument("--sets", metavar="QUERY", help="pandas query of the rows whose distilled sets are kept")
     parser.add_argument("--check", action="store_true", help="only tell whether the README's table is up to date")
     options = parser.parse_args(arguments)
     try:
         for runs in options.runs:
-            merge(runs)
+            merge(runs, options.sets)
         changed = report.write_readme_table(RESULTS, README, check=options.check)
         if not options.check:
             overview()

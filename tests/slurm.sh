@@ -4,8 +4,8 @@
 #
 #   tests/slurm.sh          as root on Debian; installs slurm-wlm and munge where they are missing
 #
-# SLURM's configuration, state and logs lie in a temporary folder; only munge's key is the system's own. Exit status 77:
-# this machine cannot run it.
+# SLURM's configuration, state and logs lie in a temporary folder, to which links in /etc/slurm point as long as it runs;
+# munge's key is the system's own. Exit status 77: this machine cannot run it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,19 +19,24 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
 
+if [[ -e /etc/slurm/slurm.conf ]]; then
+  echo "this machine has a SLURM already" >&2
+  exit 77
+fi
+
 work=$(mktemp -d)
 chmod 755 "$work"
 pids=()
 finish() {
   status=$?
   # jobs first, then the daemons that this script started
-  [[ -n ${SLURM_CONF:-} ]] && scancel --user=root >/dev/null 2>&1 || true
+  scancel --user=root >/dev/null 2>&1 || true
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
   if [[ $status != 0 ]]; then
     tail -n 30 "$work"/*.log "$work"/runs/few/logs/*.log >&2 2>/dev/null || true
   fi
-  rm -rf "$work"
+  rm -rf "$work" /etc/slurm/slurm.conf /etc/slurm/cgroup.conf
   exit "$status"
 }
 trap finish EXIT
@@ -80,7 +85,7 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=4000 State=UNKN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 echo "CgroupPlugin=cgroup/v1" > "$work/cgroup.conf" # is loaded in any case, and then not used
-export SLURM_CONF=$work/slurm.conf
+ln -s "$work/slurm.conf" "$work/cgroup.conf" /etc/slurm/
 slurmctld -D > "$work/slurmctld.out.log" 2>&1 &
 pids+=($!)
 slurmd -D > "$work/slurmd.out.log" 2>&1 &
@@ -89,11 +94,11 @@ for _ in $(seq 100); do [[ $(sinfo --noheader --format=%T 2>/dev/null) == idle ]
 [[ $(sinfo --noheader --format=%T) == idle ]]
 echo "SLURM $(sinfo --version | cut -d' ' -f2) is up on $host"
 
-# the plugin asks every 40 s what became of its jobs, unless told otherwise
+# the plugin asks every 40 s what became of its jobs, and less often as time goes by, unless told otherwise
 python=.venv/bin/python
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 $python -m tadlib.grid tests/grids/few.yml --profile slurm --out "$work/runs" --device cpu \
-  --slurm-init-seconds-before-status-checks 1 --slurm-no-account --default-resources mem_mb=1000 runtime=10
+  --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2 --default-resources mem_mb=1000 runtime=10
 $python -m tadlib.grid tests/grids/few.yml --out "$work/local" --device cpu
 
 $python - "$work" <<'PYTHON'

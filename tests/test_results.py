@@ -1,10 +1,15 @@
 """What is committed in results/ is what the README says and what its distilled sets give."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import pytest
 
 from tadlib import report, stages
+from tadlib.artifacts import load_table
+from tadlib.errors import InputError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -39,3 +44,41 @@ def test_a_committed_distilled_set_gives_the_accuracy_of_its_row():
     accuracies = stages.load_distilled(path).evaluate(device="cpu", evaluate_networks=2)
     # other CPUs round differently, and two networks stand for five
     assert sum(accuracies) / 2 == pytest.approx(row.accuracy_mean, abs=0.03)
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch) -> ModuleType:
+    """``results/collect.py`` with an empty folder of results."""
+    spec = importlib.util.spec_from_file_location("collect", RESULTS / "collect.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+def test_a_new_row_takes_the_place_of_the_old_one_of_its_cell_arm_and_seed(collect, tmp_path):
+    rows, path = load_table(RESULTS / "smoke.parquet"), tmp_path / "some.parquet"
+    collect.replace_rows(path, rows)
+    pd.testing.assert_frame_equal(load_table(path), rows)
+    new = rows.iloc[:2].assign(config_hash=["other", "another"], accuracy_mean=0.5)
+    collect.replace_rows(path, new)
+    merged = load_table(path)
+    assert len(merged) == len(rows)
+    assert (merged.accuracy_mean == 0.5).sum() == 2
+    collect.replace_rows(path, new.assign(seed=99, config_hash=["a", "b"]).iloc[:1])
+    assert len(load_table(path)) == len(rows) + 1
+
+
+def test_a_grid_is_merged_from_its_folder_and_its_stages_beside_it(collect, tmp_path):
+    settings = {"n_train": 200, "n_test": 100, "ipc": 1, "width": 4, "evaluate_networks": 2, "evaluate_epochs": 2}
+    config = stages.Config.from_params(**settings, method="random", arm="vanilla", seed=3, out=str(tmp_path / "runs"))
+    row = stages.run(config)
+    (tmp_path / "runs" / "some").mkdir()
+    (tmp_path / "runs" / "results.parquet").rename(tmp_path / "runs" / "some" / "results.parquet")
+    collect.merge(tmp_path / "runs" / "some")
+    assert load_table(tmp_path / "results" / "smoke.parquet").config_hash.tolist() == [row["config_hash"]]
+    assert len([*(tmp_path / "results" / "distilled").iterdir()]) == 1
+    with pytest.raises(InputError, match="is no query of rows"):
+        collect.merge(tmp_path / "runs" / "some", "nothing ==")
