@@ -94,11 +94,13 @@ for _ in $(seq 100); do [[ $(sinfo --noheader --format=%T 2>/dev/null) == idle ]
 [[ $(sinfo --noheader --format=%T) == idle ]]
 echo "SLURM $(sinfo --version | cut -d' ' -f2) is up on $host"
 
-# the plugin asks every 40 s what became of its jobs, and less often as time goes by, unless told otherwise
+# without accounting only squeue knows what became of jobs; the plugin asks every 40 s, and less often as time goes by,
+# unless told otherwise
 python=.venv/bin/python
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 $python -m tadlib.grid tests/grids/few.yml --profile slurm --out "$work/runs" --device cpu \
-  --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2 --default-resources mem_mb=1000 runtime=10
+  --slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2 \
+  --default-resources mem_mb=1000 runtime=10
 $python -m tadlib.grid tests/grids/few.yml --out "$work/local" --device cpu
 
 $python - "$work" <<'PYTHON'

@@ -108,7 +108,7 @@ def run_cell(job: Mapping[str, Any], notebook: Path, machine: Mapping[str, Any],
             )
             row = _row(done)
             _require_key(row["key"], job)
-        except BaseException:
+        except Exception:
             if running.exists():
                 running.replace(failed)
             raise

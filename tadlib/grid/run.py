@@ -94,13 +94,14 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")),
             *("--profile", str(profile), "--directory", str(out), "--config", f"plan={folder / 'plan.json'}"),
             *("--forcerun", "results"),  # cheap, and right when a cell has left the grid
-            *(("--cores", str(max(options.cores, gpus)), "--resources", f"gpu={gpus}") if local else ()),
+            *(("--cores", str(max(options.cores, gpus * options.threads))) if local else ()),
+            *(("--resources", f"gpu={gpus}") if local else ()),
             *more,
         ]
         # the jobs run this very tadlib, wherever they start; Snakemake keeps the lock, should it outlive this process
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        subprocess.run(command, env=environment, pass_fds=(descriptor,))  # type: ignore[arg-type]
+        _wait(subprocess.Popen(command, env=environment, pass_fds=(descriptor,)))  # type: ignore[arg-type]
         left = to_do(jobs, out)
         table = collect([asdict(job) for job in jobs], out, grid.name)
     print(counts(jobs, out))
@@ -109,6 +110,15 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
     if table is not None:
         print(f"results: {table}")
     return INCOMPLETE if left else OK
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Wait for Snakemake, also after Ctrl-C, which it gets as well and ends its jobs."""
+    while process.poll() is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _gpus(device: str) -> int:
