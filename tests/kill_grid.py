@@ -2,7 +2,7 @@
 
     python tests/kill_grid.py [KILLS] [SEED]     ten kills of tests/grids/tiny.yml; exit status 0 when nothing was lost
 
-Takes some minutes. ``tests/test_grid_runs.py`` does the same with two kills of a smaller grid.
+Takes some minutes. ``tests/test_grid_runs.py`` does the same with one kill of a smaller grid.
 """
 
 import json
@@ -94,6 +94,10 @@ def journal(out: Path, grid: str) -> list[dict]:
     return events
 
 
+def cells_done(out: Path, grid: str) -> int:
+    return sum(event["event"] == "done" and event["stage"] == "cell" for event in journal(out, grid))
+
+
 def run_again_after_their_end(events: list[dict]) -> list[str]:
     """Targets that were started once more after they were done."""
     done: set[str] = set()
@@ -128,8 +132,7 @@ def main(kills: int = 10, seed: int | None = None) -> int:
                 print(f"the run ended before kill {done + 1}", flush=True)
                 break
             done += 1
-            finished = sum(e["event"] == "done" and e["stage"] == "cell" for e in journal(disturbed, name))
-            print(f"kill {done} after {wait:.1f} s: {finished} cells done", flush=True)
+            print(f"kill {done} after {wait:.1f} s: {cells_done(disturbed, name)} cells done", flush=True)
         assert start(GRID, disturbed).wait() == 0, "the last run failed"
         events = journal(disturbed, name)
         again = run_again_after_their_end(events)
