@@ -10,9 +10,12 @@ import nbformat
 import pytest
 
 from tadlib import stages
+from tadlib.config import Config
 from tadlib.errors import InputError
+from tadlib.grid import cost
 from tadlib.grid.jobs import NOTEBOOK, Job, grid_jobs, to_do
 from tadlib.grid.load import load_grid
+from tadlib.networks import Network, NetworkSpec
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 
@@ -146,7 +149,7 @@ def test_what_cells_share_is_one_job_each(tmp_path):
     assert len({job.target for job in jobs}) == len(jobs)
     assert count == {
         "cell": 2 * 2 * (3 * 2 * 2 + 2),
-        "noise": 2 * 2 + 2,  # two rates, and none for the oracle
+        "noise": 2 * 2,  # none for the oracle
         "divert": 2 * 2,  # of tad alone: other arms learn nothing
         "experts": 2 * 2 * 2 + 2,  # the oracle's serve both rates; two methods and two IPC share all
     }
@@ -266,3 +269,39 @@ def test_jobs_at_the_same_time_have_gpus_of_their_own(tmp_path):
     for process in (first[0], first[2], fourth):
         process.communicate("\n")
     first[1].communicate()
+
+
+# What it will take
+
+
+def config(**params) -> Config:
+    return Config.from_params(**{"dataset": "cifar10", "preset": "lite"} | params)
+
+
+def test_time_follows_what_was_measured_in_proportion_to_the_work():
+    machine = cost.Machine()
+    machine.note("experts", config(), 60.0, 10**9)
+    assert machine.seconds("experts", config(expert_count=6)) == (pytest.approx(120.0), True)
+    assert machine.seconds("experts", config(preset="smoke"))[1] is False  # by analogy
+    assert machine.seconds("distill", config()) == (None, False)
+    assert machine.seconds("divert", config(arm="vanilla")) == (0.0, True)
+    # twice the side: four times the places of every layer
+    assert cost.work("experts", config(resolution=32)) == 4 * cost.work("experts", config(resolution=16))
+
+
+def test_disk_is_what_a_store_of_trajectories_takes():
+    whole, half = config(), config(expert_half=True)
+    n_parameters = Network(NetworkSpec((3, 16, 16), 10, "convnet", 32, 3, "instance")).n_parameters
+    assert cost.disk(whole) == 3 * 11 * n_parameters * 4 == 2 * cost.disk(half)
+    assert cost.disk(config(method="dm")) == 0
+
+
+def test_the_text_of_costs_names_machine_hours_memory_and_disk(tmp_path):
+    grid = load_grid(write(tmp_path, "shared: {dataset: digits}\nblocks: [{arm: [vanilla, oracle]}]\n"))
+    machine = cost.Machine()
+    for cell in grid.cells:
+        for stage in ("experts", "distill", "evaluate"):
+            machine.note(stage, cell.config, 1800.0, 2 * 10**9)
+    text = cost.cost_text(grid_jobs(grid), {cell.name: cell.config for cell in grid.cells}, {"a machine": machine})
+    assert "for 2 sets of experts" in text
+    assert "3.0 h, one job at a time, on a machine (2.0 GB of memory at the most)" in text

@@ -70,8 +70,10 @@ def grid_jobs(grid: Grid, notebook: Path = NOTEBOOK) -> list[Job]:
 
 
 def _shared(config: Config, planned: Mapping[str, Any]) -> list[str]:
-    """Stages of a cell that are jobs of their own. Arms that learn nothing divert in no time: what follows does it."""
-    idle = () if config.arm in LEARNED else ("divert",)
+    """Stages of a cell that are jobs of their own. What takes no time, to inject no noise, to divert with an arm that
+    learns nothing, is left to the job that follows: a process of its own would cost more."""
+    idle = [] if config.arm in LEARNED else ["divert"]
+    idle += ["noise"] if stages.as_used(config).noise == "none" else []
     return [name for name in SHARED if name in planned and name not in idle]
 
 
