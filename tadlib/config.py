@@ -169,6 +169,7 @@ def _section(name: str) -> type:
     return next(f.type for f in fields(Config) if f.name == name)  # type: ignore[return-value]
 
 
+@lru_cache
 def _flat_names(name: str) -> dict[str, str]:
     return {f"{name}_{f.name}": f.name for f in fields(_section(name))}
 

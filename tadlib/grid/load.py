@@ -241,11 +241,12 @@ def _names(configs: list[Config]) -> list[str]:
     of_name: dict[str, list[Config]] = {}
     for config in configs:
         of_name.setdefault(_base_name(config), []).append(config)
-    names = []
-    for config in configs:
-        alike = [portable(other) for other in of_name[_base_name(config)]]
-        own = portable(config)
-        different = [name for name in own if any(other.get(name) != own[name] for other in alike)]
-        more = "".join(f"-{name}-{own[name]}" for name in different)
-        names.append(re.sub(r"[^\w.+-]", "-", _base_name(config) + more))
-    return names
+    return [_full_name(config, of_name[_base_name(config)]) for config in configs]
+
+
+def _full_name(config: Config, alike: list[Config]) -> str:
+    if len(alike) == 1:
+        return _base_name(config)
+    own, others = portable(config), [portable(other) for other in alike]
+    different = [name for name in own if any(other.get(name) != own[name] for other in others)]
+    return re.sub(r"[^\w.+-]", "-", _base_name(config) + "".join(f"-{name}-{own[name]}" for name in different))

@@ -11,8 +11,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from tadlib.errors import InputError, require
 from tadlib.grid.job import FAILED, locked
@@ -60,7 +63,9 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
     path = Path(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
     profile = ROOT / "profiles" / options.profile
     profile = profile if profile.is_dir() else Path(options.profile).resolve()
-    require(profile.is_dir(), f"there is no profile {options.profile}: expected local, slurm, or a folder")
+    settings = profile / "config.yaml"
+    require(settings.is_file(), f"there is no profile {options.profile}: expected local, slurm, or its folder")
+    local = yaml.safe_load(settings.read_text(encoding="utf-8")).get("executor", "local") == "local"
     require(path.stem not in (*SHARED, "distill", "evaluate"), f"grid {path.stem} must not be called like a stage")
     out, root = options.out.resolve(), options.root and str(Path(options.root).expanduser().resolve())
     machine = {"out": str(out), "root": root, "device": options.device, "threads": options.threads}
@@ -72,10 +77,10 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
         print(cost_text(to_do(jobs, out), configs, measured(out, ROOT / "results")))
         return OK
 
+    require(find_spec("snakemake") is not None, "a grid is run by Snakemake: install tadlib with its extra grid")
     folder = claim_output(out) / grid.name
     with locked(folder / ".lock", wait=False) as descriptor:
         require(descriptor is not None, f"grid {grid.name} is being run in {out} by another process")
-        local = profile.name != "slurm"
         gpus = _gpus(options.device) if options.gpus is None and local else options.gpus or 0
         plan = {
             "grid": grid.name,
