@@ -115,33 +115,40 @@ def table(out: Path, grid: str) -> pd.DataFrame:
     return pd.read_parquet(out / grid / "results.parquet").drop(columns=MEASURED)
 
 
+def disturb(out: Path, kills: int, draw: random.Random, longest: float) -> tuple[int, list[str]]:
+    """Run the grid with so many kills, or fewer where it ends before; kills, and what was run again after its end."""
+    for kill_ in range(1, kills + 1):
+        wait, begun = draw.uniform(1, longest), time.monotonic()
+        if not interrupted(start(GRID, out), lambda: time.monotonic() - begun > wait):  # noqa: B023
+            kills = kill_ - 1
+            break
+        print(f"kill after {wait:.1f} s: {cells_done(out, GRID.stem)} cells done", flush=True)
+    assert start(GRID, out).wait() == 0, "the last run failed"
+    events = journal(out, GRID.stem)
+    starts, ends = (sum(event["event"] == what for event in events) for what in ("start", "done"))
+    again = run_again_after_their_end(events)
+    print(
+        f"after {kills} kills: {starts} starts, {ends} ends; run again after their end: {again or 'none'}", flush=True
+    )
+    return kills, again
+
+
 def main(kills: int = 10, seed: int | None = None) -> int:
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    draw = random.Random(seed)
-    name, done = GRID.stem, 0
+    draw, left, again = random.Random(seed), kills, []
     print(f"{kills} kills, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        quiet, disturbed = Path(folder) / "quiet", Path(folder) / "disturbed"
-        begun = time.monotonic()
+        begun, quiet = time.monotonic(), Path(folder) / "quiet"
         assert start(GRID, quiet).wait() == 0, "the undisturbed run failed"
-        longest = (time.monotonic() - begun) / 4  # so that ten kills are spread over the work
+        longest = (time.monotonic() - begun) / 4  # so that the kills are spread over the work
         print(f"undisturbed run: {4 * longest:.0f} s", flush=True)
-        while done < kills:
-            wait, begun = draw.uniform(1, longest), time.monotonic()
-            if not interrupted(start(GRID, disturbed), lambda: time.monotonic() - begun > wait):  # noqa: B023
-                print(f"the run ended before kill {done + 1}", flush=True)
-                break
-            done += 1
-            print(f"kill {done} after {wait:.1f} s: {cells_done(disturbed, name)} cells done", flush=True)
-        assert start(GRID, disturbed).wait() == 0, "the last run failed"
-        events = journal(disturbed, name)
-        again = run_again_after_their_end(events)
-        starts = sum(event["event"] == "start" for event in events)
-        ends = sum(event["event"] == "done" for event in events)
-        print(f"{starts} starts, {ends} ends; run again after their end: {again or 'none'}")
-        pd.testing.assert_frame_equal(table(quiet, name), table(disturbed, name))
-        print("the tables are equal")
-    return 0 if done == kills and not again else 1
+        while left:  # a grid that ends before all kills is run anew in another folder
+            out = Path(folder) / f"disturbed-{left}"
+            done, rerun = disturb(out, left, draw, longest)
+            pd.testing.assert_frame_equal(table(quiet, GRID.stem), table(out, GRID.stem))
+            left, again = left - done, again + rerun
+    print("the tables are equal")
+    return 1 if again else 0
 
 
 if __name__ == "__main__":
