@@ -8,6 +8,7 @@ Takes some minutes. ``tests/test_grid_runs.py`` does the same with one kill of a
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -140,8 +141,13 @@ def main(kills: int = 10, seed: int | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         begun, quiet = time.monotonic(), Path(folder) / "quiet"
         assert start(GRID, quiet).wait() == 0, "the undisturbed run failed"
-        longest = (time.monotonic() - begun) / 4  # so that the kills are spread over the work
-        print(f"undisturbed run: {4 * longest:.0f} s", flush=True)
+        seconds, cpu = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+        longest = seconds / 4  # so that the kills are spread over the work
+        work = sum(json.loads(path.read_text())["seconds"] for path in quiet.glob("*/*/manifest.json"))
+        cells = cells_done(quiet, GRID.stem)
+        overhead = [(spent - work) / cells for spent in (seconds, cpu.ru_utime + cpu.ru_stime)]
+        print(f"undisturbed run: {seconds:.0f} s for {cells} cells, {work:.0f} s of work in stages; overhead a cell:")
+        print(f"{overhead[0]:.1f} s, {overhead[1]:.1f} s of CPU time; load {os.getloadavg()[0]:.1f}", flush=True)
         while left:  # a grid that ends before all kills is run anew in another folder
             out = Path(folder) / f"disturbed-{left}"
             done, rerun = disturb(out, left, draw, longest)

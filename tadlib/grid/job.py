@@ -85,10 +85,8 @@ def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     from tadlib.config import Config
 
     functions = {"noise": stages.inject_noise, "divert": stages.divert, "experts": stages.train_experts}
-    config = Config.from_params(**job["params"], **machine)
-    if job["stage"] == "noise":
-        config = stages.as_used(config)
-    _require_key(functions[job["stage"]](config).name, job)
+    path = functions[job["stage"]](Config.from_params(**job["params"], **machine))
+    _require_key(path.name, job)
 
 
 def run_cell(job: Mapping[str, Any], notebook: Path, machine: Mapping[str, Any], target: Path) -> None:

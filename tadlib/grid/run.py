@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tadlib.grid",
+        allow_abbrev=False,
         description="Run a grid of cells, or go on with it. Further options are Snakemake's.",
     )
     parser.add_argument("grid", help="name of a file in grids/, or the path of one")
@@ -61,11 +62,7 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
     from tadlib.grid.load import load_grid
 
     path = Path(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
-    profile = ROOT / "profiles" / options.profile
-    profile = profile if profile.is_dir() else Path(options.profile).resolve()
-    settings = profile / "config.yaml"
-    require(settings.is_file(), f"there is no profile {options.profile}: expected local, slurm, or its folder")
-    local = yaml.safe_load(settings.read_text(encoding="utf-8")).get("executor", "local") == "local"
+    profile, local = _profile(options.profile)
     require(path.stem not in (*SHARED, "distill", "evaluate"), f"grid {path.stem} must not be called like a stage")
     out, root = options.out.resolve(), options.root and str(Path(options.root).expanduser().resolve())
     machine = {"out": str(out), "root": root, "device": options.device, "threads": options.threads}
@@ -99,14 +96,10 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")),
             *("--profile", str(profile), "--directory", str(out), "--config", f"plan={folder / 'plan.json'}"),
             *("--forcerun", "results"),  # cheap, and right when a cell has left the grid
-            *(("--cores", str(max(options.cores, gpus * options.threads))) if local else ()),
-            *(("--resources", f"gpu={gpus}") if local else ()),
-            *more,
         ]
-        # the jobs run this very tadlib, wherever they start; Snakemake keeps the lock, should it outlive this process
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        _wait(subprocess.Popen(command, env=environment, pass_fds=(descriptor,)))  # type: ignore[arg-type]
+        if local:
+            command += ["--cores", str(max(options.cores, gpus * options.threads)), "--resources", f"gpu={gpus}"]
+        _snakemake(command + more, descriptor)
         left = to_do(jobs, out)
         table = collect([asdict(job) for job in jobs], out, grid.name)
     print(counts(jobs, out))
@@ -117,8 +110,22 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
     return INCOMPLETE if left else OK
 
 
-def _wait(process: subprocess.Popen) -> None:
-    """Wait for Snakemake, also after Ctrl-C, which it gets as well and ends its jobs."""
+def _profile(name: str) -> tuple[Path, bool]:
+    """The folder of a Snakemake profile, and whether its jobs run on this machine."""
+    ours = ROOT / "profiles" / name
+    settings = (ours if ours.is_dir() else Path(name).resolve()) / "config.yaml"
+    require(settings.is_file(), f"there is no profile {name}: expected local, slurm, or the folder of one")
+    return settings.parent, yaml.safe_load(settings.read_text(encoding="utf-8")).get("executor", "local") == "local"
+
+
+def _snakemake(command: list[str], lock: int | None) -> None:
+    """Run Snakemake, which keeps the lock should it outlive this process; its jobs run this very tadlib.
+
+    After Ctrl-C, which it gets as well, wait for it to end its jobs.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen(command, env=environment, pass_fds=() if lock is None else (lock,))
     while process.poll() is None:
         try:
             process.wait()
