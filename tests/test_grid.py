@@ -303,5 +303,5 @@ def test_the_text_of_costs_names_machine_hours_memory_and_disk(tmp_path):
         for stage in ("experts", "distill", "evaluate"):
             machine.note(stage, cell.config, 1800.0, 2 * 10**9)
     text = cost.cost_text(grid_jobs(grid), {cell.name: cell.config for cell in grid.cells}, {"a machine": machine})
-    assert "for 2 sets of experts" in text
+    assert "2 sets of experts to train for 2 cells: 0.00 GB of disk" in text
     assert "3.0 h, one job at a time, on a machine (2.0 GB of memory at the most)" in text

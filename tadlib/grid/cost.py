@@ -158,7 +158,10 @@ def cost_text(todo: Iterable[Job], configs: Mapping[str, Config], machines: Mapp
             work_left += [(stage, configs[job.cell]) for stage in stages_of[job.stage]]
         done_with.add(job.key)
     experts = [configs[job.cell] for job in todo if job.stage == "experts"]
-    lines = [f"disk: {sum(map(disk, experts)) / 1e9:.2f} GB for {len(experts)} sets of experts"]
+    served = sum(job.stage == "cell" and METHODS[configs[job.cell].method].needs_experts for job in todo)
+    lines = [
+        f"{len(experts)} sets of experts to train for {served} cells: {sum(map(disk, experts)) / 1e9:.2f} GB of disk"
+    ]
     for name, machine in sorted(machines.items()):
         times = [machine.seconds(stage, config) for stage, config in work_left]
         unknown = sum(seconds is None for seconds, _ in times)
