@@ -1,6 +1,7 @@
 """Promises of a grid's file: what it lists becomes cells with names, and every mistake is told with its line."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -116,10 +117,12 @@ def test_a_grid_without_blocks_or_without_a_file_is_refused(tmp_path):
         load_grid(tmp_path / "none.yml")
 
 
-@pytest.mark.parametrize("name, count", [("smoke", 16), ("lite", 176), ("paper", 2832)])
-def test_every_cell_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(name, count):
-    cells = load_grid(GRIDS / f"{name}.yml").cells
+@pytest.mark.parametrize("name, count", [("smoke", 16), ("lite", 88), ("paper", 944)])
+def test_every_cell_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(tmp_path, name, count):
+    text = re.sub(r"seed: (\[.*\]|\d)", "seed: 0", (GRIDS / f"{name}.yml").read_text())  # one seed stands for all
+    cells = load(tmp_path, text).cells
     assert len(cells) == len({cell.name for cell in cells}) == count
+    assert {cell.config.arm for cell in cells} == {"vanilla", "clean-then-distill", "tad", "oracle"}
 
 
 # Jobs
