@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = "OWNER"  # in the address of a repository that is not public yet
 INSTALL = "install"  # tag of the cell that installs the library where it is missing
 LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended latexmk xindy fonts-dejavu"  # of Debian
+NO_CHAPTERS = ("cell",)  # notebooks that are no page: the log of a grid's cell
 CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
@@ -57,6 +58,11 @@ class BuildError(Exception):
 def notebook_paths(root: Path) -> list[Path]:
     """The notebooks of the repository, in reading order (by name)."""
     return sorted((root / "notebooks").glob("*.ipynb"))
+
+
+def chapter_paths(root: Path) -> list[Path]:
+    """Those notebooks that are pages of the book."""
+    return [path for path in notebook_paths(root) if path.stem not in NO_CHAPTERS]
 
 
 def run_notebook(source: Path, target: Path, attempt: Path, *, progress: bool = False) -> tuple[float, float]:
@@ -208,7 +214,7 @@ def stage(root: Path, staged: Path) -> None:
     for old in staged.glob("*"):
         if old.name != "notebooks":
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    names = {path.name for path in notebook_paths(root)}
+    names = {path.name for path in chapter_paths(root)}
     for orphan in (staged / "notebooks").glob("*.ipynb"):
         if orphan.name not in names:
             orphan.unlink()
@@ -338,7 +344,7 @@ def render_pdf(root: Path, staged: Path) -> Path:
 def prepare(root: Path, *, only: str | None = None, rerun: bool = True) -> Path:
     """Stage the book of the repository at ``root`` with its notebooks run; return the folder."""
     staged = root / "_build" / "src"
-    sources = notebook_paths(root)
+    sources = chapter_paths(root)
     stage(root, staged)
     write_generated(root, staged / "book" / "generated")
     chosen = [path for path in sources if only in (None, path.stem)] if rerun else []
@@ -366,9 +372,11 @@ def build_in_place(root: Path, only: str | None = None) -> None:
     for path in notebook_paths(root):
         if only not in (None, path.stem):
             continue
-        nbformat.write(with_install_cell(nbformat.read(path, as_version=4), url), path)
+        if path in chapter_paths(root):
+            nbformat.write(with_install_cell(nbformat.read(path, as_version=4), url), path)
         seconds, processor = run_in_place(path, root / "_build" / "attempts" / path.name)
-        keep_costs(root / "results" / "chapters.parquet", path.stem, seconds, processor)
+        if path in chapter_paths(root):
+            keep_costs(root / "results" / "chapters.parquet", path.stem, seconds, processor)
         print(f"ran {path.name} in {seconds:.1f} s ({processor:.1f} s of processor time)", flush=True)
 
 
