@@ -446,23 +446,25 @@ def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
     views = {"network": t["p"], "training": t["seen"]}
     views |= {"anchors": t["anchored"]} if "anchored" in t else {}
     log_p_NK = posterior.pool([views[view] for view in config.views.split("+")])
-    reference_N = _reference(loop)
+    reference_N, learned_N = _reference(loop), t["labelled"]
     held_out = log_p_NK[reference_N], loop.given[reference_N]
+    learned = log_p_NK[learned_N], loop.given[learned_N]  # T comes from these, so that the others can judge it
     if "keep" not in t or config.targets != "posterior":
-        t["transition"] = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness)
+        t["transition"] = posterior.estimate_transition(*learned, sharpness=config.sharpness)
         t["keep"] = t["transition"].diagonal().mean()
     else:
         # where auditors have become sure, even mildly sharpened predictions tell how many labels are right
-        mild_KK = posterior.estimate_transition(log_p_NK, loop.given, sharpness=config.sharpness / 2)
+        mild_KK = posterior.estimate_transition(*learned, sharpness=config.sharpness / 2)
         t["keep"] = torch.minimum(t["keep"], mild_KK.diagonal().mean())
-        t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, t["keep"].item())
+        t["transition"] = posterior.transition_of_rate(*learned, t["keep"].item())
     if config.holdout:
         row["certain_agreement"] = posterior.certain_agreement(*held_out)
         if row["certain_agreement"] > t["transition"].diagonal().mean():
-            t["transition"] = posterior.transition_of_rate(log_p_NK, loop.given, row["certain_agreement"])
+            t["transition"] = posterior.transition_of_rate(*learned, row["certain_agreement"])
+        t["transition"], row["shrunk"] = posterior.shrink(t["transition"], *held_out)
         if 2 * loop.epoch > config.epochs + config.warmup and config.targets == "posterior":
             # predictions are no longer of given labels alone, so that held-out labels can tell the rate
-            likely_KK = posterior.likeliest_transition(log_p_NK, loop.given, reference_N)
+            likely_KK = posterior.likeliest_transition(learned, held_out)
             gain = posterior.best_log_likelihood(*held_out, likely_KK)
             gain -= posterior.best_log_likelihood(*held_out, t["transition"])
             if gain * len(held_out[1]) > posterior.SIGNIFICANT:

@@ -24,6 +24,7 @@ from tadlib.errors import require
 
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # exponents b to choose from
 SHARPENED = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of the predictions that T is estimated from
+SHRUNK = (1.0, 0.5)  # how far T may be drawn towards flips without a direction
 SIGNIFICANT = 1.92  # gain in log-likelihood by one more parameter, at 95 % (Wilks)
 FLOOR = 1e-6  # of a probability: no view rules a class out alone
 
@@ -84,14 +85,14 @@ def transition_of_rate(
     return transition_KK
 
 
-def likeliest_transition(log_p_NK: Tensor, given_N: Tensor, held_out_N: Tensor) -> Tensor:
-    """The estimate of T, of those from a grid of sharpnesses, under which held-out labels are most likely.
+def likeliest_transition(learned: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> Tensor:
+    """The estimate of T, of those from a grid of sharpnesses, :func:`shrink`-ed, under which held-out labels are most
+    likely.
 
     Auditors that have learned posteriors for some rounds no longer predict given labels, and T = I does not explain the
-    labels they were not trained on any more. ``held_out_N`` is the mask of those.
+    labels they were not trained on any more. Both arguments are log p(y | x) (N, K) and given labels (N,).
     """
-    candidates = [estimate_transition(log_p_NK, given_N, sharpness=s) for s in SHARPENED]
-    held_out = log_p_NK[held_out_N], given_N[held_out_N]
+    candidates = [shrink(estimate_transition(*learned, sharpness=s), *held_out)[0] for s in SHARPENED]
     return max(candidates, key=lambda transition_KK: best_log_likelihood(*held_out, transition_KK))
 
 
@@ -116,6 +117,21 @@ def symmetric(transition_KK: Tensor) -> Tensor:
     keep = transition_KK.diagonal().mean()
     eye = torch.eye(k, dtype=transition_KK.dtype, device=transition_KK.device)
     return keep * eye + (1 - keep) / max(1, k - 1) * (1 - eye)
+
+
+def shrink(transition_KK: Tensor, log_p_NK: Tensor, given_N: Tensor) -> tuple[Tensor, float]:
+    """(1 − λ) T + λ :func:`symmetric` (T) and λ: the largest under which held-out labels are as likely as under T.
+
+    K² directions cannot be told from a few hundred wrong labels of a hundred classes: there an estimated direction is
+    mostly chance, and a simpler matrix that explains new labels as well is to be preferred.
+    """
+    level_KK = symmetric(transition_KK)
+    own = best_log_likelihood(log_p_NK, given_N, transition_KK)
+    for weight in SHRUNK:
+        drawn_KK = torch.lerp(transition_KK, level_KK, weight)
+        if best_log_likelihood(log_p_NK, given_N, drawn_KK) >= own:
+            return drawn_KK, weight
+    return transition_KK, 0.0
 
 
 def log_likelihood(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float) -> float:

@@ -17,6 +17,7 @@ from tadlib.posterior import (
     pool,
     posterior,
     sharpest,
+    shrink,
     symmetric,
     transition_of_rate,
 )
@@ -161,13 +162,23 @@ def test_held_out_labels_tell_the_rate_though_images_are_ambiguous(rate):
     true = torch.multinomial(p, 1, generator=rng)[:, 0]
     given = torch.multinomial(transition[true], 1, generator=rng)[:, 0]
     held_out = torch.arange(12000) % 4 == 0
-    T = likeliest_transition(p.log(), given, held_out)
+    T = likeliest_transition((p.log()[~held_out], given[~held_out]), (p.log()[held_out], given[held_out]))
     assert T.diagonal().mean().item() == pytest.approx(1 - rate, abs=0.07)
     values = [
         max(log_likelihood(p.log()[held_out], given[held_out], candidate, b) for b in SHARPNESS)
-        for candidate in (estimate_transition(p.log(), given, sharpness=s) for s in SHARPENED)
+        for candidate in (estimate_transition(p.log()[~held_out], given[~held_out], sharpness=s) for s in SHARPENED)
     ]
     assert best_log_likelihood(p.log()[held_out], given[held_out], T) == pytest.approx(max(values))
+
+
+def test_directions_are_believed_where_labels_bear_them_out():
+    for truth, weight in ((matrix(0.4), 0.0), (symmetric(matrix(0.4)), 1.0)):
+        log_p, _, given = problem(truth)
+        T, shrunk = shrink(matrix(0.4), log_p, given)  # a direction, true in the first case alone
+        assert shrunk == weight
+        torch.testing.assert_close(T, truth)
+    _, between = shrink(matrix(0.4), *problem(0.5 * matrix(0.4) + 0.5 * symmetric(matrix(0.4)))[::2])
+    assert between == 0.5
 
 
 def test_symmetric_keeps_the_rate_and_no_direction():
