@@ -27,12 +27,22 @@ Sets = dict[tuple, dict[str, Distilled]]
 
 
 def read_distilled(results_dir: Path | str) -> Sets:
-    """Committed distilled sets by cell (values of ``ABOUT``) and arm."""
+    """Committed distilled sets by cell (values of ``ABOUT``) and arm.
+
+    The oracle's, which knows no noise (:func:`tadlib.stages.as_used`), stands in every cell that it belongs to.
+    """
     found: Sets = {}
     for path in sorted((Path(results_dir) / "distilled").glob("*.safetensors")):
         held = load_distilled(path)
         found.setdefault(tuple(held.params[name] for name in ABOUT), {})[held.params["arm"]] = held
-    return {cell: {arm: arms[arm] for arm in ARM_WORDS if arm in arms} for cell, arms in found.items()}
+    noisy = {cell: arms for cell, arms in found.items() if cell[1] != "none"}
+    for cell, arms in found.items():
+        alike = [of for of in noisy if cell[1] == "none" and (of[0], *of[3:]) == (cell[0], *cell[3:])]
+        for of in alike if "oracle" in arms else ():
+            noisy[of].setdefault("oracle", arms["oracle"])
+        if cell not in noisy and not (alike and set(arms) == {"oracle"}):
+            noisy[cell] = arms
+    return {cell: {arm: arms[arm] for arm in ARM_WORDS if arm in arms} for cell, arms in noisy.items()}
 
 
 def few_for_many(data: Dataset, few: Distilled) -> Figure:
