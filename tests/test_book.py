@@ -266,7 +266,7 @@ def test_ablation_has_a_row_a_variant_and_columns_by_noise(tmp_path):
 
 def test_the_refined_set_has_a_row_a_setting_with_a_column_for_each_set_of_labels(tmp_path):
     rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.39} for seed in (0, 1)])
-    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite")
+    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad")
     for name, value in (("given", 0.3), ("trusted", 0.4), ("refined", 0.5), ("true", 0.6)):
         rows[f"accuracy_{name}"] = value
     save_table(tmp_path / "refined.parquet", rows)

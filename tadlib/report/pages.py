@@ -133,7 +133,7 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
     for preset, own in rows.groupby("preset", sort=False):
         auroc = (
             f"Area under the ROC curve of trust as a score of right labels, at scale {preset}: {SCALES[str(preset)]}. "
-            "Mean ± half of the 95 % interval over seeds."
+            "Mean ± half of the 95 % interval over seeds; without an interval where there is one seed."
         )
         spaces = f"Spaces and labels that leave each arm (%), and its cost in seconds, at scale {preset}."
         parts.append(

@@ -220,13 +220,15 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
     of = dict(zip(SETTING, setting))
-    seeds = runs["seed"].nunique()
+    each = runs.groupby("arm")["seed"].nunique()  # of every arm
+    seeds = each.max() if each.min() == each.max() else f"{each.min()} to {each.max()}"
     rate = f"{100 * runs['rate_realised'].astype(float).mean():.0f} %"
     return {"data set": of["dataset"], "images": of["n_train"], "noise": of["noise"], "wrong": rate, "seeds": seeds}
 
 
 def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, digits: int) -> dict[str, str]:
-    shown = [arm for arm in ARMS if arm not in ("vanilla", "oracle") and (rows["arm"] == arm).any()]
+    present = [arm for arm in ARMS if arm not in ("vanilla", "oracle") and (rows["arm"] == arm).any()]
+    shown = sorted(present, key=lambda arm: arm != "tad")  # what it is about comes first, then its rivals
     return {arm: _over_seeds(runs.loc[runs["arm"] == arm, column], scale, digits) for arm in shown}
 
 
