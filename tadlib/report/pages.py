@@ -1,6 +1,6 @@
 """Generated Markdown: the tables of the book's pages and of the README, each with where it comes from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -146,35 +146,31 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
 
 
 def _refined_fragment(path: Path) -> str:
-    if not path.exists():
-        return NONE_YET
-    parts = []
-    for preset, own in load_table(path).groupby("preset", sort=False):
-        caption = (
-            f"Test accuracy (%) of the same network after training on each set of labels, at scale {preset}. Mean ± "
-            "half of the 95 % interval over seeds."
-        )
-        parts.append(
-            f"{captioned(refined_table(own), f'refined-{preset}', caption)}\n\n{provenance(own)}\n\n"
-            f"```console\n$ python benchmarks/refined.py --root DATA --preset {preset}\n```"
-        )
-    return "\n\n".join(parts)
+    caption = "Test accuracy (%) of the same network after training on each set of labels"
+    return _measured(path, "refined", refined_table, caption, "benchmarks/refined.py")
 
 
 def _ablation_fragment(path: Path) -> str:
+    caption = (
+        "The dual loop with one setting changed at a time: AUROC of trust, and right labels among those in use (%, by "
+        "weight)"
+    )
+    return _measured(path, "ablation", ablation_table, caption, "benchmarks/trust.py --ablation")
+
+
+def _measured(path: Path, name: str, table: Callable[[pd.DataFrame], pd.DataFrame], caption: str, command: str) -> str:
+    """The rows of ``path``, a table for each scale with its provenance and the command that makes it again."""
     if not path.exists():
         return NONE_YET
     parts = []
     for preset, own in load_table(path).groupby("preset", sort=False):
-        images, dataset = own["n_train"].iloc[0], own["dataset"].iloc[0]
-        caption = (
-            f"The dual loop with one setting changed at a time, on {images} images of {dataset} at scale {preset}: "
-            "AUROC of trust, and right labels among those in use (%, by weight). Mean ± half of the 95 % interval "
-            "over seeds."
+        text = (
+            f"{caption}, on {own['n_train'].iloc[0]} images of {', '.join(own['dataset'].unique())} at scale {preset}. "
+            "Mean ± half of the 95 % interval over seeds; without an interval where there is one seed."
         )
         parts.append(
-            f"{captioned(ablation_table(own), f'ablation-{preset}', caption)}\n\n{provenance(own)}\n\n"
-            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset} --ablation\n```"
+            f"{captioned(table(own), f'{name}-{preset}', text)}\n\n{provenance(own)}\n\n"
+            f"```console\n$ python {command} --root DATA --preset {preset}\n```"
         )
     return "\n\n".join(parts)
 
