@@ -272,6 +272,7 @@ def write_generated(root: Path, target: Path) -> None:
     if (root / "tadlib" / "report").exists():
         report = importlib.import_module("tadlib.report")
         report.write_book_tables(root / "results", target)
+        report.write_published(root / "book" / "published", target)
         report.write_book_pictures(root / "results", target)
 
 

@@ -18,17 +18,17 @@ WEAK = "crop_flip"
 SMOKE: Settings = {
     "width": 32,
     "depth": 2,
-    "divert_epochs": 30,
+    "divert_epochs": 20,
     "divert_warmup": 6,
     "divert_batch": 32,
     "divert_augmentation": GREY,
-    "expert_count": 3,
+    "expert_count": 2,
     "expert_epochs": 12,
     "expert_lr": 0.02,
     "expert_batch": 64,
     "expert_augmentation": GREY,
     "evaluate_networks": 5,
-    "evaluate_epochs": 240,
+    "evaluate_epochs": 220,
     "evaluate_augmentation": GREY,
 }
 
@@ -62,13 +62,13 @@ def _of(method: str, **values: object) -> Settings:
 
 # Our own small scales of every method
 _SMOKE_SEGMENTS = {
-    "iterations": 40,
-    "syn_steps": 12,
+    "iterations": 30,
+    "syn_steps": 8,
     "expert_epochs": 1,
     "max_start": 10,
     "lr_img": 10.0,
     "lr_lr": 1e-4,
-    "lr_teacher": 0.02,
+    "lr_teacher": 0.03,
     "batch_syn": 50,
     "augmentation": GREY,
 }
@@ -83,7 +83,7 @@ _LITE_SEGMENTS = {
     "batch_syn": 50,
     "augmentation": COLOUR,
 }
-_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 20, "lr_y": 2.0}
+_SMOKE_WINDOW = {"max_start_initial": 5, "expansion_end": 15, "lr_y": 2.0}
 _LITE_WINDOW = {"max_start_initial": 4, "expansion_end": 60, "lr_y": 2.0}
 
 SMOKE_METHODS: Mapping[str, Settings] = {

@@ -3,6 +3,7 @@
 The only part of the library that imports matplotlib and seaborn.
 """
 
+from tadlib.report.comparison import against_rate, comparisons, shortfalls, verdict
 from tadlib.report.costs import chapter_note
 from tadlib.report.explore import (
     explore_images,
@@ -33,7 +34,7 @@ from tadlib.report.networks import (
     synthetic_images,
     trajectories,
 )
-from tadlib.report.pages import write_book_tables, write_readme_table
+from tadlib.report.pages import write_book_tables, write_published, write_readme_table
 from tadlib.report.pictures import write_book_pictures
 from tadlib.report.style import style
 from tadlib.report.tables import (
@@ -49,9 +50,11 @@ from tadlib.report.tables import (
 
 __all__ = [
     "accuracy_bars",
+    "against_rate",
     "anchor_picture",
     "calibration_curve",
     "chapter_note",
+    "comparisons",
     "discriminants",
     "explore_images",
     "explore_noise",
@@ -71,6 +74,7 @@ __all__ = [
     "results_table",
     "roc_curves",
     "score_histograms",
+    "shortfalls",
     "space_flow",
     "stage_table",
     "style",
@@ -80,8 +84,10 @@ __all__ = [
     "transition_maps",
     "trust_over_rounds",
     "trust_table",
+    "verdict",
     "weighed_labels",
     "write_book_pictures",
     "write_book_tables",
+    "write_published",
     "write_readme_table",
 ]

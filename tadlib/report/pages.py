@@ -1,5 +1,6 @@
 """Generated Markdown: the tables of the book's pages and of the README, each with where it comes from."""
 
+import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tadlib.arms import ARMS
 from tadlib.artifacts import load_table, write_atomic
 from tadlib.errors import require
 from tadlib.presets import PRESETS
+from tadlib.report.comparison import ENOUGH, RIVAL, comparisons, shortfalls, verdict
 from tadlib.report.costs import chapter_costs, read_chapters, stage_costs
 from tadlib.report.tables import (
     CELL,
@@ -28,6 +30,12 @@ SCALES = {
     "smoke": "seconds to a minute an arm on one thread; a small network, few iterations",
     "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
+}
+# figures of others, from files beside the book's pages: name of the file, caption
+PUBLISHED = {
+    "noisy": "Published test accuracy (%) under wrong labels, CIFAR-10 {cite:p}`kim2025rdc`.",
+    "clean": "Published test accuracy (%) on clean labels, ConvNet, by images a class "
+    "{cite:p}`zhao2021dsa,zhao2023dm,cazenavette2022mtt,cui2023tesla,du2023ftd,guo2024datm`.",
 }
 # of each benchmark: title, what its figure shows, what one sees in it, and the columns of its table
 BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
@@ -97,9 +105,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``results.md`` (all scales), ``trust``, ``refined``, ``ablation``, ``methods``, ``benchmarks``, ``costs``.
+    """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    They are MyST fragments (``.md``), to be included by a page beside the folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``trust``, ``refined``, ``ablation``, ``methods``, ``benchmarks`` and
+    ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -110,6 +119,9 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     present = [name for name in PRESETS if (results["preset"] == name).any()]
     parts = [_results_fragment(results[results["preset"] == name], name) for name in present]
     texts = {"results.md": "\n\n".join(filter(None, parts)) or NONE_YET}
+    texts["comparison.md"] = "\n\n".join(
+        _comparison_fragment(results[results["preset"] == name], name) for name in present
+    )
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
@@ -119,6 +131,19 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
     return [target / name for name in texts]
+
+
+def write_published(folder: Path | str, target_dir: Path | str) -> Path:
+    """Write ``published.md``, figures of others as facts: a table with a caption for each CSV file of ``PUBLISHED``."""
+    parts = []
+    for name, caption in PUBLISHED.items():
+        with (Path(folder) / f"{name}.csv").open(encoding="utf-8", newline="") as lines:
+            header, *rows = csv.reader(lines)
+        parts.append(captioned(pd.DataFrame(rows, columns=header), f"published-{name}", caption))
+    target = Path(target_dir) / "published.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, ("\n\n".join(parts) + "\n").encode())
+    return target
 
 
 def captioned(table: pd.DataFrame, name: str, caption: str) -> str:
@@ -242,6 +267,22 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
         f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
         f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
     )
+
+
+def _comparison_fragment(results: pd.DataFrame, preset: str) -> str:
+    """What the runs say of tad as a whole, and the cells where it falls short."""
+    pairs = comparisons(results)
+    if pairs.empty:
+        return ""
+    short = shortfalls(results)
+    text = f"At scale {preset}, {verdict(pairs)}"
+    if short.empty:
+        return f"{text} There is no cell where it falls short."
+    caption = (
+        f"Cells at scale {preset} where tad falls short: no better than {RIVAL}, or less than {ENOUGH:g} of the gap "
+        "closed. Test accuracies, and right labels among those in use by weight (%), means over seeds."
+    )
+    return f"{text}\n\n{captioned(short, f'short-{preset}', caption)}"
 
 
 def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:

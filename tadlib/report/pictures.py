@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tadlib.artifacts import write_atomic
 from tadlib.data import Dataset, load_dataset
 from tadlib.distilled import Distilled, load_distilled
+from tadlib.report.comparison import against_rate
 from tadlib.report.explore import explore_images, explore_runs
 from tadlib.report.style import INK, arm_look, array, bare, figure, style
 from tadlib.report.tables import read_results, summarise
@@ -22,6 +23,14 @@ ARM_WORDS = {
 }
 MOST_GROUPS = 12  # to explore on one page
 ABOUT = ("dataset", "noise", "rate", "method", "ipc", "preset")
+RATES = """\
+:::{figure} generated/rates.png
+:name: fig-rates
+:alt: Line charts against the rate of wrong labels, a column a kind of noise: accuracy of every arm, and the gap closed.
+
+Accuracy of every arm (above), and the share of the gap between vanilla and oracle that tad closes (below), against the
+rate of wrong labels; one kind of noise a column. Bars: 95 % intervals, over seeds where there are several.
+:::"""
 
 Sets = dict[tuple, dict[str, Distilled]]
 
@@ -130,12 +139,12 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
 def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write what pages show of ``results_dir``, to be included: pictures, figures to explore, and their captions.
 
-    ``few_for_many.md`` and ``by_arm.md`` with pictures of the same names, ``images.md``, ``runs.md``. Where results
-    are missing a fragment is empty. Returns what was written.
+    ``few_for_many.md``, ``by_arm.md`` and ``rates.md`` with pictures of the same names, ``images.md``, ``runs.md``.
+    Where results are missing a fragment is empty. Returns what was written.
     """
     target, results, sets = Path(target_dir), read_results(results_dir), read_distilled(results_dir)
     target.mkdir(parents=True, exist_ok=True)
-    texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": ""}
+    texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": "", "rates.md": ""}
     digits = next(
         (cell for cell, arms in sets.items() if cell[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
     )
@@ -159,6 +168,10 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
             "```{explorer} generated/runs.html\n:name: fig-runs\n\nEvery committed run: test accuracy (a line: 95 % "
             "interval over its networks) against what it cost, or against its size.\n```"
         )
+    style()
+    if rates := against_rate(results):
+        rates.savefig(target / "rates.png", metadata={"Software": None})
+        texts["rates.md"] = RATES
     for name, text in texts.items():
         write_atomic(target / name, f"{text}\n".encode())
     return [target / name for name in texts]

@@ -22,7 +22,7 @@ RECALIBRATION = {
     "wrong labels mended": "relabel_recall",
     "labels in use right": "label_accuracy",
 }
-NEEDED = {*CELL, "arm", "seed", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+NEEDED = {*CELL, "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -76,6 +76,13 @@ def _gaps(runs: pd.DataFrame) -> list[float]:
     return [] if (room <= 0).any() else ((wide["tad"] - wide["vanilla"]) / room).tolist()
 
 
+def setting_names(of: dict) -> dict[str, object]:
+    """Names and values of a cell (``CELL``) as columns of a table that is read; the scale stands in its caption."""
+    names = {"n_train": "images", "rate_nominal": "rate"}
+    shown = of | {"rate_nominal": f"{100 * float(of['rate_nominal']):.0f} %"}
+    return {names.get(name, name): shown[name] for name in CELL if name != "preset"}
+
+
 def results_table(results: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gap closed.
 
@@ -86,19 +93,18 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     rows, shown = [], {*results["arm"]}
     for cell, arms in summarise(results).groupby(CELL, sort=False):
-        row: dict[str, object] = dict(zip(CELL, cell))
-        row["rate_nominal"] = f"{100 * float(row['rate_nominal']):.0f} %"  # type: ignore[arg-type]
+        of = dict(zip(CELL, cell))
+        row = setting_names(of) | {"preset": of["preset"]}
         for name in (arm for arm in ARMS if arm in shown):
             found = arms[arms["arm"] == name]
-            row[name] = _with_interval(found["accuracy"].iloc[0], found["half"].iloc[0]) if len(found) else "–"
+            row[name] = with_interval(found["accuracy"].iloc[0], found["half"].iloc[0]) if len(found) else "–"
         gap = arms["gap"].astype(float).dropna()
-        row["gap closed"] = _with_interval(gap.iloc[0], arms["gap_half"].astype(float).max(), 1, 2) if len(gap) else "–"
+        row["gap closed"] = with_interval(gap.iloc[0], arms["gap_half"].astype(float).max(), 1, 2) if len(gap) else "–"
         seeds = sorted({*arms["n_seeds"]})
         row["seeds"] = " to ".join(str(n) for n in {seeds[0]: 0, seeds[-1]: 0})
         row["interval over"] = " or ".join(dict.fromkeys(arms["interval"]))
         rows.append(row)
-    names = {"n_train": "images", "rate_nominal": "rate"}
-    return pd.DataFrame(rows).rename(columns=names)
+    return pd.DataFrame(rows)
 
 
 def _clean_only(results: pd.DataFrame) -> pd.Series:
@@ -121,7 +127,7 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     summary, rows = summarise(clean), []
     for (preset, dataset, images, method), own in summary.groupby(["preset", "dataset", "n_train", "method"]):
         row = {"preset": preset, "data set": dataset, "images": images, "method": method}
-        cells = {f"{cell.ipc} a class": _with_interval(cell.accuracy, cell.half) for cell in own.itertuples()}
+        cells = {f"{cell.ipc} a class": with_interval(cell.accuracy, cell.half) for cell in own.itertuples()}
         row["seeds"] = " to ".join(str(n) for n in {own["n_seeds"].min(): 0, own["n_seeds"].max(): 0})
         rows.append(row | cells)
     columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
@@ -133,7 +139,8 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     return table[["preset", "data set", "images", "method", *columns, "seeds"]].fillna("–").reset_index(drop=True)
 
 
-def _with_interval(mean: float, half: float | None, scale: float = 100, digits: int = 1) -> str:
+def with_interval(mean: float, half: float | None, scale: float = 100, digits: int = 1) -> str:
+    """``mean ± half`` as text, or the mean alone where there is no interval."""
     text = f"{scale * mean:.{digits}f}"
     return text if half is None or pd.isna(half) else f"{text} ± {scale * half:.{digits}f}"
 
@@ -234,4 +241,4 @@ def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, d
 
 def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
     known = values.astype(float).dropna().tolist()
-    return _with_interval(*mean_ci95(known), scale, digits) if known else "–"
+    return with_interval(*mean_ci95(known), scale, digits) if known else "–"
