@@ -46,6 +46,7 @@ class DiversionConfig:
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
     power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
+    labels: str = "one"  # posterior: in use is "one" label a sample, or "both", the given and the new one
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.5  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.5  # τ(e) after warm-up ...
@@ -70,6 +71,7 @@ class DiversionConfig:
             known("view", view, VIEWS)
         known("transition", self.transition, ("estimated", "symmetric"))
         known("targets", self.targets, ("posterior", "refined"))
+        known("labels", self.labels, ("one", "both"))
         known("scope", self.scope, ("class", "global"))
         known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
         known("belief", self.belief, ("calibrated", "quantile", "fixed"))
@@ -97,9 +99,9 @@ class RefinedSet:
     """What leaves the dual loop.
 
     ``given`` (N,) labels as given; ``y`` (N, K) label distributions in use; ``weight`` (N,) in [0, 1], 0 for the
-    untrusted; ``trust`` (N,) float64, probability that the given label is right; ``space`` (N,) index into
-    :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label; ``transition`` (K, K) the estimated T or None;
-    ``history`` one row a round; ``space_history`` (E, N) int8.
+    untrusted (next to nothing where both labels of a sample are in use); ``trust`` (N,) float64, probability that the
+    given label is right; ``space`` (N,) index into :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label;
+    ``transition`` (K, K) the estimated T or None; ``history`` one row a round; ``space_history`` (E, N) int8.
     """
 
     given: Tensor
@@ -157,6 +159,7 @@ def _metrics(given, trust_N, space, y, weight, true_N) -> dict[str, float | int 
     right = given == true_N
     trusted, relabelled = space == TRUSTED, space == RECALIBRATED
     label_right = y.argmax(1) == true_N
+    y_true_N = y.gather(1, true_N[:, None])[:, 0]
     return {
         "trust_auroc": trust.auroc(trust_N, right),
         "trust_precision": _ratio(trusted & right, trusted),
@@ -164,7 +167,7 @@ def _metrics(given, trust_N, space, y, weight, true_N) -> dict[str, float | int 
         "relabel_count": int(relabelled.sum()),
         "relabel_accuracy": _ratio(relabelled & label_right, relabelled),
         "relabel_recall": _ratio(relabelled & label_right & ~right, ~right),
-        "label_accuracy": _ratio(weight * label_right, weight),
+        "label_accuracy": _ratio(weight * y_true_N, weight),
     }
 
 
@@ -422,10 +425,19 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
         t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
         t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
     if q_NK is not None:
-        # a hard label at the weight of its probability: on real images better than the soft one (our choice)
-        t["y"] = one_hot(t["y"].argmax(1), k)
-        right_N = q_NK.gather(1, t["y"].argmax(1, keepdim=True))[:, 0].float().clamp_min(1e-6)
-        t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N**config.power)
+        new_N = t["y"].argmax(1)
+        if config.labels == "one":
+            # a hard label at the weight of its probability: on real images better than the soft one (our choice)
+            t["y"] = one_hot(new_N, k)
+            right_N = q_NK.gather(1, new_N[:, None])[:, 0].float().clamp_min(1e-6)
+            t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N**config.power)
+        else:
+            relabelled_N = t["space"] == RECALIBRATED
+            t["y"], t["weight"] = recalibrate.both(q_NK.float(), loop.given, new_N, relabelled_N, config.power)
+            overruled_N = relabelled_N & (
+                t["y"].argmax(1) == loop.given
+            )  # the given label weighs more than the new one
+            t["space"] = torch.where(overruled_N, UNTRUSTED, t["space"]).to(torch.int8)
     if q_NK is not None and config.targets == "posterior":
         t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)
         t["learn"] = t["labelled"].float()

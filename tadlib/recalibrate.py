@@ -165,6 +165,20 @@ def calibrate(
     return right_N.float(), 1 - plateau
 
 
+def both(q_NK: Tensor, given_N: Tensor, new_N: Tensor, relabelled_N: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """Label distributions (N, K) and weights (N,) where the given label stays in use beside a new one (our choice).
+
+    The given label ỹ has mass q(ỹ)^power, with ``relabelled_N`` (N,) bool the new one has q(new)^(2·power): a new label
+    repeats what the auditor confuses, so it has to be surer to weigh as much. The weight is a sample's mass, at most 1.
+    """
+    given, new = (label_N[:, None] for label_N in (given_N, new_N))
+    mass_NK = torch.zeros_like(q_NK).scatter_(1, given, q_NK.gather(1, given).clamp_min(1e-6) ** power)
+    more_N1 = torch.where(relabelled_N[:, None], q_NK.gather(1, new) ** (2 * power), 0.0)
+    mass_NK = mass_NK.scatter_add(1, new, more_N1)
+    weight_N = mass_NK.sum(1)
+    return mass_NK / weight_N[:, None], weight_N.clamp_max(1.0)
+
+
 def quantile(values_N: Tensor, alpha: float) -> float:
     """The α-quantile by rank (lower neighbour); unlike ``torch.quantile`` it takes any number of values."""
     return values_N.sort().values[int(alpha * (len(values_N) - 1))].item()

@@ -49,7 +49,11 @@ def assert_consistent(refined: RefinedSet, config: DiversionConfig):
     trusted, new = refined.space == TRUSTED, refined.space == RECALIBRATED
     untrusted = refined.space == UNTRUSTED
     assert (trusted | new | untrusted).all()
-    assert (refined.weight[untrusted] == 0).all()
+    if config.labels == "one":
+        assert (refined.weight[untrusted] == 0).all()
+    else:
+        assert torch.equal(refined.label[untrusted], refined.given[untrusted])
+        torch.testing.assert_close(refined.weight[~new], refined.trust[~new].float() ** config.power)
     if config.evidence == "posterior":
         assert ((refined.weight[trusted] > 0) & (refined.weight[trusted] <= 1)).all()
     else:
@@ -85,6 +89,7 @@ SWITCHES = [
     (TINY, {"targets": "refined"}),
     (TINY, {"bootstrap": 0.3}),
     (TINY, {"power": 0.0}),
+    (TINY, {"labels": "both"}),
     (TINY, {"look_every": 2, "warmup": 1}),
     (TINY, {"ema": 0.0}),
     (TINY, {"tau_start": 0.99, "tau_end": 0.99}),

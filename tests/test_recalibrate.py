@@ -132,6 +132,26 @@ def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
     assert 0 < agreements < 200
 
 
+def test_both_labels_of_a_sample_have_the_mass_that_a_slow_loop_gives_them():
+    rng = torch.Generator().manual_seed(0)
+    n, power = 50, 2.0
+    q = torch.rand(n, K, generator=rng, dtype=torch.float64).softmax(1)
+    given = torch.randint(K, (n,), generator=rng)
+    new = torch.randint(K, (n,), generator=rng)
+    relabelled = torch.rand(n, generator=rng) < 0.5
+    y, weight = recalibrate.both(q, given, new, relabelled, power)
+    for i in range(n):
+        mass = [0.0] * K
+        mass[given[i]] += float(q[i, given[i]]) ** power
+        if relabelled[i]:
+            mass[new[i]] += float(q[i, new[i]]) ** (2 * power)
+        assert float(weight[i]) == pytest.approx(sum(mass), rel=1e-12)
+        assert y[i].tolist() == pytest.approx([m / sum(mass) for m in mass], rel=1e-12)
+    certain = torch.eye(K, dtype=torch.float64)
+    _, weight = recalibrate.both(certain, torch.arange(K), torch.arange(K), torch.ones(K, dtype=torch.bool), power)
+    assert weight.tolist() == [1.0] * K
+
+
 def test_one_criterion_alone():
     z, y = features(separation=1.0)
     a = anchors(z, one_hot(y), torch.ones(200).double())

@@ -13,6 +13,7 @@ from tadlib.presets import PRESETS
 
 CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset"]  # what the arms of one cell share
 SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
+SETS = ("given", "trusted", "refined", "both", "true")  # what benchmarks/refined.py trains on
 RECALIBRATION = {
     "flagged": "flagged",
     "precision": "trust_precision",
@@ -218,9 +219,7 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a setting of ``benchmarks/refined.py``: test accuracy (%) after training on each set of labels."""
     table = []
     for setting, runs in rows.sort_values(SETTING, key=_order).groupby(SETTING, sort=False):
-        shown = {
-            name: _over_seeds(runs[f"accuracy_{name}"], 100, 1) for name in ("given", "trusted", "refined", "true")
-        }
+        shown = {name: _over_seeds(runs[f"accuracy_{name}"], 100, 1) for name in SETS if f"accuracy_{name}" in runs}
         table.append(_setting(setting, runs) | shown)
     return pd.DataFrame(table)
 
