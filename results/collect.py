@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 PICTURE = ROOT / "book" / "figures" / "overview.png"
 SHOWN = ("vanilla", "tad", "oracle")
+DIVERTED = ["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]  # what a diversion is of
+LEFT = 8  # pairs of classes that are kept of a run
 
 
 def distilled_path(row) -> Path:
@@ -43,14 +45,42 @@ def merge(runs: Path, sets: str | None = None) -> None:
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
         replace_rows(RESULTS / f"{preset}.parquet", of_preset)
+    tad = rows[(rows["arm"] == "tad") & (rows["noise"] != "none")].drop_duplicates(DIVERTED)
+    if len(tad):
+        keep_leftover(pd.concat([leftover(stages, row) for row in tad.itertuples()]))
     first = rows[rows.seed == rows.groupby(CELL).seed.transform("min")]
     try:
         kept = first.query(sets) if sets else first
     except Exception as error:
         raise InputError(f"--sets {sets!r} is no query of rows: {error}") from error
     for row in kept.itertuples():
-        key = StageFolder(stages / "evaluate" / row.key).manifest()["inputs"]["distill"]
-        write_atomic(distilled_path(row), (stages / "distill" / key / "distilled.safetensors").read_bytes())
+        write_atomic(distilled_path(row), (distilled_at(stages, row).path / "distilled.safetensors").read_bytes())
+
+
+def distilled_at(stages: Path, row) -> StageFolder:
+    """The finished stage that distilled the set of a row."""
+    return StageFolder(stages / "distill" / StageFolder(stages / "evaluate" / row.key).manifest()["inputs"]["distill"])
+
+
+def leftover(stages: Path, row) -> pd.DataFrame:
+    """Which wrong labels are in use after diversion: share of all weight by true class and label, largest first."""
+    distilled = distilled_at(stages, row)
+    labels_at = stages / "divert" / distilled.manifest()["inputs"]["divert"] / "labels.parquet"
+    labels, names = load_table(labels_at), load_distilled(distilled.path / "distilled.safetensors").class_names
+    wrong = labels[labels["label"] != labels["true_label"]]
+    share = wrong.groupby(["true_label", "label"])["weight"].sum() / labels["weight"].sum()
+    table = share[share > 0].sort_values(ascending=False).head(LEFT).rename("share").reset_index()
+    table["true_label"], table["label"] = (table[c].map(lambda k: names[k]) for c in ("true_label", "label"))
+    return table.assign(**{name: getattr(row, name) for name in (*DIVERTED, "commit", "config_hash")})
+
+
+def keep_leftover(rows: pd.DataFrame) -> None:
+    """Put what is left over into its table, in place of what was there of the same diversions."""
+    path = RESULTS / "leftover.parquet"
+    if path.exists():
+        old, new = load_table(path), pd.MultiIndex.from_frame(rows[DIVERTED])
+        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[DIVERTED]).isin(new)], rows])
+    save_table(path, rows.sort_values([*DIVERTED, "share"], ascending=[True] * len(DIVERTED) + [False]))
 
 
 def replace_rows(path: Path, rows: pd.DataFrame) -> None:

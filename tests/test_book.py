@@ -273,6 +273,10 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     assert short["noise"].tolist() == ["symmetric"]
     assert short["falls short by"].tolist() == ["no better than clean-then-distill, no gap"]
     assert short["right in use: tad"].tolist() == ["70.0"]
+    left = pd.DataFrame({"true_label": ["cat", "dog"], "label": ["dog", "cat"], "share": [0.1, 0.2]})
+    same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]].iloc[8])
+    (told,) = report.shortfalls(results, left.assign(**same))["most of what is left wrong"]
+    assert told == "dog → cat 20.0 %, cat → dog 10.0 %"
     assert report.comparisons(results[:0]).empty
     assert report.shortfalls(results[:8]).empty
 

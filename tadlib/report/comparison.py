@@ -52,11 +52,12 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}s" if n > 1 else f"one {what}"
 
 
-def shortfalls(results: pd.DataFrame) -> pd.DataFrame:
+def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> pd.DataFrame:
     """The cells where tad falls short: no better than clean-then-distill, or less than ``ENOUGH`` of the gap closed.
 
     Means over the seeds that have all arms: accuracy of each in %, gap closed, and what the labels were like: right
-    ones among those in use by weight (%), for both arms. Empty when tad falls short nowhere.
+    ones among those in use by weight (%), for both arms. ``leftover``, the table of ``results/collect.py``, adds which
+    wrong labels tad leaves in use. Empty when tad falls short nowhere.
     """
     rows = []
     for cell, own in comparisons(results).groupby(CELL, sort=False):
@@ -73,8 +74,21 @@ def shortfalls(results: pd.DataFrame) -> pd.DataFrame:
         for arm in (RIVAL, "tad"):
             right = results.loc[same & (results["arm"] == arm), "label_accuracy"].astype(float).mean()
             row[f"right in use: {arm}"] = "–" if pd.isna(right) else f"{100 * right:.1f}"
+        if leftover is not None:
+            row["most of what is left wrong"] = _left(leftover, of)
         rows.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(rows)
+
+
+def _left(leftover: pd.DataFrame, of: dict) -> str:
+    """The two largest shares of wrong labels in use, over the seeds of a cell, as true class → label."""
+    same = [name for name in CELL if name not in ("method", "ipc")]
+    own = leftover[(leftover[same] == pd.Series(of)[same]).all(axis=1)]
+    if own.empty:
+        return "–"
+    share = own.groupby(["true_label", "label"])["share"].sum() / own["seed"].nunique()
+    top = share.sort_values(ascending=False).head(2)
+    return ", ".join(f"{true} → {label} {100 * value:.1f} %" for (true, label), value in top.items())
 
 
 def rate_series(results: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:

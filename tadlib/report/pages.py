@@ -119,9 +119,10 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     present = [name for name in PRESETS if (results["preset"] == name).any()]
     parts = [_results_fragment(results[results["preset"] == name], name) for name in present]
     texts = {"results.md": "\n\n".join(filter(None, parts)) or NONE_YET}
-    texts["comparison.md"] = "\n\n".join(
-        _comparison_fragment(results[results["preset"] == name], name) for name in present
-    )
+    left_at = Path(results_dir) / "leftover.parquet"
+    left = load_table(left_at) if left_at.exists() else None
+    parts = [_comparison_fragment(results[results["preset"] == name], name, left) for name in present]
+    texts["comparison.md"] = "\n\n".join(filter(None, parts))
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
@@ -269,18 +270,19 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
     )
 
 
-def _comparison_fragment(results: pd.DataFrame, preset: str) -> str:
+def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFrame | None) -> str:
     """What the runs say of tad as a whole, and the cells where it falls short."""
     pairs = comparisons(results)
     if pairs.empty:
         return ""
-    short = shortfalls(results)
+    short = shortfalls(results, leftover)
     text = f"At scale {preset}, {verdict(pairs)}"
     if short.empty:
         return f"{text} There is no cell where it falls short."
     caption = (
         f"Cells at scale {preset} where tad falls short: no better than {RIVAL}, or less than {ENOUGH:g} of the gap "
-        "closed. Test accuracies, and right labels among those in use by weight (%), means over seeds."
+        "closed. Test accuracies, and right labels among those in use by weight (%), means over seeds; of the "
+        "wrong ones that tad leaves in use, the two largest kinds, as true class → label and share of all weight."
     )
     return f"{text}\n\n{captioned(short, f'short-{preset}', caption)}"
 
