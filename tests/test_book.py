@@ -272,10 +272,10 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     short = report.shortfalls(results)
     assert short["noise"].tolist() == ["symmetric"]
     assert short["falls short by"].tolist() == ["no better than clean-then-distill, no gap"]
-    assert short["right in use: tad"].tolist() == ["70.0"]
+    assert short["tad: right in use"].tolist() == ["70.0"]
     left = pd.DataFrame({"true_label": ["cat", "dog"], "label": ["dog", "cat"], "share": [0.1, 0.2]})
     same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]].iloc[8])
-    (told,) = report.shortfalls(results, left.assign(**same))["most of what is left wrong"]
+    (told,) = report.shortfalls(results, left.assign(**same))["left wrong"]
     assert told == "dog → cat 20.0 %, cat → dog 10.0 %"
     assert report.comparisons(results[:0]).empty
     assert report.shortfalls(results[:8]).empty
@@ -287,6 +287,14 @@ def test_published_figures_are_tables_with_their_sources(tmp_path):
     assert ":name: tab-published-clean" in text
     assert text.count("{cite:p}") == len(pages.PUBLISHED)
     assert "| IDM with RDC | 10 |" in text
+
+
+def test_columns_that_say_the_same_in_every_row_are_told_once():
+    table = pd.DataFrame({"dataset": ["digits"] * 2, "noise": ["a", "b"], "ipc": [1, 10]})
+    shorter, told = pages.folded(table)
+    assert [*shorter] == ["noise", "ipc"]
+    assert told == "In every row: dataset digits."
+    assert pages.folded(table[["noise"]])[1] == ""
 
 
 def test_what_was_run_at_several_rates_is_drawn_against_them():

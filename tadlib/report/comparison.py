@@ -73,9 +73,9 @@ def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> p
         row["gap closed"] = "–" if pd.isna(mean["gap"]) else f"{mean['gap']:.2f}"
         for arm in (RIVAL, "tad"):
             right = results.loc[same & (results["arm"] == arm), "label_accuracy"].astype(float).mean()
-            row[f"right in use: {arm}"] = "–" if pd.isna(right) else f"{100 * right:.1f}"
+            row[f"{arm}: right in use"] = "–" if pd.isna(right) else f"{100 * right:.1f}"
         if leftover is not None:
-            row["most of what is left wrong"] = _left(leftover, of)
+            row["left wrong"] = _left(leftover, of)
         rows.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(rows)
 

@@ -31,6 +31,15 @@ SCALES = {
     "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
 }
+FOLDED = (
+    "dataset",
+    "images",
+    "rate",
+    "method",
+    "ipc",
+    "seeds",
+    "interval over",
+)  # told in the caption where all rows agree
 # figures of others, from files beside the book's pages: name of the file, caption
 PUBLISHED = {
     "noisy": "Published test accuracy (%) under wrong labels, CIFAR-10 {cite:p}`kim2025rdc`.",
@@ -152,6 +161,13 @@ def captioned(table: pd.DataFrame, name: str, caption: str) -> str:
     return f":::{{table}} {caption}\n:name: tab-{name}\n:class: measured\n\n{markdown(table)}\n:::"
 
 
+def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """``table`` without those columns of ``FOLDED`` that hold one value throughout, and a sentence that tells them."""
+    same = [name for name in FOLDED if name in table and table[name].astype(str).nunique() == 1]
+    told = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
+    return table.drop(columns=same), f"In every row: {told}." if same else ""
+
+
 def _trust_fragment(rows: pd.DataFrame) -> str:
     if rows.empty:
         return NONE_YET
@@ -262,9 +278,10 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
     table = results_table(results)
     if table.empty:
         return ""
-    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval."
+    table, told = folded(table.drop(columns="preset"))
+    caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval. {told}"
     return (
-        f"{captioned(table.drop(columns='preset'), f'results-{preset}', caption)}\n\n{provenance(results)}\n\n"
+        f"{captioned(table, f'results-{preset}', caption)}\n\n{provenance(results)}\n\n"
         f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
         f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
     )
@@ -276,13 +293,15 @@ def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFr
     if pairs.empty:
         return ""
     short = shortfalls(results, leftover)
+    short, told = folded(short)
     text = f"At scale {preset}, {verdict(pairs)}"
     if short.empty:
         return f"{text} There is no cell where it falls short."
     caption = (
         f"Cells at scale {preset} where tad falls short: no better than {RIVAL}, or less than {ENOUGH:g} of the gap "
         "closed. Test accuracies, and right labels among those in use by weight (%), means over seeds; of the "
-        "wrong ones that tad leaves in use, the two largest kinds, as true class → label and share of all weight."
+        "wrong ones that tad leaves in use, the two largest kinds, as true class → label and share of all weight. "
+        f"{told}"
     )
     return f"{text}\n\n{captioned(short, f'short-{preset}', caption)}"
 
