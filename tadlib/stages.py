@@ -558,13 +558,18 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
 
 @lru_cache
 def _commit() -> str | None:
-    """The commit of this checkout of tadlib; None where it is installed otherwise."""
+    """The commit of this checkout of tadlib, and a + where its code is changed; None where it is no checkout."""
     here = Path(tadlib.__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
+
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}+" if commit and git("status", "--porcelain", "--", ".") else commit or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
 
 
 ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", "seed", "preset")

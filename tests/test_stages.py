@@ -88,6 +88,22 @@ def finished(tmp_path_factory) -> tuple[Path, dict]:
     return out, stages.run(tiny(out))
 
 
+@pytest.mark.parametrize("changed, expected", [(False, "{}"), (True, "{}+")])
+def test_a_row_tells_the_commit_and_whether_the_code_was_changed_since(tmp_path, monkeypatch, changed, expected):
+    package = tmp_path / "tadlib"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    (tmp_path / "notes").write_text("outside the library")
+    if changed:
+        (package / "__init__.py").write_text("x = 1")
+    monkeypatch.setattr(tadlib, "__file__", str(package / "__init__.py"))
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert stages._commit.__wrapped__() == expected.format(head)
+
+
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
     """A copy of the finished output folder."""

@@ -348,16 +348,18 @@ def _machine(rows: pd.DataFrame) -> str:
 def provenance(results: pd.DataFrame) -> str:
     """One sentence: seeds, networks, hardware, versions and commits of the rows of a table."""
 
-    def values(column: str, shorten: int | None = None) -> str:
+    def values(column: str) -> str:
         if column not in results:
             return "unknown"
-        found = dict.fromkeys(str(value)[:shorten] for value in results[column].dropna())
+        found = dict.fromkeys(str(value) for value in results[column].dropna())
+        if column == "commit":  # its + stands for changes that were not committed
+            found = dict.fromkeys(value[:12] + "+" * value.endswith("+") for value in found)
         return ", ".join(found) or "unknown"
 
     networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
     return (
         f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
-        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit', 12)}."
+        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit')}."
     )
 
 
