@@ -45,7 +45,8 @@ def merge(runs: Path, sets: str | None = None) -> None:
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
         replace_rows(RESULTS / f"{preset}.parquet", of_preset)
-    tad = rows[(rows["arm"] == "tad") & (rows["noise"] != "none")].drop_duplicates(DIVERTED)
+    truth_known = rows["label_accuracy"].notna() & (rows["noise"] != "none")
+    tad = rows[(rows["arm"] == "tad") & truth_known].drop_duplicates(DIVERTED)
     if len(tad):
         keep_leftover(pd.concat([leftover(stages, row) for row in tad.itertuples()]))
     first = rows[rows.seed == rows.groupby(CELL).seed.transform("min")]

@@ -130,7 +130,8 @@ def against_rate(results: pd.DataFrame) -> Figure | None:
                 lower.errorbar(rate, gap, yerr=np.nan_to_num(half), elinewidth=0.8, **look)
         lower.axhline(1, color=arm_look("oracle")[0], linewidth=0.7, linestyle=(0, (6, 1.5, 1, 1.5)))
         lower.set(xlabel="wrong labels (%)", xlim=(0, None))
-        lower.set_ylim(min(0.0, np.nanmin(gap)), max(1.15, np.nanmax(gap) + 0.1))
+        known = gap[np.isfinite(gap)]  # undefined where the oracle is no better than vanilla
+        lower.set_ylim(min([0.0, *known]), max([1.15, *(known + 0.1)]))
         upper.set_title(f"{of['noise']}\n{of['dataset']}, {of['method']}, {of['ipc']} a class", loc="left")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("gap closed by tad")

@@ -31,15 +31,8 @@ SCALES = {
     "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
 }
-FOLDED = (
-    "dataset",
-    "images",
-    "rate",
-    "method",
-    "ipc",
-    "seeds",
-    "interval over",
-)  # told in the caption where all rows agree
+# told in the caption where all rows agree
+FOLDED = ("dataset", "images", "rate", "method", "ipc", "seeds", "interval over")
 # figures of others, from files beside the book's pages: name of the file, caption
 PUBLISHED = {
     "noisy": "Published test accuracy (%) under wrong labels, CIFAR-10 {cite:p}`kim2025rdc`.",
