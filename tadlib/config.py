@@ -157,7 +157,7 @@ def _check_range(full: str, name: str, value: Any) -> None:
         require(value is None or value > 0, f"{full} must be positive, got {value}")
     elif name == "momentum":
         require(0 <= value < 1, f"{full} must be in [0, 1), got {value}")
-    elif name in ("weight_decay", "delta", "consistency", "confidence_penalty", "recalibrate_every"):
+    elif name in ("weight_decay", "draw_power", "delta", "consistency", "confidence_penalty", "recalibrate_every"):
         require(value >= 0, f"{full} must not be negative, got {value}")
 
 

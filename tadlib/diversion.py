@@ -46,7 +46,7 @@ class DiversionConfig:
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
     power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
-    labels: str = "one"  # posterior: in use is "one" label a sample, or "both", the given and the new one
+    labels: str = "both"  # posterior: in use are "both" labels of a sample, the given and the new, or "one"
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.5  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.5  # τ(e) after warm-up ...
@@ -71,7 +71,7 @@ class DiversionConfig:
             known("view", view, VIEWS)
         known("transition", self.transition, ("estimated", "symmetric"))
         known("targets", self.targets, ("posterior", "refined"))
-        known("labels", self.labels, ("one", "both"))
+        known("labels", self.labels, ("both", "one"))
         known("scope", self.scope, ("class", "global"))
         known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
         known("belief", self.belief, ("calibrated", "quantile", "fixed"))
@@ -434,9 +434,7 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
         else:
             relabelled_N = t["space"] == RECALIBRATED
             t["y"], t["weight"] = recalibrate.both(q_NK.float(), loop.given, new_N, relabelled_N, config.power)
-            overruled_N = relabelled_N & (
-                t["y"].argmax(1) == loop.given
-            )  # the given label weighs more than the new one
+            overruled_N = relabelled_N & (t["y"].argmax(1) == loop.given)  # by the given label, which weighs more
             t["space"] = torch.where(overruled_N, UNTRUSTED, t["space"]).to(torch.int8)
     if q_NK is not None and config.targets == "posterior":
         t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)

@@ -29,15 +29,18 @@ SEGMENTS = {
     "lr_lr": 1e-6,
     "lr_teacher": 0.05,
     "batch_syn": 4,
+    "draw_power": 1.0,
 }
 CONFIGS = {
     "mtt": MttConfig(**SEGMENTS),
     "tesla": TeslaConfig(**SEGMENTS),
     "ftd": FtdConfig(**SEGMENTS, ema=0.5),
     "datm": DatmConfig(**SEGMENTS, max_start_initial=1, expansion_end=3, lr_y=5.0, threshold=2.0),
-    "dsa": DsaConfig(iterations=4, outer_steps=2, inner_epochs=1, batch_real=5, batch_train=4, lr_net=0.05),
-    "dm": DmConfig(iterations=4, batch_real=5),
-    "random": RandomConfig(),
+    "dsa": DsaConfig(
+        iterations=4, outer_steps=2, inner_epochs=1, batch_real=5, batch_train=4, lr_net=0.05, draw_power=1.0
+    ),
+    "dm": DmConfig(iterations=4, batch_real=5, draw_power=1.0),
+    "random": RandomConfig(draw_power=1.0),
 }
 LEARNING = [name for name in METHODS if name != "random"]
 
@@ -112,6 +115,14 @@ def test_the_set_is_in_the_order_of_classes_and_its_labels_are_distributions(fin
 def test_images_go_on_being_learned(problem, finished, method):
     first, _ = run(problem, method, replace(CONFIGS[method], iterations=1))
     assert not torch.equal(first.x, finished[method][0].x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_draws_real_images_by_a_power_of_their_weight(problem, finished, method):
+    x, y, w, experts = problem
+    squared = run((x, y, w**0.5, experts), method, replace(CONFIGS[method], draw_power=2.0))
+    torch.testing.assert_close(squared[0].x, finished[method][0].x)
+    assert not torch.equal(run(problem, method, replace(CONFIGS[method], draw_power=20.0))[0].x, finished[method][0].x)
 
 
 def test_random_images_are_real_ones(problem, finished):

@@ -151,22 +151,26 @@ def test_every_student_passes_over_the_set_in_full_batches():
     assert [len(s.index_B) for s in mtt.steps(replace(CONFIG, batch_syn=50), 7, torch.Generator())] == [7] * 4
 
 
-def test_images_to_start_from_are_drawn_in_proportion_to_weight():
+def test_images_to_start_from_are_drawn_in_proportion_to_a_power_of_their_weight():
     n = 40
     x = torch.arange(n).view(n, 1, 1, 1).float()
     label = torch.arange(n) % 2
     y = torch.nn.functional.one_hot(label, 2).float()
     w = torch.zeros(n)
-    w[:8], w[0], w[1] = 1.0, 9.0, 9.0  # per class one sample of weight 9 and three of weight 1
+    w[:8], w[0], w[1] = 0.3, 0.9, 0.9  # per class one sample of weight 0.9 and three of 0.3
     picks = torch.zeros(n)
     for seed in range(200):
-        images, labels = Real.of(x, y, w).choose(1, torch.Generator().manual_seed(seed))
+        images, labels = Real.of(x, y, w, 2.0).choose(1, torch.Generator().manual_seed(seed))
         assert labels.tolist() == [[1, 0], [0, 1]]
         picks[images.flatten().long()] += 1
     assert picks[8:].sum() == 0
     assert 130 < picks[0] < 170  # expected 150, standard deviation 6
     assert 130 < picks[1] < 170
-    images, _ = Real.of(x, y, w).choose(4, torch.Generator())
+    alike = Real.of(x, y, w, 0.0).chance
+    assert alike.tolist() == [1.0] * 8 + [0.0] * 32
+    unlikely = Real.of(x, y, torch.full((n,), 1e-12), 4.0)  # its fourth power is no float32
+    assert len(unlikely.draw(0, n, torch.Generator())) == n // 2
+    images, _ = Real.of(x, y, w, 2.0).choose(4, torch.Generator())
     assert sorted(images.flatten().tolist()) == list(range(8))
     images += 1
     assert x[0] == 0
@@ -175,7 +179,7 @@ def test_images_to_start_from_are_drawn_in_proportion_to_weight():
 def test_soft_labels_count_for_the_class_they_favour():
     x, w = torch.arange(4).view(4, 1, 1, 1).float(), torch.ones(4)
     y = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
-    images, labels = Real.of(x, y, w).choose(2, torch.Generator())
+    images, labels = Real.of(x, y, w, 4.0).choose(2, torch.Generator())
     assert sorted(images.flatten().tolist()[:2]) == [1, 2]
     assert labels.argmax(1).tolist() == [0, 0, 1, 1]
     assert labels.max(1).values.tolist() == [1, 1, 1, 1]

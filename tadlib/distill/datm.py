@@ -81,7 +81,7 @@ def right_images(net: Network, real: Real, experts: Trajectories, epoch: int, ip
     classes must not stop the run).
     """
     right_N = torch.zeros_like(real.label, dtype=torch.bool)
-    usable_N = real.weight > 0
+    usable_N = real.chance > 0
     for expert in range(len(experts)):
         theta_P = experts.read(expert, epoch).to(real.x.device)
         right_N |= (predict(net, theta_P, real.x)[0].argmax(1) == real.label) & usable_N
@@ -89,7 +89,7 @@ def right_images(net: Network, real: Real, experts: Trajectories, epoch: int, ip
         if int(counts_K.min()) >= ipc:
             break
     short_N = (counts_K < ipc)[real.label]
-    return Real(real.x, real.label, torch.where(right_N | short_N, real.weight, 0.0), real.n_classes)
+    return Real(real.x, real.label, torch.where(right_N | short_N, real.chance, 0.0), real.n_classes)
 
 
 def mean_right_logits(net: Network, x_SCHW: Tensor, label_S: Tensor, experts: Trajectories, epoch: int) -> Tensor:
@@ -125,7 +125,7 @@ def start(
     """
     random = mtt.family_generator(seed, x_NCHW.device)
     experts = mtt.require_experts(net, experts, config)
-    real = Real.of(x_NCHW, y_NK, w_N)
+    real = Real.of(x_NCHW, y_NK, w_N, config.draw_power)
     if config.init == "correct":
         real = right_images(net, real, experts, config.last_epoch, ipc)
     x_SCHW, y_SK = real.choose(ipc, random)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
 from tadlib.networks import Network
 from tadlib.rng import generator
 
 
 @dataclass(frozen=True)
-class DmConfig:
+class DmConfig(Drawing):
     """Settings of DM; defaults are those of its code."""
 
     iterations: int = 20000  # fresh networks
@@ -53,7 +53,7 @@ def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, conf
         InputError: when a class has fewer than ``ipc`` usable images.
     """
     random = generator(seed, "dm", device=x_NCHW.device)
-    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N), config, random, ipc=ipc)
+    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), config, random, ipc=ipc)
 
 
 def class_gradient(

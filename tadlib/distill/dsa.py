@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
 from tadlib.matching import soft_cross_entropy
 from tadlib.networks import Network
@@ -28,7 +28,7 @@ EPSILON = 1e-6  # keeps the cosine of a row of zeros finite, as in DC's code
 
 
 @dataclass(frozen=True)
-class DsaConfig:
+class DsaConfig(Drawing):
     """Settings of DSA; defaults are those of its code for 10 images a class."""
 
     iterations: int = 1000  # fresh networks
@@ -69,7 +69,7 @@ def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, conf
         InputError: when a class has fewer than ``ipc`` usable images.
     """
     random = generator(seed, "dsa", device=x_NCHW.device)
-    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N), config, random, ipc=ipc)
+    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), config, random, ipc=ipc)
 
 
 def class_gradient(

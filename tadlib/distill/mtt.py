@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import known, require
 from tadlib.experts import Trajectories
 from tadlib.matching import GRADIENTS, Step, match, soft_cross_entropy
@@ -26,7 +26,7 @@ MAX_LOG_STEP = 0.1  # the learning rate changes by at most this factor's log in 
 
 
 @dataclass(frozen=True)
-class MttConfig:
+class MttConfig(Drawing):
     """Settings of MTT; names follow its paper. Learning rates are per iteration of plain SGD with momentum."""
 
     iterations: int = 5000
@@ -105,7 +105,7 @@ def start(
         InputError: when a class has fewer than ``ipc`` usable images, or the trajectories are too short.
     """
     random = family_generator(seed, x_NCHW.device)
-    first = Real.of(x_NCHW, y_NK, w_N).choose(ipc, random)
+    first = Real.of(x_NCHW, y_NK, w_N, config.draw_power).choose(ipc, random)
     return begin(net, require_experts(net, experts, config), config, random, *first)
 
 

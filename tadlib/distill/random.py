@@ -1,6 +1,7 @@
 """Random: real images of the refined set as they are, the baseline of every table.
 
-They are chosen as the other methods choose the images they start from: by label in use, in proportion to weight.
+They are chosen as the other methods choose the images they start from: by label in use, the surest more often
+(:class:`tadlib.distill.synthetic.Drawing`).
 """
 
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from tadlib.distill.loop import Loop, driver, start_from_real
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
 from tadlib.networks import Network
 from tadlib.rng import generator
 
 
 @dataclass(frozen=True)
-class RandomConfig:
+class RandomConfig(Drawing):
     """Settings of the baseline."""
 
     iterations: ClassVar[int] = 0
@@ -33,7 +34,7 @@ def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, conf
         InputError: when a class has fewer than ``ipc`` usable images.
     """
     random = generator(seed, "random", device=x_NCHW.device)
-    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N), config, random, ipc=ipc)
+    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), config, random, ipc=ipc)
 
 
 def advance(loop: Loop) -> None:

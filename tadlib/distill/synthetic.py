@@ -25,27 +25,40 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
-class Real:
-    """The refined set as methods draw from it: a class is its label in use, a sample's chance its weight.
+class Drawing:
+    """What the settings of all methods have in common: each draws real images, to start from or to match.
 
-    ``x`` (N, C, H, W), ``label`` (N,), ``weight`` (N,).
+    Networks learn best from nearly all samples, at weights that tell likely from unlikely labels. Images that are
+    copied, or whose mean is matched, should be typical of their class: so they are drawn with a chance in proportion
+    to weight^``draw_power`` (our choice; of no effect where weights are 0 or 1, as in every arm but ``tad``).
+    """
+
+    draw_power: float = 4.0
+
+
+@dataclass(frozen=True)
+class Real:
+    """The refined set as methods draw from it: a class is its label in use.
+
+    ``x`` (N, C, H, W), ``label`` (N,), ``chance`` (N,) of a sample among those of its class, up to a factor.
     """
 
     x: Tensor
     label: Tensor
-    weight: Tensor
+    chance: Tensor
     n_classes: int
 
     @staticmethod
-    def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor) -> "Real":
-        """From images, label distributions and weights; the label in use is the most likely one."""
-        return Real(x_NCHW, y_NK.argmax(1), w_N, y_NK.shape[1])
+    def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, power: float) -> "Real":
+        """From images, label distributions and weights; the label in use is the most likely one, the chance w^power."""
+        chance_N = torch.where(w_N > 0, (w_N**power).clamp_min(1e-30), 0.0)  # a sample in use can be drawn
+        return Real(x_NCHW, y_NK.argmax(1), chance_N, y_NK.shape[1])
 
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Places (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
-        weight_N = torch.where(self.label == k, self.weight, 0.0)
-        available = int((weight_N > 0).sum())
-        return torch.multinomial(weight_N, min(n, available), generator=generator)
+        chance_N = torch.where(self.label == k, self.chance, 0.0)
+        available = int((chance_N > 0).sum())
+        return torch.multinomial(chance_N, min(n, available), generator=generator)
 
     def choose(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
@@ -54,7 +67,7 @@ class Real:
             InputError: when a class has fewer than ``ipc`` images of positive weight.
         """
         require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
-        counts = torch.bincount(self.label[self.weight > 0], minlength=self.n_classes).tolist()
+        counts = torch.bincount(self.label[self.chance > 0], minlength=self.n_classes).tolist()
         for k, available in enumerate(counts):
             require(
                 available >= ipc, f"ipc must not exceed the images of a class: class {k} has {available}, got {ipc}"
