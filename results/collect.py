@@ -21,7 +21,7 @@ from tadlib import report
 from tadlib.artifacts import StageFolder, load_table, replacing, save_table, write_atomic
 from tadlib.errors import InputError
 from tadlib.report.tables import CELL
-from tadlib.stages import load_distilled, result_table
+from tadlib.stages import load_distilled, load_refined, result_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -66,12 +66,13 @@ def distilled_at(stages: Path, row) -> StageFolder:
 def leftover(stages: Path, row) -> pd.DataFrame:
     """Which wrong labels are in use after diversion: share of all weight by true class and label, largest first."""
     distilled = distilled_at(stages, row)
-    labels_at = stages / "divert" / distilled.manifest()["inputs"]["divert"] / "labels.parquet"
-    labels, names = load_table(labels_at), load_distilled(distilled.path / "distilled.safetensors").class_names
-    wrong = labels[labels["label"] != labels["true_label"]]
-    share = wrong.groupby(["true_label", "label"])["weight"].sum() / labels["weight"].sum()
-    table = share[share > 0].sort_values(ascending=False).head(LEFT).rename("share").reset_index()
-    table["true_label"], table["label"] = (table[c].map(lambda k: names[k]) for c in ("true_label", "label"))
+    diverted = stages / "divert" / distilled.manifest()["inputs"]["divert"]
+    refined, names = load_refined(diverted), load_distilled(distilled.path / "distilled.safetensors").class_names
+    mass_NK = pd.DataFrame((refined.y * refined.weight[:, None]).numpy(), columns=names)
+    true_N = load_table(diverted / "labels.parquet")["true_label"].map(lambda k: names[k]).rename("true_label")
+    share = (mass_NK.groupby(true_N).sum() / mass_NK.sum().sum()).rename_axis(columns="label").stack()
+    table = share[share > 0].sort_values(ascending=False).rename("share").reset_index()
+    table = table[table["true_label"] != table["label"]].head(LEFT)
     return table.assign(**{name: getattr(row, name) for name in (*DIVERTED, "commit", "config_hash")})
 
 
