@@ -1,10 +1,10 @@
-"""What a network learns from each set of labels: given, trusted alone, refined, both labels of a sample, true.
+"""What a network learns from each set of labels: given, trusted alone, refined, one label a sample, true.
 
     python benchmarks/refined.py --root DATA
     python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --seeds 0
 
 The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at their weights; ``refined`` has the
-recalibrated ones besides, and ``both`` is the refined set of ``divert_labels="both"``. The same network is trained on
+new labels of the others besides, and ``one`` is the refined set of ``divert_labels="one"``. The same network is trained on
 each for the epochs and with the settings of the auditors, then tested on the true test labels. Finished cells are found
 in ``--results`` and left alone; the stages before are kept under ``--out``, where ``benchmarks/trust.py`` puts them
 too. ``--time-limit MINUTES`` starts no cell after that.
@@ -36,12 +36,12 @@ def accuracies(config: Config) -> dict[str, float]:
     data, net, loop = cell.dataset(config), cell.network(config), config.divert
     ones = torch.ones_like(refined.weight)
     trusted_w = refined.weight * (refined.space == diversion.TRUSTED)
-    both = stages.load_refined(stages.divert(config.with_params(divert_labels="both"))).to(config.torch_device)
+    one = stages.load_refined(stages.divert(config.with_params(divert_labels="one"))).to(config.torch_device)
     sets = {
         "given": (one_hot(refined.given, data.n_classes), ones),
         "trusted": (one_hot(refined.given, data.n_classes), trusted_w),
+        "one": (one.y, one.weight),
         "refined": (refined.y, refined.weight),
-        "both": (both.y, both.weight),
         "true": (one_hot(true_N.to(ones.device), data.n_classes), ones),
     }
     found = {}
