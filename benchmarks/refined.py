@@ -4,10 +4,10 @@
     python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --seeds 0
 
 The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at their weights; ``refined`` has the
-new labels of the others besides, and ``one`` is the refined set of ``divert_labels="one"``. The same network is trained on
-each for the epochs and with the settings of the auditors, then tested on the true test labels. Finished cells are found
-in ``--results`` and left alone; the stages before are kept under ``--out``, where ``benchmarks/trust.py`` puts them
-too. ``--time-limit MINUTES`` starts no cell after that.
+new labels of the others besides, and ``one`` is the refined set of ``divert_labels="one"``. The same network is trained
+on each for the epochs and with the settings of the auditors, then tested on the true test labels. Finished cells are
+found in ``--results`` and left alone; the stages before are kept under ``--out``, where ``benchmarks/trust.py`` puts
+them too. ``--time-limit MINUTES`` starts no cell after that.
 """
 
 import argparse
