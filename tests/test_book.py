@@ -267,7 +267,7 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     assert pairs["gap"].round(6).tolist()[:2] == [1.0, 0.75]
     assert pairs["gap"].isna().tolist() == [False, False, True]  # the oracle is worse than vanilla: no gap
     text = report.verdict(pairs)
-    assert "in 2 of 3 runs (67 %)" in text
+    assert "in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1." in text
     assert "closes 0.88 of the gap, averaged over one cell" in text
     assert "In one run there is no gap" in text
     short = report.shortfalls(results)

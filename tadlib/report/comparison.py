@@ -34,11 +34,16 @@ def comparisons(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(pairs: pd.DataFrame) -> str:
-    """What :func:`comparisons` say, in two sentences; there must be at least one."""
+    """What :func:`comparisons` say, in all and by seed, in two sentences; there must be at least one."""
     require(len(pairs) > 0, "there is no cell and seed with all arms to compare")
-    wins, runs = int((pairs["tad"] > pairs[RIVAL]).sum()), len(pairs)
+    won = pairs["tad"] > pairs[RIVAL]
+    wins, runs = int(won.sum()), len(pairs)
     gaps = pairs.groupby(CELL)["gap"].mean().dropna().tolist()  # cells count alike, however many seeds they have
-    text = f"tad is above {RIVAL} in {wins} of {runs} runs ({100 * wins / runs:.0f} %)."
+    text = f"tad is above {RIVAL} in {wins} of {runs} runs ({100 * wins / runs:.0f} %)"
+    by_seed = won.groupby(pairs["seed"]).agg(["sum", "count"])
+    if len(by_seed) > 1:
+        text += ": " + ", ".join(f"{won} of {all_} of seed {seed}" for seed, won, all_ in by_seed.itertuples())
+    text += "."
     if gaps:
         text += (
             f" It closes {with_interval(*mean_ci95(gaps), 1, 2)} of the gap, averaged over {_count(len(gaps), 'cell')}."
