@@ -16,6 +16,13 @@ function explore(root, kind, data) {
     make("select", {}, ...options.map(([value, text]) => make("option", { value }, text)));
   const slider = (low, high, step, value) => make("input", { type: "range", min: low, max: high, step, value });
   const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)} %`;
+  /* Round numbers, about five, from below low to above high. */
+  const ticks = (low, high) => {
+    const raw = (high - low) / 5, power = 10 ** Math.floor(Math.log10(raw));
+    const step = power * [1, 2, 5, 10].find((m) => m * power >= raw);
+    const first = Math.floor(low / step), count = Math.ceil(high / step) - first;
+    return Array.from({ length: count + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
+  };
   const status = make("p", { "aria-live": "polite", class: "said" });
   const stage = make("div", { class: "stage" });
   const controls = make("div", { class: "controls" });
@@ -219,14 +226,20 @@ function explore(root, kind, data) {
       const draw = () => {
         const rows = data.rows.filter((row) => row.group === group.value && row[along.value] !== null);
         const most = Math.max(...rows.map((row) => row[along.value])) * 1.06 || 1;
-        const x = (value) => left + (value / most) * (W - left - right), y = (value) => top + (1 - value) * (H - top - bottom);
-        const ticks = [0, 0.25, 0.5, 0.75, 1];
+        const ends = (sign) => rows.map((row) => 100 * (row.accuracy + sign * (row.half ?? 0)));
+        const low = Math.max(0, Math.min(...ends(-1))), high = Math.min(100, Math.max(...ends(1), low + 1));
+        const across = ticks(0, most).filter((t) => t <= most), up = ticks(low, high);
+        const [floor, ceiling] = [up[0] / 100, up.at(-1) / 100];
+        const x = (value) => left + (value / most) * (W - left - right);
+        const y = (value) => top + ((ceiling - value) / (ceiling - floor)) * (H - top - bottom);
         const text = (content, attributes) => svg("text", attributes, content);
-        const grid = ticks.flatMap((t) => [
-          svg("line", { x1: left, x2: W - right, y1: y(t), y2: y(t), class: "grid" }),
-          text(`${100 * t}`, { x: left - 8, y: y(t) + 4, "text-anchor": "end" }),
-          text(Number((most * t).toPrecision(2)), { x: x(most * t), y: H - bottom + 18, "text-anchor": "middle" }),
-        ]);
+        const grid = [
+          ...up.flatMap((t) => [
+            svg("line", { x1: left, x2: W - right, y1: y(t / 100), y2: y(t / 100), class: "grid" }),
+            text(t, { x: left - 8, y: y(t / 100) + 4, "text-anchor": "end" }),
+          ]),
+          ...across.map((t) => text(t, { x: x(t), y: H - bottom + 18, "text-anchor": "middle" })),
+        ];
         const tell = (row) =>
           `${row.arm}, ${row.method}, ${row.ipc} images a class, seed ${row.seed}: accuracy ${percent(row.accuracy, 1)}` +
           `${row.half === null ? "" : ` ± ${(100 * row.half).toFixed(1)}`}, ${data.axes[along.value]} ${Number(row[along.value].toPrecision(3))}.`;
