@@ -194,8 +194,10 @@ def dress(source: Path, executed: Path, note: str) -> None:
             cell.metadata = now.metadata
             if cell.cell_type == "markdown":
                 cell.source = now.source
-    first = notebook.cells[0]
-    if note and first.cell_type == "markdown" and "\n\n" in first.source and note not in first.source:
+    first, title_now = notebook.cells[0], committed.cells[0]
+    if first.cell_type == title_now.cell_type == "markdown":
+        first.source = title_now.source  # whatever else has changed; without the note of an earlier rendering
+    if note and first.cell_type == "markdown" and "\n\n" in first.source:
         title, question, *rest = first.source.split("\n\n")
         first.source = "\n\n".join([title, question, note, *rest])
     for cell in notebook.cells:
