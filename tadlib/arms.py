@@ -34,7 +34,7 @@ def vanilla(net, x_NCHW, given_N, n_classes, config, *, seed, true_N=None, **hoo
 
 
 def oracle(net, x_NCHW, given_N, n_classes, config, *, seed, true_N=None, **hooks) -> RefinedSet:
-    """The true labels: what no method can pass. InputError where they are unknown."""
+    """The true labels of all samples: as good as labels can be. InputError where they are unknown."""
     require(true_N is not None, "arm oracle needs the true labels, which this data set does not have")
     return _as_they_are(given_N, true_N, n_classes)
 
