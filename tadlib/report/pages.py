@@ -344,7 +344,7 @@ def provenance(results: pd.DataFrame) -> str:
     def values(column: str) -> str:
         if column not in results:
             return "unknown"
-        found = dict.fromkeys(str(value) for value in results[column].dropna())
+        found = dict.fromkeys(str(value) for value in results[column].dropna().sort_values())
         if column == "commit":  # its + stands for changes that were not committed
             found = dict.fromkeys(value[:12] + "+" * value.endswith("+") for value in found)
         return ", ".join(found) or "unknown"
