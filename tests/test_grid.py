@@ -158,6 +158,12 @@ def test_what_cells_share_is_one_job_each(tmp_path):
     }
 
 
+def test_a_job_names_all_that_defines_its_cell_whatever_the_notebook_has_as_an_example(tmp_path):
+    (job,) = jobs_of(tmp_path, "blocks: [{dataset: digits, arm: vanilla, preset: smoke, method: dm}]")
+    defining = {"noise": "none", "rate": 0.0, "ipc": 10, "seed": 0}
+    assert job.params == {"dataset": "digits", "arm": "vanilla", "preset": "smoke", "method": "dm"} | defining
+
+
 def test_every_job_comes_after_what_it_needs(tmp_path):
     seen: set[str] = set()
     for job in jobs_of(tmp_path):

@@ -23,6 +23,7 @@ from tadlib.grid.load import Grid
 
 SHARED = ("noise", "divert", "experts")
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "cell.ipynb"
+DEFINING = ("dataset", "noise", "rate", "arm", "method", "ipc", "seed", "preset")  # a cell, its settings apart
 SHOWN_WITH = ("stages", "cell", "distilled", "report")  # code of the notebook beside that of the stages
 
 
@@ -37,7 +38,8 @@ class Job:
     needs: tuple[str, ...]
     """Targets of the jobs that come before it."""
     params: Mapping[str, Any]
-    """What the grid says of the cell, or of one of the cells that share the stage."""
+    """What the grid says of the cell, or of one of the cells that share the stage, and what defines a cell besides: the
+    notebook has examples for these, which must not stand in for what a grid leaves out."""
     cell: str
     """Name of that cell."""
     key: str
@@ -54,10 +56,11 @@ def grid_jobs(grid: Grid, notebook: Path = NOTEBOOK) -> list[Job]:
     shown = {"notebook": notebook_code(notebook), "code": code_version(*SHOWN_WITH)}
     for cell in grid.cells:
         planned = stages.plan(cell.config)
+        params = {**{name: getattr(cell.config, name) for name in DEFINING}, **cell.given}
         needs: tuple[str, ...] = ()
         for stage in _shared(cell.config, planned):
             target = f"{stage}/{planned[stage].key}/{MANIFEST}"
-            jobs.setdefault(target, Job(stage, target, needs, cell.given, cell.name, planned[stage].key))
+            jobs.setdefault(target, Job(stage, target, needs, params, cell.name, planned[stage].key))
             needs = (target,)
         evaluated = planned["evaluate"].key
         key = content_key({"params": portable(cell.config), "evaluate": evaluated, **shown})
@@ -65,7 +68,7 @@ def grid_jobs(grid: Grid, notebook: Path = NOTEBOOK) -> list[Job]:
         # cells with the same distilled set, such as oracles under two noises: one after the other, not both at once
         leader = first_with.setdefault(planned["distill"].key, target)
         needs += () if leader == target else (leader,)
-        jobs[target] = Job("cell", target, needs, cell.given, cell.name, evaluated)
+        jobs[target] = Job("cell", target, needs, params, cell.name, evaluated)
     return list(jobs.values())
 
 
