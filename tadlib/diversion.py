@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib import posterior, recalibrate, trust
+from tadlib import patches, posterior, recalibrate, transition, trust
 from tadlib.errors import known, require
 from tadlib.networks import Network
 from tadlib.rng import generator
@@ -23,7 +23,7 @@ from tadlib.training import Sgd, State, one_hot, predict, train_epoch
 
 UNTRUSTED, RECALIBRATED, TRUSTED = 0, 1, 2
 SPACES = ("untrusted", "recalibrated", "trusted")
-VIEWS = ("network", "training", "anchors")  # what the posterior is pooled from
+VIEWS = ("network", "training", "anchors", "patches")  # what the posterior is pooled from
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DiversionConfig:
     """Settings of the dual loop. Each can be switched off on its own; what the paper does not fix is our choice."""
 
     epochs: int = 20  # E, rounds in all
-    warmup: int = 5  # rounds on the given labels before the first diversion
+    warmup: int = 5  # rounds before the first diversion
     auditors: int = 1  # A, networks whose evidence is averaged
     lr: float = 0.02
     momentum: float = 0.9
@@ -40,9 +40,11 @@ class DiversionConfig:
     augmentation: str = "crop_scale_rotate"
     average: float = 0.99  # per step, of an auditor's parameters; predictions are the average's; 0 = the last ones
     evidence: str = "posterior"  # of the true label; or "fused" ranks of two margins, or the paper's "loss"
-    views: str = "network+training+anchors"  # posterior: class probabilities that are pooled
-    transition: str = "estimated"  # posterior: T from the data, or "symmetric", its directions levelled
-    sharpness: float = 3.0  # posterior: of the predictions after warm-up, from which T is estimated
+    views: str = "network+training+anchors+patches"  # posterior: class probabilities that are pooled
+    patches_weight: float = 2.0  # posterior: the view from patches counts as that many others
+    patches_filters: int = 64  # posterior: M, most filters of the auditor in closed form
+    transition: str = "estimated"  # posterior: T from the data, or "symmetric", without directions
+    begin: str = "patches"  # posterior: in warm-up auditors learn the posterior from "patches", or "given" labels
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
     power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
@@ -55,7 +57,7 @@ class DiversionConfig:
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
-    look_every: int = 2  # rounds between two passes over all samples after warm-up; the last round always has one
+    look_every: int = 5  # rounds between two passes over all samples after warm-up; the last round always has one
     recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
@@ -79,7 +81,9 @@ class DiversionConfig:
         require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         require(1 <= self.warmup <= self.epochs, f"warmup must be in [1, epochs={self.epochs}], got {self.warmup}")
         require(self.look_every >= 1, f"look_every must be at least 1, got {self.look_every}")
-        require(self.sharpness > 0, f"sharpness must be positive, got {self.sharpness}")
+        known("begin", self.begin, ("patches", "given"))
+        require(self.patches_weight > 0, f"patches_weight must be positive, got {self.patches_weight}")
+        require(self.patches_filters >= 2, f"patches_filters must be at least 2, got {self.patches_filters}")
         require(self.power >= 0, f"power must not be negative, got {self.power}")
         for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
@@ -249,10 +253,32 @@ def start(
     }
     tensors["target"] = tensors["y"]  # what auditors learn
     tensors["learn"] = tensors["labelled"].float()  # with which weight
+    if config.evidence == "posterior":
+        tensors |= _in_closed_form(
+            x_NCHW, tensors["y"], given_N, tensors["labelled"], config, generator(seed, name, "patches")
+        )
     for a in range(config.auditors):
         tensors[f"theta/{a}"] = net.init(seed, name, a)
     generators = [generator(seed, name, a, "train", device=device) for a in range(config.auditors)]
     return Loop(net, config, x_NCHW, given_N, n_classes, true_N, generators, tensors)
+
+
+def _in_closed_form(x_NCHW, given_NK, given_N, labelled_N, config: DiversionConfig, random) -> dict[str, Tensor]:
+    """What the auditor in closed form says before any network is trained: how labels flip, and p(y | x)."""
+    r_NK = patches.left_out(
+        x_NCHW,
+        given_NK,
+        labelled_N,
+        count=config.patches_filters,
+        mirror="flip" in config.augmentation.split("_"),
+        generator=random,
+    )
+    best = transition.explain(r_NK, given_N, directions=config.transition == "estimated")
+    found = {"transition": best.transition, "patches": best.view(r_NK)}
+    if config.targets == "posterior" and config.begin == "patches" and "patches" in config.views.split("+"):
+        q_NK = posterior.posterior(found["patches"].double().log(), given_N, best.transition)
+        found["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)
+    return found
 
 
 def _labelled(given_N: Tensor, n_classes: int, holdout: float, random: torch.Generator) -> Tensor:
@@ -445,7 +471,7 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
 
 
 def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
-    """q (N, K): the posterior of the true label (:mod:`tadlib.posterior`); keeps T and notes what was estimated."""
+    """q (N, K): the posterior of the true label (:mod:`tadlib.posterior`); notes what was estimated."""
     config, t = loop.config, loop.tensors
     if "anchors" in config.views and features is not None:
         # the responsibilities of the round before say which samples stand for a class
@@ -453,34 +479,13 @@ def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
         fitted_N = t["labelled"]
         row["temperature"] = recalibrate.temperature(d_NK[fitted_N], t["target"][fitted_N].argmax(1))
         t["anchored"] = trust.ema(t.get("anchored"), (-d_NK / (2 * row["temperature"])).softmax(1), config.look_ema)
-    views = {"network": t["p"], "training": t["seen"]}
+    views = {"network": t["p"], "training": t["seen"], "patches": t["patches"]}
     views |= {"anchors": t["anchored"]} if "anchored" in t else {}
-    log_p_NK = posterior.pool([views[view] for view in config.views.split("+")])
-    reference_N, learned_N = _reference(loop), t["labelled"]
+    pooled = config.views.split("+")
+    weights = [config.patches_weight if view == "patches" else 1.0 for view in pooled]
+    log_p_NK = posterior.pool([views[view] for view in pooled], weights)
+    reference_N = _reference(loop)
     held_out = log_p_NK[reference_N], loop.given[reference_N]
-    learned = log_p_NK[learned_N], loop.given[learned_N]  # T comes from these, so that the others can judge it
-    if "keep" not in t or config.targets != "posterior":
-        t["transition"] = posterior.estimate_transition(*learned, sharpness=config.sharpness)
-        t["keep"] = t["transition"].diagonal().mean()
-    else:
-        # where auditors have become sure, even mildly sharpened predictions tell how many labels are right
-        mild_KK = posterior.estimate_transition(*learned, sharpness=config.sharpness / 2)
-        t["keep"] = torch.minimum(t["keep"], mild_KK.diagonal().mean())
-        t["transition"] = posterior.transition_of_rate(*learned, t["keep"].item())
-    if config.holdout:
-        row["certain_agreement"] = posterior.certain_agreement(*held_out)
-        if row["certain_agreement"] > t["transition"].diagonal().mean():
-            t["transition"] = posterior.transition_of_rate(*learned, row["certain_agreement"])
-        t["transition"], row["shrunk"] = posterior.shrink(t["transition"], *held_out)
-        if 2 * loop.epoch > config.epochs + config.warmup and config.targets == "posterior":
-            # predictions are no longer of given labels alone, so that held-out labels can tell the rate
-            likely_KK = posterior.likeliest_transition(learned, held_out)
-            gain = posterior.best_log_likelihood(*held_out, likely_KK)
-            gain -= posterior.best_log_likelihood(*held_out, t["transition"])
-            if gain * len(held_out[1]) > posterior.SIGNIFICANT:
-                t["transition"], t["keep"] = likely_KK, likely_KK.diagonal().mean()
-    if config.transition == "symmetric":
-        t["transition"] = posterior.symmetric(t["transition"])
     b = posterior.sharpest(*held_out, t["transition"])
     row["exponent"] = b
     row["kept"] = t["transition"].diagonal().mean().item()

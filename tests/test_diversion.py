@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_trust import sklearn_mixture
 
-from tadlib import data, diversion, noise
+from tadlib import data, diversion, noise, posterior
 from tadlib.arms import ARMS, loss_filter, refine
 from tadlib.artifacts import StageFolder
 from tadlib.diversion import RECALIBRATED, TRUSTED, UNTRUSTED, DiversionConfig, RefinedSet, divert
@@ -83,9 +83,13 @@ SWITCHES = [
     (TINY, {"evidence": "fused"}),
     (TINY, {"views": "network"}),
     (TINY, {"views": "training+anchors"}),
+    (TINY, {"views": "patches"}),
+    (TINY, {"views": "network+training+anchors"}),
     (TINY, {"average": 0.0}),
     (TINY, {"transition": "symmetric"}),
-    (TINY, {"sharpness": 1.5}),
+    (TINY, {"begin": "given"}),
+    (TINY, {"patches_weight": 0.5}),
+    (TINY, {"patches_filters": 8}),
     (TINY, {"targets": "refined"}),
     (TINY, {"bootstrap": 0.3}),
     (TINY, {"power": 0.0}),
@@ -230,10 +234,12 @@ def test_held_out_labels_are_never_trained_on(tiny):
     assert torch.equal(loop.tensors["theta/0"], theta)
 
 
-def test_warm_up_is_plain_training_on_the_given_labels(tiny):
+@pytest.mark.parametrize("change", [{"begin": "given"}, {"views": "network"}, {"evidence": "loss"}], ids=str)
+def test_warm_up_is_plain_training_on_the_given_labels_where_patches_have_no_say(tiny, change):
     x, given, _ = tiny
-    config = replace(TINY, warmup=3)
+    config = replace(TINY, warmup=3, **change)
     loop = diversion.start(SMALL, x, given, K, config, seed=0)
+    assert torch.equal(loop.tensors["target"], one_hot(given, K))
     theta, velocity, random = loop.tensors["theta/0"], None, loop.generators[0].clone_state()
     labelled = loop.tensors["labelled"].float()
     for _ in range(2):
@@ -254,6 +260,17 @@ def test_warm_up_is_plain_training_on_the_given_labels(tiny):
         )
         theta, velocity = state.theta, state.velocity
     assert torch.equal(loop.tensors["theta/0"], theta)
+
+
+def test_warm_up_begins_with_what_patches_say(tiny):
+    x, given, true = tiny
+    loop = diversion.start(SMALL, x, given, K, TINY, seed=0)
+    t = loop.tensors
+    q = posterior.posterior(t["patches"].double().log(), given, t["transition"]).float()
+    assert torch.equal(t["target"], q)
+    assert (q.argmax(1) == true).double().mean() > (given == true).double().mean() + 0.05
+    half = diversion.start(SMALL, x, given, K, replace(TINY, bootstrap=0.5), seed=0).tensors["target"]
+    torch.testing.assert_close(half, (q + one_hot(given, K)) / 2)
 
 
 def test_predictions_on_the_way_are_those_before_each_step(tiny):
@@ -415,6 +432,9 @@ def test_images_that_are_not_numbers_are_refused(tiny):
         ({"evidence": "rumour"}, "unknown evidence 'rumour'"),
         ({"views": "network+rumour"}, "unknown view 'rumour'"),
         ({"transition": "maybe"}, "unknown transition 'maybe'"),
+        ({"begin": "middle"}, "unknown begin 'middle'"),
+        ({"patches_weight": 0.0}, "patches_weight must be positive, got 0.0"),
+        ({"patches_filters": 1}, "patches_filters must be at least 2, got 1"),
         ({"auditors": 0}, "auditors must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"warmup": 0}, r"warmup must be in \[1, epochs=3\], got 0"),
