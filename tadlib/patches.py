@@ -8,7 +8,7 @@ samples at once from one factorisation (Allen 1974):
 
     r_i = ỹ_i − (ỹ_i − ŷ_i) / (1 − h_i),    ŷ = Hỹ,    H = 1/N + Z (ZᵀZ + λI)⁻¹ Zᵀ,    h = diag H.
 
-The features Z need no labels: the filters are patches of the images themselves, whitened (Coates, Lee & Ng 2011), and
+The features Z need no labels: the filters are patches of the images themselves, whitened (Coates, Ng & Lee 2011), and
 their rectified responses are averaged over the cells of a grid. That the method uses such an auditor is our choice.
 """
 

@@ -65,7 +65,7 @@ def unmix(r_NK: Tensor, transition_KK: Tensor) -> Tensor:
 def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
     """L(T) − α Σ_k π_k log(π_k / p̄_k) of p(y | x) (N, K), a number; classes that no sample is given do not count."""
     share_K = torch.bincount(given_N, minlength=p_NK.shape[1]).to(p_NK.dtype) / len(given_N)
-    at_given_N = (p_NK * transition_KK[:, given_N].T).sum(1)
+    at_given_N = (p_NK @ transition_KK).gather(1, given_N[:, None])[:, 0]
     off = (share_K * p_NK.mean(0).clamp_min(1e-9).log()).sum() - torch.xlogy(share_K, share_K).sum()
     return at_given_N.clamp_min(1e-9).log().mean() + BALANCE * off
 
@@ -78,26 +78,31 @@ def price(n: int, n_classes: int) -> float:
 def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
     """The best matrix among those without a direction, :func:`level` of :data:`RATES`; each has one parameter."""
     best: Explanation | None = None
+    near = SCALES[len(SCALES) // 2]
     for rate in RATES:
-        found = _scaled(r_NK, given_N, level(rate, r_NK.shape[1], r_NK.device), free=int(rate > 0))
+        found = _scaled(r_NK, given_N, level(rate, r_NK.shape[1], r_NK.device), int(rate > 0), near)
+        near = found.scale
         if best is None or found.score > best.score:
             best = found
     assert best is not None
     return best
 
 
-def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, free: int) -> Explanation:
-    """The scale with the best score, uphill from the middle of the grid."""
+def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, free: int, near: float) -> Explanation:
+    """The scale with the best score, uphill on the grid from the one ``near``."""
     transition_KK = level_KK.to(r_NK.dtype)
-    p_NK, place = unmix(r_NK, transition_KK), len(SCALES) // 2
+    p_NK, place = unmix(r_NK, transition_KK), SCALES.index(near)
 
     def value(place: int) -> float:
         return objective((SCALES[place] * p_NK).softmax(1), given_N, transition_KK).item()
 
     best = value(place)
     for step in (1, -1):
+        start = place
         while 0 <= place + step < len(SCALES) and (further := value(place + step)) > best:
             best, place = further, place + step
+        if place != start:
+            break
     return Explanation(level_KK, SCALES[place], best - price(*r_NK.shape) * free)
 
 
@@ -135,8 +140,7 @@ def _ascend(r_NK, given_N, odds_KK, shared, log_scale, free_KK, steps):
     off_diagonal_KK = 1 - torch.eye(len(odds_KK), dtype=r_NK.dtype, device=r_NK.device)
     for step in range(1, steps + 2):
         odds_KK, shared, log_scale = (v.detach().requires_grad_() for v in values)
-        # a class keeps its label more often than it gets any other: log odds stay below 0
-        transition_KK = (torch.where(free_KK, odds_KK, shared).clamp_max(0) * off_diagonal_KK).softmax(1)
+        transition_KK = (torch.where(free_KK, odds_KK, shared) * off_diagonal_KK).softmax(1)
         value = objective((log_scale.exp() * unmix(r_NK, transition_KK)).softmax(1), given_N, transition_KK)
         if step > steps:
             break
@@ -145,6 +149,8 @@ def _ascend(r_NK, given_N, odds_KK, shared, log_scale, free_KK, steps):
             squares[i].lerp_(gradient.square(), 1 - 0.999)
             ahead = means[i] / (1 - 0.9**step) / ((squares[i] / (1 - 0.999**step)).sqrt() + 1e-8)
             values[i] = values[i] + STEP * ahead
+        # a class keeps its label more often than it gets any other: log odds stay below 0
+        values[0], values[1] = values[0].clamp_max(0), values[1].clamp_max(0)
     return odds_KK.detach(), shared.detach(), log_scale.detach(), transition_KK.detach(), value.item()
 
 
