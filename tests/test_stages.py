@@ -1,5 +1,6 @@
 """Promises of tadlib.stages and tadlib.config: bad input is refused early, no work is lost, and none is done twice."""
 
+import ast
 import json
 import math
 import os
@@ -639,3 +640,30 @@ def test_cells_are_all_arms_and_seeds():
     cells = stages.cells(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
     assert [(c.arm, c.seed) for c in cells] == [("vanilla", 0), ("tad", 0), ("vanilla", 1), ("tad", 1)]
     assert stages.cells(tiny()) == [tiny()]
+
+
+def imported(module: str) -> set[str]:
+    """Modules of tadlib that a module, or any in a package, imports, by their names below tadlib."""
+    package = Path(tadlib.__file__).parent
+    base = package / module.replace(".", "/")
+    files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
+    found = set()
+    for node in (n for file in files for n in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tadlib":
+            inside = node.module.split(".")[1:2]
+            found |= set(inside) if inside else {alias.name for alias in node.names}
+    return {name for name in found if (package / name).is_dir() or (package / f"{name}.py").is_file()}
+
+
+@pytest.mark.parametrize("stage", stages.CODE)
+def test_a_stage_s_key_holds_the_code_of_all_that_it_computes_with(stage):
+    """Or a change there would find the old results and pass them off as new ones."""
+    computes_nothing = {"errors", "artifacts"}  # messages and files
+    # noise is drawn for images as they are; files of distilled images are written after the stage's work
+    unused = {"data": {"whiten"}, "distilled": {"cell", "config", "evaluate"}}
+    order = list(stages.CODE)
+    before = {name for earlier in order[: order.index(stage)] for name in stages.CODE[earlier]}
+    own = set(stages.CODE[stage])
+    for module in own:  # a stage's key holds those of its inputs
+        missing = imported(module) - own - before - computes_nothing - unused.get(module, set())
+        assert not missing, f"{module} imports {missing}"
