@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tadlib import cell, speed
 from tadlib.artifacts import load_metadata, load_tensors, save_tensors
-from tadlib.config import Config
+from tadlib.config import RETIRED, Config
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
@@ -38,7 +38,8 @@ class Distilled:
 
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
-        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
+        known = {name: value for name, value in self.params.items() if name not in RETIRED}
+        config = Config.from_params(**{**known, "root": root, "device": device, **params})
         speed.prepare(config.threads)
         data = cell.dataset(config)
         synthetic = self.synthetic.to(config.torch_device)

@@ -14,6 +14,7 @@ from tadlib import cli, export, stages
 from tadlib.artifacts import load_json, load_tensors
 from tadlib.config import Config
 from tadlib.distilled import load_distilled
+from tadlib.errors import InputError
 
 TINY = {"dataset": "digits", "n_train": 200, "n_test": 100, "ipc": 2, "device": "cpu", "width": 4, "depth": 2}
 TINY |= {"arm": "vanilla", "evaluate_networks": 2, "evaluate_epochs": 4, "zca": True}
@@ -80,6 +81,13 @@ def test_dd_ranking_reads_plain_tensors_whose_softmax_is_the_label(distilled, tm
     torch.testing.assert_close(labels.softmax(1), distilled.synthetic.y)
     assert lr.item() == pytest.approx(distilled.synthetic.lr)
     assert images.dtype == labels.dtype == torch.float32
+
+
+def test_a_file_of_an_earlier_version_can_be_evaluated_and_an_unknown_setting_is_named(distilled):
+    old = replace(distilled, params=distilled.params | {"divert_sharpness": 3.0})
+    assert old.evaluate(device="cpu") == distilled.evaluate(device="cpu")
+    with pytest.raises(InputError, match="unknown parameter 'divert_rumour'"):
+        replace(distilled, params=distilled.params | {"divert_rumour": 3.0}).evaluate(device="cpu")
 
 
 def test_dd_ranking_gets_images_normalised_by_its_own_statistics(distilled, tmp_path):

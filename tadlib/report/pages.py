@@ -109,8 +109,9 @@ def markdown(table: pd.DataFrame) -> str:
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    ``results.md`` (all scales), ``comparison``, ``trust``, ``refined``, ``ablation``, ``methods``, ``benchmarks`` and
-    ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``refined``, ``ablation``, ``methods``,
+    ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder
+    ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -128,6 +129,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
+    texts["trust_32.md"] = _trust_32_fragment(Path(results_dir) / "trust_32.parquet")
     texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
     texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
@@ -178,6 +180,11 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
         )
     return "\n\n".join(parts)
+
+
+def _trust_32_fragment(path: Path) -> str:
+    caption = "Area under the ROC curve of trust as a score of right labels, at 32×32 pixels"
+    return _measured(path, "trust-32", trust_table, caption, "benchmarks/trust.py --set resolution=32")
 
 
 def _refined_fragment(path: Path) -> str:
