@@ -36,6 +36,7 @@ class ExpertConfig:
     alpha: float = 0.3  # GSAM's share of the clean gradient across the adversarial one (FTD, DATM)
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     compile: bool = False  # compile the training step: pays for wide networks and many epochs
+    bfloat16: bool = False  # round what layers multiply: faster where the processor has it (AVX-512 BF16, AMX, GPUs)
     half: bool = False  # keep trajectories in half precision (TrajectoryStore.save)
 
     def __post_init__(self):
@@ -54,7 +55,7 @@ def _epoch(
     random: torch.Generator,
 ) -> State:
     return train_epoch(
-        net,
+        replace(net, bfloat16=config.bfloat16),
         state,
         x_NCHW,
         y_NK,

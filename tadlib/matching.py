@@ -1,6 +1,6 @@
 """Trajectory matching: the loss of Cazenavette et al. (MTT, 2022) and its exact gradient in constant memory.
 
-Legend: N steps, B batch, S synthetic images, K classes, C H W image, P flat parameters.
+Legend: N steps, M = N + 1, B batch, S synthetic images, K classes, C H W image, P flat parameters.
 
 A student starts at the expert's θ_0 and takes N steps on synthetic data::
 
@@ -137,21 +137,23 @@ def _exact(
     net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False, hessian: bool = True
 ) -> Matched:
     forward, reverse = (_compiled_sweeps if compile else _sweeps)(net, loss_fn, hessian)
-    thetas = [start_P]
-    for step in steps:
-        thetas.append(forward(thetas[-1], x[step.index_B], y[step.index_B], lr, step.draws))
+    # in one piece: one by one between the steps, they would cut freed memory into parts too small for the next step
+    thetas_MP = start_P.new_empty(len(steps) + 1, len(start_P))
+    thetas_MP[0] = start_P
+    for i, step in enumerate(steps):
+        thetas_MP[i + 1] = forward(thetas_MP[i], x[step.index_B], y[step.index_B], lr, step.draws)
 
     scale = (start_P - target_P).square().sum()
-    loss = (thetas[-1] - target_P).square().sum() / scale
-    adjoint_P = 2 * (thetas[-1] - target_P) / scale
+    loss = (thetas_MP[-1] - target_P).square().sum() / scale
+    adjoint_P = 2 * (thetas_MP[-1] - target_P) / scale
     grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
-    for step, theta_P in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
-        batch = x[step.index_B], y[step.index_B]
+    for i, step in reversed(list(enumerate(steps))):
+        theta_P, batch = thetas_MP[i], (x[step.index_B], y[step.index_B])
         adjoint_P, m_x, m_y, along = reverse(theta_P, adjoint_P, *batch, lr, step.draws)
         grad_x.index_add_(0, step.index_B, m_x, alpha=-1)
         grad_y.index_add_(0, step.index_B, m_y, alpha=-1)
         grad_lr -= along
-    return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas[-1])
+    return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas_MP[-1].clone())
 
 
 def _tesla(*args, **kwargs) -> Matched:

@@ -192,11 +192,13 @@ class Network:
     """A network as a function: ``net(theta_P, x_NCHW) -> logits_NK``.
 
     The body before the last linear layer gives the penultimate features. ``init`` draws PyTorch's default
-    initialisation from a seed of its own.
+    initialisation from a seed of its own. With ``bfloat16`` a call rounds what convolutions and linear layers multiply
+    to bfloat16 (:class:`torch.autocast`); parameters and logits stay as they are.
     """
 
     spec: NetworkSpec
     device: torch.device = torch.device("cpu")
+    bfloat16: bool = False
     module: nn.Module = field(init=False, repr=False, compare=False)
     names: tuple[str, ...] = field(init=False, repr=False)
     shapes: tuple[torch.Size, ...] = field(init=False, repr=False)
@@ -237,7 +239,10 @@ class Network:
         }
 
     def __call__(self, theta_P: Tensor, x_NCHW: Tensor) -> Tensor:
-        return functional_call(self.module, self.unflatten(theta_P), (x_NCHW,))
+        if not self.bfloat16:
+            return functional_call(self.module, self.unflatten(theta_P), (x_NCHW,))
+        with torch.autocast(x_NCHW.device.type, torch.bfloat16):
+            return functional_call(self.module, self.unflatten(theta_P), (x_NCHW,)).to(theta_P.dtype)
 
     def features(self, theta_P: Tensor, x_NCHW: Tensor) -> Tensor:
         """Penultimate features (N, D)."""

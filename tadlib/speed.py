@@ -62,6 +62,8 @@ def _pair(value) -> list[int]:
 
 
 def _conv2d(x: Tensor, w: Tensor, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # which does not see operations of ours
+        x, w = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, w))
     if isinstance(padding, str):
         return torch.ops.aten.conv2d.padding(x, w, bias, stride, padding, dilation, groups)
     y = _Conv.apply(x, w, (_pair(stride), _pair(padding), _pair(dilation), groups))
@@ -138,12 +140,13 @@ class _ConvW(torch.autograd.Function):
 
 def _group_norm(x: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-5, cudnn: bool = True) -> Tensor:
     channels, shape = x.shape[1], (-1, 1, 1)
-    apart = x if groups == channels else x.unflatten(1, (groups, -1))
+    apart = x.float() if x.dtype == torch.bfloat16 else x  # fused, so that no float32 image is ever written
+    apart = apart if groups == channels else apart.unflatten(1, (groups, -1))
     axes = tuple(range(1 if groups == 1 else 2, apart.ndim))
     variance, mean = torch.var_mean(apart, axes, correction=0, keepdim=True)
     y = ((apart - mean) * (variance + eps).rsqrt()).reshape(x.shape)
     y = y if weight is None else y * weight.view(shape)
-    return y if bias is None else y + bias.view(shape)
+    return (y if bias is None else y + bias.view(shape)).to(x.dtype)
 
 
 class Compiled:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tadlib.data import load_dataset
 from tadlib.diversion import DiversionConfig
 from tadlib.errors import InputError
 from tadlib.experts import (
@@ -20,7 +21,7 @@ from tadlib.experts import (
 )
 from tadlib.networks import Network, NetworkSpec
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, train_epoch
+from tadlib.training import Sgd, State, one_hot, train_epoch, weighted_loss
 
 NET = Network(NetworkSpec((1, 8, 8), 3, width=4, depth=2))
 CONFIG = ExpertConfig(count=2, epochs=3, lr=0.05, momentum=0.9, batch=8, augmentation="crop_scale")
@@ -169,6 +170,21 @@ def test_half_precision_keeps_the_start_and_what_training_changed(tmp_path):
     assert torch.equal(half.read(1, 1), same[1])
     with pytest.raises(InputError, match="no epoch 4 of expert 0"):
         half.read(0, 4)
+
+
+def test_experts_in_bfloat16_follow_the_others_with_parameters_in_full_precision():
+    loaded = load_dataset("digits", n_train=300)
+    net = Network(NetworkSpec((1, 8, 8), 10, width=16, depth=2))
+    y, w = one_hot(loaded.y_train, 10), torch.ones(300)
+    config = ExpertConfig(count=1, epochs=4, lr=0.05, momentum=0.9, batch=32, augmentation="none")
+    losses = {}
+    for bfloat16 in (False, True):
+        trajectory_EP = train_expert(net, loaded.x_train, y, w, replace(config, bfloat16=bfloat16), seed=0)
+        assert trajectory_EP.dtype == torch.float32
+        losses[bfloat16] = [weighted_loss(net(row, loaded.x_train), y, w).item() for row in trajectory_EP]
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+    assert losses[True][-1] < 0.5 * losses[True][0]
 
 
 def test_verify_names_the_file_and_what_is_wrong(tmp_path):

@@ -1,6 +1,7 @@
 """Networks as functions of one flat vector."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,25 @@ def test_network_is_the_module_with_the_parameters_of_the_flat_vector(norm):
         torch.testing.assert_close(net(theta_P, x_NCHW), module(x_NCHW))
         torch.testing.assert_close(net.features(theta_P, x_NCHW), module[:-1](x_NCHW))
         torch.testing.assert_close(net.head(theta_P, net.features(theta_P, x_NCHW)), module(x_NCHW))
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+def test_bfloat16_rounds_what_layers_multiply_and_nothing_else(norm):
+    net = Network(NetworkSpec((3, 16, 16), 10, width=16, depth=2, norm=norm))
+    rounded = replace(net, bfloat16=True)
+    x, theta = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), net.init(0)
+    assert torch.equal(rounded.init(0), theta)
+    assert rounded != net
+    plain, logits = net(theta, x), rounded(theta, x)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, plain)
+    torch.testing.assert_close(logits, plain, rtol=0.05, atol=0.03)
+
+    def slope(of):
+        return torch.func.grad(lambda t: torch.nn.functional.cross_entropy(of(t, x), torch.arange(8)))(theta)
+
+    assert slope(rounded).dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(slope(net), slope(rounded), dim=0) > 0.98
 
 
 def test_unflatten_gives_views_of_the_vector_that_cover_it():

@@ -243,3 +243,22 @@ def test_a_compiled_step_is_the_plain_one():
     assert torch.equal(compiled.theta, again.theta)
     (step,) = (f for f in training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).made.values())
     assert step is not training._compiled(NET, replace(sgd, lr=0.0), weighted_loss).f
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_step_in_bfloat16_goes_where_the_plain_one_goes():
+    x, y, w = data(16)
+    net = Network(NetworkSpec((1, 8, 8), 3, width=16, depth=2), bfloat16=True)
+    start = net.init(0)
+
+    def moved(net, compile):
+        rng = torch.Generator().manual_seed(0)
+        how = {"sgd": Sgd(0.05, 0.9), "batch": 8, "strategy": "none", "generator": rng, "compile": compile}
+        return train_epoch(net, State(start), x, y, w, **how).theta - start
+
+    exact, plain, compiled = moved(replace(net, bfloat16=False), False), moved(net, False), moved(net, True)
+    assert compiled.dtype == torch.float32
+    for found in (plain, compiled):
+        assert not torch.equal(found, exact)
+        assert torch.nn.functional.cosine_similarity(found, exact, dim=0) > 0.98
