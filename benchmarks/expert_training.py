@@ -156,6 +156,7 @@ def main() -> None:
         best = table.groupby("method")[kind].transform("min")
         table[f"images_per_{kind.removesuffix('s')}"] = args.images / best
         table[f"speed_up_{kind}"] = best[table.method == "reference"].iloc[0] / best
+    table["last_loss"] = table.groupby("method")["loss"].transform("last")
     table = table.assign(**case)
     finish("expert_training", table, args.out, args.threads)
     print(table.to_string(index=False))

@@ -70,6 +70,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
             "width": "width",
             "images_per_cpu_second": "images per processor second",
             "speed_up_cpu_seconds": "speed-up",
+            "last_loss": "loss after the last epoch",
         },
     ),
     "trajectory_store": (
