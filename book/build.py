@@ -42,7 +42,10 @@ CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
-    "api_labels": ("noise", "class_maps", "trust", "posterior", "recalibrate", "diversion", "arms", "rivals"),
+    "api_labels": (
+        *("noise", "class_maps", "trust", "patches", "transition", "posterior", "recalibrate", "diversion"),
+        *("arms", "rivals"),
+    ),
     "api_distillation": (
         *("distill", "distilled", "experts", "matching", "networks", "training", "augment", "whiten", "speed"),
         *("evaluate", "export"),
