@@ -76,11 +76,15 @@ def price(n: int, n_classes: int) -> float:
 
 
 def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
-    """The best matrix among those without a direction, :func:`level` of :data:`RATES`; each has one parameter."""
+    """The best matrix among those without a direction, :func:`level` of :data:`RATES`; each has one parameter.
+
+    No noise is one of the rates and costs as much: where noise drowns nearly everything, as 0 explains labels nearly as
+    well as the truth does, any price on the others would decide for it.
+    """
     best: Explanation | None = None
     near = SCALES[len(SCALES) // 2]
     for rate in RATES:
-        found = _scaled(r_NK, given_N, level(rate, r_NK.shape[1], r_NK.device), int(rate > 0), near)
+        found = _scaled(r_NK, given_N, level(rate, r_NK.shape[1], r_NK.device), near)
         near = found.scale
         if best is None or found.score > best.score:
             best = found
@@ -88,7 +92,7 @@ def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
     return best
 
 
-def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, free: int, near: float) -> Explanation:
+def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, near: float) -> Explanation:
     """The scale with the best score, uphill on the grid from the one ``near``."""
     transition_KK = level_KK.to(r_NK.dtype)
     p_NK, place = unmix(r_NK, transition_KK), SCALES.index(near)
@@ -103,7 +107,7 @@ def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, free: int, near: fl
             best, place = further, place + step
         if place != start:
             break
-    return Explanation(level_KK, SCALES[place], best - price(*r_NK.shape) * free)
+    return Explanation(level_KK, SCALES[place], best - price(*r_NK.shape))
 
 
 def with_directions(r_NK: Tensor, given_N: Tensor, scale: float) -> list[Explanation]:

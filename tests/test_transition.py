@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tadlib import transition
+from tadlib import data, noise, patches, transition
+from tadlib.training import one_hot
 from tadlib.transition import Explanation, explain, level, objective, price, unmix, with_directions, without_direction
 
 K = 5
@@ -79,6 +80,16 @@ def test_a_rate_without_direction_is_found_and_no_direction_is_made_up(rate):
     # directions, if any, are no part of the answer: entries beside the diagonal are alike
     off = found.transition[~torch.eye(K, dtype=torch.bool)]
     assert off.max() - off.min() < 0.03
+
+
+def test_much_noise_is_not_taken_for_none():
+    """At .8 a label says little: that a fifth of them is right and that all are explains them nearly as well."""
+    loaded = data.load_dataset("digits")
+    labels = noise.inject(loaded.y_train, "symmetric", 0.8, n_classes=10, seed=0)
+    y, use = one_hot(labels.given_N, 10), torch.ones(len(labels.given_N), dtype=torch.bool)
+    random = torch.Generator().manual_seed(0)
+    r = patches.left_out(loaded.x_train, y, use, count=64, mirror=False, generator=random)
+    assert explain(r, labels.given_N).transition.diagonal().mean() < 0.5
 
 
 @pytest.mark.parametrize(
