@@ -192,12 +192,19 @@ def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
     out = tmp_path / "runs"
     command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", "run"]
     args = [*tiny("mtt_iterations=1000000", "--arm", "vanilla", "--out", out)]
-    with subprocess.Popen([*command, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (out / "distill").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=60)
+    # a shell starts what it puts into the background with SIGINT ignored, and children inherit that
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [*command, *args], **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (out / "distill").exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            printed, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, printed) == (130, ""), said
     assert said == "tad: error: interrupted; the same command goes on from the last checkpoint\n"
     assert all(list((out / stage).glob("*/manifest.json")) for stage in ("noise", "divert", "experts"))
