@@ -340,10 +340,10 @@ def render_pdf(root: Path, staged: Path) -> Path:
     if shutil.which("xelatex") is None or shutil.which("latexmk") is None:
         raise BuildError(f"the PDF needs LaTeX: apt-get install {LATEX}")
     shutil.rmtree(root / "_build" / "latex", ignore_errors=True)
-    jupyter_book(root, staged, "--builder", "pdflatex")
+    status = jupyter_book(root, staged, "--builder", "pdflatex")
     pdf = root / "_build" / "latex" / "book.pdf"
-    if not pdf.exists():
-        raise BuildError("LaTeX made no PDF; see _build/latex/book.log")
+    if status or not pdf.exists():  # where LaTeX stops half-way there is a PDF all the same
+        raise BuildError("LaTeX stopped at an error; see _build/latex/book.log")
     return pdf
 
 

@@ -290,7 +290,7 @@ def test_published_figures_are_tables_with_their_sources(tmp_path):
     text = report.write_published(ROOT / "book" / "published", tmp_path).read_text()
     assert ":name: tab-published-noisy" in text
     assert ":name: tab-published-clean" in text
-    assert text.count("{cite:p}") == len(pages.PUBLISHED)
+    assert text.count("{cite:t}") == len(pages.PUBLISHED)
     assert "| IDM with RDC | 10 |" in text
 
 
