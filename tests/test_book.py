@@ -286,6 +286,18 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     assert report.shortfalls(results[:8]).empty
 
 
+def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch):
+    def stopped(root, *_):
+        (root / "_build" / "latex").mkdir(parents=True)
+        (root / "_build" / "latex" / "book.pdf").write_bytes(b"%PDF half of it")
+        return 1
+
+    monkeypatch.setattr(build, "jupyter_book", stopped)
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
+    with pytest.raises(build.BuildError, match="LaTeX stopped at an error"):
+        build.render_pdf(tmp_path, tmp_path / "src")
+
+
 def test_published_figures_are_tables_with_their_sources(tmp_path):
     text = report.write_published(ROOT / "book" / "published", tmp_path).read_text()
     assert ":name: tab-published-noisy" in text

@@ -168,6 +168,11 @@ def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table.drop(columns=same), f"In every row: {told}." if same else ""
 
 
+def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
+    table, told = folded(table)
+    return captioned(table, name, f"{caption} {told}".rstrip())
+
+
 def _trust_fragment(rows: pd.DataFrame) -> str:
     if rows.empty:
         return NONE_YET
@@ -179,8 +184,8 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
         )
         spaces = f"Spaces and labels that leave each arm (%), and its cost in seconds, at scale {preset}."
         parts.append(
-            f"{captioned(trust_table(own), f'trust-{preset}', auroc)}\n\n"
-            f"{captioned(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
+            f"{_folded_table(trust_table(own), f'trust-{preset}', auroc)}\n\n"
+            f"{_folded_table(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
             f"{provenance(own)}\n\nTo make these rows again:\n\n"
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
         )
