@@ -298,6 +298,16 @@ def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch
         build.render_pdf(tmp_path, tmp_path / "src")
 
 
+def test_every_entry_of_the_bibliography_is_cited():
+    entries = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
+    files = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tadlib").rglob("*.py")]
+    text = " ".join(path.read_text(encoding="utf-8") for path in files)
+    cited = {key for group in re.findall(r"\{cite:\w\}`([^`]+)`", text) for key in group.replace(" ", "").split(",")}
+    cited |= {key for _, sources in pages.PUBLISHED.values() for key in sources.split(",")}
+    assert len(entries) > 30
+    assert set(entries) == cited
+
+
 def test_published_figures_are_tables_with_their_sources(tmp_path):
     text = report.write_published(ROOT / "book" / "published", tmp_path).read_text()
     assert ":name: tab-published-noisy" in text
