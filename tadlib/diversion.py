@@ -47,8 +47,9 @@ class DiversionConfig:
     begin: str = "patches"  # posterior: in warm-up auditors learn the posterior from "patches", or "given" labels
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
-    power: float = 2.0  # posterior: a sample in use weighs (probability that its label is right)^power; 0 = all alike
-    labels: str = "both"  # posterior: in use are "both" labels of a sample, the given and the new, or "one"
+    purity: float = 0.92  # posterior: share of labels in use that should be right; doubtful ones count less until so
+    power: float = 1.0  # posterior: a label in use has the mass (its probability)^power, at least; purity may raise it
+    labels: str = "soft"  # posterior: in use are "soft" labels of all samples, or "one" of those not left untrusted
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.5  # μ of the moving averages over rounds; 0 = the last round only
     tau_start: float = 0.5  # τ(e) after warm-up ...
@@ -61,7 +62,7 @@ class DiversionConfig:
     recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
-    error: float = 0.3  # calibrated: largest probability of error of a label that is believed
+    error: float = 0.31  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
@@ -73,7 +74,7 @@ class DiversionConfig:
             known("view", view, VIEWS)
         known("transition", self.transition, ("estimated", "symmetric"))
         known("targets", self.targets, ("posterior", "refined"))
-        known("labels", self.labels, ("both", "one"))
+        known("labels", self.labels, ("soft", "one"))
         known("scope", self.scope, ("class", "global"))
         known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
         known("belief", self.belief, ("calibrated", "quantile", "fixed"))
@@ -84,11 +85,11 @@ class DiversionConfig:
         known("begin", self.begin, ("patches", "given"))
         require(self.patches_weight > 0, f"patches_weight must be positive, got {self.patches_weight}")
         require(self.patches_filters >= 2, f"patches_filters must be at least 2, got {self.patches_filters}")
-        require(self.power >= 0, f"power must not be negative, got {self.power}")
+        require(self.power >= 1, f"power must be at least 1, got {self.power}")
         for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
-        for name in ("alpha", "reliability", "error", "drop", "bootstrap"):
+        for name in ("alpha", "reliability", "error", "drop", "bootstrap", "purity"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
 
@@ -103,8 +104,8 @@ class RefinedSet:
     """What leaves the dual loop.
 
     ``given`` (N,) labels as given; ``y`` (N, K) label distributions in use; ``weight`` (N,) in [0, 1], 0 for the
-    untrusted (next to nothing where both labels of a sample are in use); ``trust`` (N,) float64, probability that the
-    given label is right; ``space`` (N,) index into :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label;
+    untrusted (small where labels are soft); ``trust`` (N,) float64, probability that the given label is right;
+    ``space`` (N,) index into :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label;
     ``transition`` (K, K) the estimated T or None; ``history`` one row a round; ``space_history`` (E, N) int8.
     """
 
@@ -451,17 +452,16 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
         t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
         t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
     if q_NK is not None:
-        new_N = t["y"].argmax(1)
-        if config.labels == "one":
-            # a hard label at the weight of its probability: on real images better than the soft one (our choice)
-            t["y"] = one_hot(new_N, k)
-            right_N = q_NK.gather(1, new_N[:, None])[:, 0].float().clamp_min(1e-6)
-            t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N**config.power)
+        row["power"] = recalibrate.power_for(q_NK, config.purity, config.power)
+        if config.labels == "soft":
+            y_NK, weight_N = recalibrate.in_use(q_NK, row["power"])
+            t["y"], t["weight"] = y_NK.float(), weight_N.float()
         else:
-            relabelled_N = t["space"] == RECALIBRATED
-            t["y"], t["weight"] = recalibrate.both(q_NK.float(), loop.given, new_N, relabelled_N, config.power)
-            overruled_N = relabelled_N & (t["y"].argmax(1) == loop.given)  # by the given label, which weighs more
-            t["space"] = torch.where(overruled_N, UNTRUSTED, t["space"]).to(torch.int8)
+            # a hard label at the weight of its probability
+            label_N = t["y"].argmax(1)
+            right_N = q_NK.gather(1, label_N[:, None])[:, 0].float().clamp_min(1e-6)
+            t["y"] = one_hot(label_N, k)
+            t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N ** row["power"])
     if q_NK is not None and config.targets == "posterior":
         t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)
         t["learn"] = t["labelled"].float()

@@ -15,6 +15,8 @@ from torch import Tensor
 from tadlib.errors import known, require
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+MOST_POWER = 16.0  # that labels in use are raised to, however little is sure
+BISECTIONS = 15
 
 
 @dataclass(frozen=True)
@@ -165,18 +167,39 @@ def calibrate(
     return right_N.float(), 1 - plateau
 
 
-def both(q_NK: Tensor, given_N: Tensor, new_N: Tensor, relabelled_N: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Label distributions (N, K) and weights (N,) where the given label stays in use beside a new one (our choice).
+def in_use(q_NK: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """Label distributions (N, K) and weights (N,) from p(y | x, ỹ): every label y has mass q(y)^power (our choice).
 
-    The given label ỹ has mass q(ỹ)^power, with ``relabelled_N`` (N,) bool the new one has q(new)^(2·power): a new label
-    repeats what the auditor confuses, so it has to be surer to weigh as much. The weight is a sample's mass, at most 1.
+    The weight of a sample is its mass. At ``power`` 1 it is 1 and the label is q itself; the higher, the less count
+    samples whose label is in doubt, and the harder are the labels of the others.
     """
-    given, new = (label_N[:, None] for label_N in (given_N, new_N))
-    mass_NK = torch.zeros_like(q_NK).scatter_(1, given, q_NK.gather(1, given).clamp_min(1e-6) ** power)
-    more_N1 = torch.where(relabelled_N[:, None], q_NK.gather(1, new) ** (2 * power), 0.0)
-    mass_NK = mass_NK.scatter_add(1, new, more_N1)
+    mass_NK = q_NK.clamp_min(1e-12) ** power
     weight_N = mass_NK.sum(1)
-    return mass_NK / weight_N[:, None], weight_N.clamp_max(1.0)
+    return mass_NK / weight_N[:, None], weight_N
+
+
+def purity(q_NK: Tensor, power: float) -> float:
+    """Share of labels in use that are right, by weight, if q is what it says: Σ q^(power + 1) / Σ q^power."""
+    return _purity(q_NK.clamp_min(1e-12).log(), power)
+
+
+def _purity(log_q_NK: Tensor, power: float) -> float:
+    return (((power + 1) * log_q_NK).exp().sum() / (power * log_q_NK).exp().sum()).item()
+
+
+def power_for(q_NK: Tensor, target: float, least: float = 1.0) -> float:
+    """The least power, not below ``least`` nor above :data:`MOST_POWER`, at which :func:`purity` reaches ``target``.
+
+    :func:`purity` rises with the power, so bisection finds it (our choice).
+    """
+    log_q_NK = q_NK.float().clamp_min(1e-12).log()
+    low, high = least, max(least, MOST_POWER)
+    if least >= high or _purity(log_q_NK, low) >= target:
+        return low
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _purity(log_q_NK, middle) >= target else (middle, high)
+    return high
 
 
 def quantile(values_N: Tensor, alpha: float) -> float:

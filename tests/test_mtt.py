@@ -183,6 +183,8 @@ def test_soft_labels_count_for_the_class_they_favour():
     assert sorted(images.flatten().tolist()[:2]) == [1, 2]
     assert labels.argmax(1).tolist() == [0, 0, 1, 1]
     assert labels.max(1).values.tolist() == [1, 1, 1, 1]
+    chances = Real.of(x, y, torch.tensor([1.0, 1.0, 0.5, 0.0]), 2.0).chance  # the sure and heavy ones more often
+    torch.testing.assert_close(chances, torch.tensor([0.6**2, 0.9**2, 0.35**2, 0.0]))
 
 
 def test_ipc_larger_than_a_class_is_refused(problem):

@@ -132,24 +132,45 @@ def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
     assert 0 < agreements < 200
 
 
-def test_both_labels_of_a_sample_have_the_mass_that_a_slow_loop_gives_them():
+def test_labels_in_use_have_the_mass_that_a_slow_loop_gives_them():
     rng = torch.Generator().manual_seed(0)
-    n, power = 50, 2.0
-    q = torch.rand(n, K, generator=rng, dtype=torch.float64).softmax(1)
-    given = torch.randint(K, (n,), generator=rng)
-    new = torch.randint(K, (n,), generator=rng)
-    relabelled = torch.rand(n, generator=rng) < 0.5
-    y, weight = recalibrate.both(q, given, new, relabelled, power)
+    n, power = 50, 2.5
+    q = torch.randn(n, K, generator=rng, dtype=torch.float64).mul(2).softmax(1)
+    y, weight = recalibrate.in_use(q, power)
+    right = total = 0.0
     for i in range(n):
-        mass = [0.0] * K
-        mass[given[i]] += float(q[i, given[i]]) ** power
-        if relabelled[i]:
-            mass[new[i]] += float(q[i, new[i]]) ** (2 * power)
+        mass = [float(q[i, k]) ** power for k in range(K)]
         assert float(weight[i]) == pytest.approx(sum(mass), rel=1e-12)
         assert y[i].tolist() == pytest.approx([m / sum(mass) for m in mass], rel=1e-12)
-    certain = torch.eye(K, dtype=torch.float64)
-    _, weight = recalibrate.both(certain, torch.arange(K), torch.arange(K), torch.ones(K, dtype=torch.bool), power)
-    assert weight.tolist() == [1.0] * K
+        right += sum(m * float(p) for m, p in zip(mass, q[i]))
+        total += sum(mass)
+    assert recalibrate.purity(q, power) == pytest.approx(right / total, rel=1e-10)
+    y, weight = recalibrate.in_use(q, 1.0)
+    torch.testing.assert_close(y, q)
+    torch.testing.assert_close(weight, torch.ones(n).double())
+
+
+def test_the_power_is_the_least_that_makes_labels_as_pure_as_asked():
+    rng = torch.Generator().manual_seed(0)
+    q = torch.randn(500, K, generator=rng, dtype=torch.float64).mul(2).softmax(1)
+    before = recalibrate.purity(q, 1.0)
+    for target in (before + 0.05, before + 0.1):
+        power = recalibrate.power_for(q, target)
+        assert recalibrate.purity(q, power) == pytest.approx(target, abs=1e-3)
+        assert recalibrate.purity(q, power - 0.01) < target
+    assert recalibrate.power_for(q, before - 0.01) == 1.0
+    assert recalibrate.power_for(q, before - 0.01, least=2.0) == 2.0
+    assert recalibrate.power_for(q, 1.0) == recalibrate.MOST_POWER
+    assert recalibrate.power_for(q, 1.0, least=20.0) == 20.0  # what was asked for stands
+
+
+def test_labels_are_as_pure_as_asked_where_the_posterior_is_right():
+    rng = torch.Generator().manual_seed(0)
+    q = torch.randn(20_000, K, generator=rng).mul(2).softmax(1)
+    true = torch.multinomial(q, 1, generator=rng)[:, 0]
+    y, weight = recalibrate.in_use(q, recalibrate.power_for(q, 0.9))
+    share = (weight * y.gather(1, true[:, None])[:, 0]).sum() / weight.sum()
+    assert share.item() == pytest.approx(0.9, abs=0.01)
 
 
 def test_one_criterion_alone():

@@ -69,7 +69,7 @@ def test_objective_and_price_equal_loops():
         share = sum(int(g) == k for g in given) / 40
         off += share * math.log(share / (sum(p[i, k].item() for i in range(40)) / 40))
     assert objective(p, given, T).item() == pytest.approx(likelihood - transition.BALANCE * off, rel=1e-10)
-    assert price(40, K) == pytest.approx((0.5 * math.log(40) + math.log(20)) / 40)
+    assert price(40, K) == pytest.approx((0.5 * math.log(40) + math.log(20)) / 40 + transition.WORTH)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6])

@@ -30,7 +30,8 @@ class Drawing:
 
     Networks learn best from nearly all samples, at weights that tell likely from unlikely labels. Images that are
     copied, or whose mean is matched, should be typical of their class: so they are drawn with a chance in proportion
-    to weight^``draw_power`` (our choice; of no effect where weights are 0 or 1, as in every arm but ``tad``).
+    to (weight · mass of the most likely label)^``draw_power`` (our choice; of no effect where weights are 0 or 1 and
+    labels are hard, as in every arm but ``tad``).
     """
 
     draw_power: float = 4.0
@@ -50,9 +51,10 @@ class Real:
 
     @staticmethod
     def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, power: float) -> "Real":
-        """From images, label distributions and weights; the label in use is the most likely one, the chance w^power."""
-        chance_N = torch.where(w_N > 0, (w_N**power).clamp_min(1e-30), 0.0)  # a sample in use can be drawn
-        return Real(x_NCHW, y_NK.argmax(1), chance_N, y_NK.shape[1])
+        """From images, label distributions and weights; the label in use is the most likely one."""
+        mass_N, label_N = (w_N[:, None] * y_NK).max(1)
+        chance_N = torch.where(w_N > 0, (mass_N**power).clamp_min(1e-30), 0.0)  # a sample in use can be drawn
+        return Real(x_NCHW, label_N, chance_N, y_NK.shape[1])
 
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Places (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
