@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "auditors learn given labels": {"divert_bootstrap": 0.0},
     "auditors learn the refined set": {"divert_targets": "refined"},
     "no held-out labels": {"divert_holdout": 0.0},
+    "labels at their posterior": {"divert_purity": 0.0},
     "one label a sample": {"divert_labels": "one"},
     "a look every round": {"divert_look_every": 1},
     "one threshold in all rounds": {"divert_tau_start": 0.3},

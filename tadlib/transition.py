@@ -14,11 +14,12 @@ impossible, too noisy a one by labels that it fails to foresee. T comes in three
 2. gradient ascent on L over all entries, then over those above a cut-off, which rises; the others share one value;
 3. the matrix with the best score
 
-       L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + γ),
+       L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
 
    f the number of free entries, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended
    Bayesian information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been
-   found. However many the samples, it also has to bring γ, as p_i is wrong by more than chance. The term before it decides between two classes hard to tell apart, either of which could pass for both.
+   found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. The term before it
+   decides between two classes hard to tell apart, either of which could pass for both.
 """
 
 import math
@@ -31,7 +32,7 @@ RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55,
 SCALES = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0)  # s to choose from, without a direction
 EPSILON = 0.1  # ε: keeps unmixing from blowing up the noise of r where T is nearly singular
 BALANCE = 0.3  # α
-WORTH = 1e-3  # γ, log-likelihood per sample
+WORTH = 1e-3  # ν, log-likelihood per sample
 CUTS = (0.02, 0.05, 0.1, 0.2)  # below which an entry has no parameter of its own
 START = 0.1  # rate that the ascent starts from
 STEPS, STEPS_AFTER_A_CUT = 50, 10
@@ -72,7 +73,7 @@ def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
 
 
 def price(n: int, n_classes: int) -> float:
-    """What one free entry of T has to bring, per sample: (½ log N + log K(K−1)) / N + γ."""
+    """What one free entry of T has to bring, per sample: (½ log N + log K(K−1)) / N + ν."""
     return (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + WORTH
 
 
