@@ -40,9 +40,9 @@ class DiversionConfig:
     augmentation: str = "crop_scale_rotate"
     average: float = 0.99  # per step, of an auditor's parameters; predictions are the average's; 0 = the last ones
     evidence: str = "posterior"  # of the true label; or "fused" ranks of two margins, or the paper's "loss"
-    views: str = "network+training+anchors+patches"  # posterior: class probabilities that are pooled
+    views: str = "training+anchors+patches"  # posterior: class probabilities that are pooled
     patches_weight: float = 2.0  # posterior: the view from patches counts as that many others
-    patches_filters: int = 64  # posterior: M, most filters of the auditor in closed form
+    patches_filters: int = 128  # posterior: M, most filters of the auditor in closed form
     transition: str = "estimated"  # posterior: T from the data, or "symmetric", without directions
     begin: str = "patches"  # posterior: in warm-up auditors learn the posterior from "patches", or "given" labels
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
@@ -51,18 +51,18 @@ class DiversionConfig:
     power: float = 1.0  # posterior: a label in use has the mass (its probability)^power, at least; purity may raise it
     labels: str = "soft"  # posterior: in use are "soft" labels of all samples, or "one" of those not left untrusted
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
-    ema: float = 0.5  # μ of the moving averages over rounds; 0 = the last round only
-    tau_start: float = 0.5  # τ(e) after warm-up ...
-    tau_end: float = 0.3  # ... and in the last round; low, as weights tell likely from unlikely labels
+    ema: float = 0.0  # μ of the moving averages over rounds; 0 = the last round only; they brought nothing
+    tau_start: float = 0.3  # τ(e) after warm-up ...
+    tau_end: float = 0.3  # ... and in the last round; low, as masses tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
-    look_every: int = 5  # rounds between two passes over all samples after warm-up; the last round always has one
+    look_every: int = 10  # rounds between two passes over all samples after warm-up; the last round always has one
     recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
-    error: float = 0.31  # calibrated: largest probability of error of a label that is believed
+    error: float = 0.3  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
