@@ -360,6 +360,19 @@ def test_the_refined_set_has_a_row_a_setting_with_a_column_for_each_set_of_label
     assert "| cifar10 | 100 | pairflip | 39 % | 2 | 30.0 ± 0.0 | 40.0 ± 0.0 | 50.0 ± 0.0 | 60.0 ± 0.0 |" in text
 
 
+def test_the_informed_auditor_stands_beside_tad(tmp_path):
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    assert "No results yet" in (tmp_path / "generated" / "informed.md").read_text()
+    rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.4} for seed in (0, 1)])
+    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad", trust_auroc=0.9)
+    rows = rows.assign(informed_auroc=0.95, mended=0.2, informed_mended=0.3, informed_accuracy=0.6)
+    save_table(tmp_path / "informed.parquet", rows)
+    report.write_book_tables(tmp_path, tmp_path / "generated")
+    text = (tmp_path / "generated" / "informed.md").read_text()
+    assert "| 0.900 ± 0.000 | 0.950 ± 0.000 | 20.0 ± 0.0 | 30.0 ± 0.0 | 60.0 ± 0.0 |" in text
+    assert "benchmarks/informed.py" in text
+
+
 def test_results_page_shows_every_benchmark_that_is_there(tmp_path):
     folder = tmp_path / "results" / "benchmarks"
     folder.mkdir(parents=True)

@@ -224,6 +224,20 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting of ``benchmarks/informed.py``: AUROC of trust, and wrong labels mended (%), of tad and of an
+    auditor that is told the truth about all other samples."""
+    table = []
+    shown = {"AUROC": ("trust_auroc", "informed_auroc", 1, 3), "mended": ("mended", "informed_mended", 100, 1)}
+    for setting, runs in rows.sort_values(SETTING, key=_order).groupby(SETTING, sort=False):
+        row = _setting(setting, runs)
+        for name, (own, informed, scale, digits) in shown.items():
+            row[f"{name}: tad"] = _over_seeds(runs[own], scale, digits)
+            row[f"{name}: informed"] = _over_seeds(runs[informed], scale, digits)
+        table.append(row | {"informed network right": _over_seeds(runs["informed_accuracy"], 100, 1)})
+    return pd.DataFrame(table)
+
+
 def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
     of = dict(zip(SETTING, setting))
     each = runs.groupby("arm")["seed"].nunique()  # of every arm
