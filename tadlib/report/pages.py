@@ -115,8 +115,8 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
     ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``informed``, ``refined``, ``ablation``,
-    ``methods``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder
-    ``results``.
+    ``methods``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the
+    folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
