@@ -22,8 +22,6 @@ from tadlib.errors import InputError, known, require
 from tadlib.evaluate import Protocol
 from tadlib.networks import NETWORKS
 
-RETIRED = ("divert_sharpness",)  # settings of earlier versions, which files made by them still hold
-
 
 @dataclass(frozen=True)
 class Config:

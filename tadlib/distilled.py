@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tadlib import cell, speed
 from tadlib.artifacts import load_metadata, load_tensors, save_tensors
-from tadlib.config import RETIRED, Config
+from tadlib.config import Config
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
@@ -38,8 +38,9 @@ class Distilled:
 
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
-        known = {name: value for name, value in self.params.items() if name not in RETIRED}
-        config = Config.from_params(**{**known, "root": root, "device": device, **params})
+        # the labels have been judged: a set of an earlier version may name settings of the dual loop that are gone
+        own = {name: value for name, value in self.params.items() if not name.startswith("divert_")}
+        config = Config.from_params(**{**own, "root": root, "device": device, **params})
         speed.prepare(config.threads)
         data = cell.dataset(config)
         synthetic = self.synthetic.to(config.torch_device)

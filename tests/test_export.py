@@ -84,10 +84,10 @@ def test_dd_ranking_reads_plain_tensors_whose_softmax_is_the_label(distilled, tm
 
 
 def test_a_file_of_an_earlier_version_can_be_evaluated_and_an_unknown_setting_is_named(distilled):
-    old = replace(distilled, params=distilled.params | {"divert_sharpness": 3.0})
+    old = replace(distilled, params=distilled.params | {"divert_sharpness": 3.0, "divert_labels": "both"})
     assert old.evaluate(device="cpu") == distilled.evaluate(device="cpu")
-    with pytest.raises(InputError, match="unknown parameter 'divert_rumour'"):
-        replace(distilled, params=distilled.params | {"divert_rumour": 3.0}).evaluate(device="cpu")
+    with pytest.raises(InputError, match="unknown parameter 'evaluate_rumour'"):
+        replace(distilled, params=distilled.params | {"evaluate_rumour": 3.0}).evaluate(device="cpu")
 
 
 def test_dd_ranking_gets_images_normalised_by_its_own_statistics(distilled, tmp_path):
