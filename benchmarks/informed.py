@@ -21,16 +21,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+from refined import trained
 from torch import Tensor
 from trust import SETTINGS, cells
 
 from tadlib import cell, posterior, speed, stages, trust
 from tadlib.artifacts import load_table
 from tadlib.config import Config
-from tadlib.errors import InputError
+from tadlib.errors import InputError, require
 from tadlib.noise import transition
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, one_hot, predict, train_epoch
+from tadlib.training import one_hot, predict
 
 FOLDS = 5
 RIGHT = 0.85  # of new labels
@@ -38,28 +39,16 @@ RIGHT = 0.85  # of new labels
 
 def left_out(config: Config, true_N: Tensor) -> Tensor:
     """p(y | x) (N, K) of networks trained on the true labels of the other folds."""
-    data, net, loop = cell.dataset(config), cell.network(config), config.divert
+    data, net = cell.dataset(config), cell.network(config)
     n = len(true_N)
     fold_N = torch.randperm(n, generator=generator(config.seed, "informed")) % FOLDS
     p_NK = torch.empty(n, data.n_classes, device=config.torch_device)
     for fold in range(FOLDS):
         others_n = (fold_N != fold).nonzero()[:, 0].to(p_NK.device)
         its_n = (fold_N == fold).nonzero()[:, 0].to(p_NK.device)
-        random = generator(config.seed, "informed", fold, device=config.torch_device)
-        state = State(net.init(config.seed, "informed", fold))
-        for _ in range(loop.epochs):
-            state = train_epoch(
-                net,
-                state,
-                data.x_train[others_n],
-                one_hot(true_N[others_n], data.n_classes),
-                torch.ones(len(others_n), device=p_NK.device),
-                sgd=Sgd(loop.lr, loop.momentum, loop.weight_decay),
-                batch=loop.batch,
-                strategy=loop.augmentation,
-                generator=random,
-            )
-        p_NK[its_n] = predict(net, state.theta, data.x_train[its_n])[0].softmax(1)
+        y_nK, ones_n = one_hot(true_N[others_n], data.n_classes), torch.ones(len(others_n), device=p_NK.device)
+        *_, theta_P = trained(config, data.x_train[others_n], y_nK, ones_n, "informed", fold)
+        p_NK[its_n] = predict(net, theta_P, data.x_train[its_n])[0].softmax(1)
     return p_NK
 
 
@@ -103,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     common: dict[str, Any] = {"root": options.root, "preset": options.preset, "device": options.device}
     try:
         todo = [c for _, c in cells(options.settings, ["tad"], options.seeds, out=options.out, **common)]
+        require(all(c.noise != "none" for c in todo), "settings must be noisy ones, got noise none")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,11 +14,13 @@ them too. ``--time-limit MINUTES`` starts no cell after that.
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from trust import SETTINGS, cells
 
 from tadlib import cell, diversion, speed, stages
@@ -31,12 +33,35 @@ from tadlib.training import Sgd, State, accuracy, one_hot, train_epoch
 TESTED = 5  # last epochs, whose accuracies are averaged
 
 
+def trained(config: Config, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, *name: Any) -> Iterator[Tensor]:
+    """Parameters (P,) after every epoch of a network trained from scratch as auditors are, on these labels alone.
+
+    ``name`` is that of its random numbers.
+    """
+    net, loop = cell.network(config), config.divert
+    random = generator(config.seed, *name, device=config.torch_device)
+    state = State(net.init(config.seed, *name))
+    for _ in range(loop.epochs):
+        state = train_epoch(
+            net,
+            state,
+            x_NCHW,
+            y_NK,
+            w_N,
+            sgd=Sgd(loop.lr, loop.momentum, loop.weight_decay),
+            batch=loop.batch,
+            strategy=loop.augmentation,
+            generator=random,
+        )
+        yield state.theta
+
+
 def accuracies(config: Config) -> dict[str, float]:
     """Test accuracy after training on each set, as fractions, averaged over the last epochs."""
     refined = stages.load_refined(stages.divert(config)).to(config.torch_device)
     true_N = stages.load_labels(stages.inject_noise(config)).true_N
     assert true_N is not None
-    data, net, loop = cell.dataset(config), cell.network(config), config.divert
+    data, net, epochs = cell.dataset(config), cell.network(config), config.divert.epochs
     ones = torch.ones_like(refined.weight)
     given_w = refined.weight * refined.y.gather(1, refined.given[:, None])[:, 0]
     trusted_w = given_w * (refined.space == diversion.TRUSTED)
@@ -50,23 +75,11 @@ def accuracies(config: Config) -> dict[str, float]:
     }
     found = {}
     for name, (y_NK, w_N) in sets.items():
-        random = generator(config.seed, "refined", device=config.torch_device)
-        state = State(net.init(config.seed, "refined"))
-        tested: list[float] = []
-        for epoch in range(loop.epochs):
-            state = train_epoch(
-                net,
-                state,
-                data.x_train,
-                y_NK,
-                w_N,
-                sgd=Sgd(loop.lr, loop.momentum, loop.weight_decay),
-                batch=loop.batch,
-                strategy=loop.augmentation,
-                generator=random,
-            )
-            if epoch >= loop.epochs - TESTED:
-                tested.append(accuracy(net, state.theta, data.x_test, data.y_test))
+        tested = [
+            accuracy(net, theta_P, data.x_test, data.y_test)
+            for epoch, theta_P in enumerate(trained(config, data.x_train, y_NK, w_N, "refined"))
+            if epoch >= epochs - TESTED
+        ]
         found[name] = sum(tested) / len(tested)
     return found
 

@@ -23,7 +23,8 @@ def informed():
         yield module
     finally:
         sys.path[:] = before
-        sys.modules.pop("trust", None)
+        for name in ("trust", "refined"):
+            sys.modules.pop(name, None)
 
 
 def test_mended_is_the_largest_share_that_is_right_often_enough(informed):
@@ -54,3 +55,10 @@ def test_the_truth_mends_everything_and_the_given_labels_nothing(informed):
     assert informed.mended(sure, true, true, true) == 0  # nothing to mend
     p = torch.full((20, 4), 0.01).scatter(1, true[:, None], 0.97)
     assert informed.judged(p, given, true) == {"informed_auroc": 1.0, "informed_mended": 1.0}
+
+
+def test_a_setting_without_noise_is_refused_before_any_work(informed, tmp_path, capsys):
+    out = tmp_path / "runs"
+    assert informed.main(["--settings", "digits:none", "--out", str(out), "--preset", "smoke"]) == 2
+    assert "noisy" in capsys.readouterr().err
+    assert not out.exists()
