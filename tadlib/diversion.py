@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib import patches, posterior, recalibrate, transition, trust
+from tadlib import discriminant, patches, posterior, recalibrate, transition, trust
 from tadlib.errors import known, require
 from tadlib.networks import Network
 from tadlib.rng import generator
@@ -274,8 +274,9 @@ def _in_closed_form(x_NCHW, given_NK, given_N, labelled_N, config: DiversionConf
         mirror="flip" in config.augmentation.split("_"),
         generator=random,
     )
-    best = transition.explain(r_NK, given_N, directions=config.transition == "estimated")
-    found = {"transition": best.transition, "patches": best.view(r_NK)}
+    seen = discriminant.evidence(r_NK, given_N)
+    best = transition.explain(seen, directions=config.transition == "estimated")
+    found = {"transition": best.transition, "patches": seen.view(best.transition, best.scale)}
     if config.targets == "posterior" and config.begin == "patches" and "patches" in config.views.split("+"):
         q_NK = posterior.posterior(found["patches"].double().log(), given_N, best.transition)
         found["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)

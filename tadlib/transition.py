@@ -2,24 +2,29 @@
 
 Legend: N samples, K classes.
 
-Predictions r_i of given labels, each made without the sample's own label (:mod:`tadlib.patches`), are the truth blurred
-by T: r = p T. So p is r unmixed, and how well a matrix explains the labels can be *seen*, on every label:
+Predictions of given labels, each made without the sample's own label (:mod:`tadlib.patches`), say p(y | x) under any T
+(:mod:`tadlib.discriminant`). So how well a matrix explains the labels can be *seen*, on every label:
 
-    L(T) = max_s 1/N Σ_i log Σ_y p_i(y) T[y, ỹ_i],    p_i = softmax(s · r_i Tᵀ (T Tᵀ + ε I)⁻¹).
+    L(T) = max_s 1/N Σ_i log Σ_y p_i(y; T, s) T[y, ỹ_i].
 
 Labels that are wrong at random cannot be predicted from any image: too clean a T is caught by labels that it calls
-impossible, too noisy a one by labels that it fails to foresee. T comes in three steps:
+impossible, too noisy a one by labels that it fails to foresee. Three kinds of T compete:
 
-1. the best matrix without a direction, of a grid of rates (:func:`without_direction`);
-2. gradient ascent on L over all entries, then over those above a cut-off, which rises; the others share one value;
-3. the matrix with the best score
+1. without a direction, of a grid of rates (:func:`without_direction`): wrong labels fall on all other classes alike;
+2. between alike classes (:func:`between_alike`): wrong labels fall on a class the more often, the more like the true one
+   it looks, T = (1 − e) I + e ((1 − u) S^γ + u / (K − 1)), S from what images of a class are taken for;
+3. with directions (:func:`with_directions`): gradient ascent on L over all entries, then over those above a cut-off,
+   which rises; the others share one value.
 
-       L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
+The one with the best score wins,
 
-   f the number of free entries, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended
-   Bayesian information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been
-   found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. The term before it
-   decides between two classes hard to tell apart, either of which could pass for both.
+    L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
+
+f the number of free numbers in T and s, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended
+Bayesian information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been
+found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i
+grows with the classes whose means it needs, K numbers each: the second kind has to bring K² / 20 N besides. The term
+before decides between two classes hard to tell apart, either of which could pass for both.
 """
 
 import math
@@ -28,15 +33,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tadlib.discriminant import Evidence
+
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)  # without a direction
-SCALES = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0)  # s to choose from, without a direction
-EPSILON = 0.1  # ε: keeps unmixing from blowing up the noise of r where T is nearly singular
+SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 BALANCE = 0.3  # α
 WORTH = 1e-3  # ν, log-likelihood per sample
+WORTH_ALIKE = 0.05  # of K² / N, likewise
+ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
+ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
 CUTS = (0.02, 0.05, 0.1, 0.2)  # below which an entry has no parameter of its own
-START = 0.1  # rate that the ascent starts from
+START = 0.1  # rate that the ascent over all entries starts from
 STEPS, STEPS_AFTER_A_CUT = 50, 10
-STEP = 0.1  # learning rate of Adam, in log odds
+STEP, STEP_ALIKE = 0.1, 0.2  # learning rates of Adam, in log odds
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,6 @@ class Explanation:
     scale: float
     score: float
 
-    def view(self, r_NK: Tensor) -> Tensor:
-        """p(y | x) (N, K): r unmixed and scaled, as a distribution."""
-        return (self.scale * unmix(r_NK, self.transition.to(r_NK.dtype))).softmax(1)
-
 
 def level(rate: float, n_classes: int, device: torch.device | str = "cpu") -> Tensor:
     """T (K, K) float64 of noise without direction: a share ``rate`` of labels is spread over all other classes."""
@@ -58,26 +63,20 @@ def level(rate: float, n_classes: int, device: torch.device | str = "cpu") -> Te
     return (1 - rate) * eye + rate / max(1, n_classes - 1) * (1 - eye)
 
 
-def unmix(r_NK: Tensor, transition_KK: Tensor) -> Tensor:
-    """r Tᵀ (T Tᵀ + ε I)⁻¹ (N, K): the p of least squares with r = p T, not yet a distribution."""
-    eye = torch.eye(len(transition_KK), dtype=r_NK.dtype, device=r_NK.device)
-    return r_NK @ torch.linalg.solve(transition_KK @ transition_KK.T + EPSILON * eye, transition_KK).T
-
-
 def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
     """L(T) − α Σ_k π_k log(π_k / p̄_k) of p(y | x) (N, K), a number; classes that no sample is given do not count."""
     share_K = torch.bincount(given_N, minlength=p_NK.shape[1]).to(p_NK.dtype) / len(given_N)
-    at_given_N = (p_NK @ transition_KK).gather(1, given_N[:, None])[:, 0]
+    at_given_N = (p_NK @ transition_KK.to(p_NK.dtype)).gather(1, given_N[:, None])[:, 0]
     off = (share_K * p_NK.mean(0).clamp_min(1e-9).log()).sum() - torch.xlogy(share_K, share_K).sum()
     return at_given_N.clamp_min(1e-9).log().mean() + BALANCE * off
 
 
 def price(n: int, n_classes: int) -> float:
-    """What one free entry of T has to bring, per sample: (½ log N + log K(K−1)) / N + ν."""
+    """What one free number of T has to bring, per sample: (½ log N + log K(K−1)) / N + ν."""
     return (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + WORTH
 
 
-def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
+def without_direction(seen: Evidence) -> Explanation:
     """The best matrix among those without a direction, :func:`level` of :data:`RATES`; each has one parameter.
 
     No noise is one of the rates and costs as much: where noise drowns nearly everything, as 0 explains labels nearly as
@@ -86,7 +85,7 @@ def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
     best: Explanation | None = None
     near = SCALES[len(SCALES) // 2]
     for rate in RATES:
-        found = _scaled(r_NK, given_N, level(rate, r_NK.shape[1], r_NK.device), near)
+        found = _scaled(seen, level(rate, len(seen.share), seen.b.device), near)
         near = found.scale
         if best is None or found.score > best.score:
             best = found
@@ -94,13 +93,12 @@ def without_direction(r_NK: Tensor, given_N: Tensor) -> Explanation:
     return best
 
 
-def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, near: float) -> Explanation:
+def _scaled(seen: Evidence, level_KK: Tensor, near: float) -> Explanation:
     """The scale with the best score, uphill on the grid from the one ``near``."""
-    transition_KK = level_KK.to(r_NK.dtype)
-    p_NK, place = unmix(r_NK, transition_KK), SCALES.index(near)
+    score_NK, place = seen.scores(level_KK), SCALES.index(near)
 
     def value(place: int) -> float:
-        return objective((SCALES[place] * p_NK).softmax(1), given_N, transition_KK).item()
+        return objective((SCALES[place] * score_NK).softmax(1), seen.given, level_KK).item()
 
     best = value(place)
     for step in (1, -1):
@@ -109,65 +107,102 @@ def _scaled(r_NK: Tensor, given_N: Tensor, level_KK: Tensor, near: float) -> Exp
             best, place = further, place + step
         if place != start:
             break
-    return Explanation(level_KK, SCALES[place], best - price(*r_NK.shape))
+    return Explanation(level_KK, SCALES[place], best - price(*seen.b.shape))
 
 
-def with_directions(r_NK: Tensor, given_N: Tensor, scale: float) -> list[Explanation]:
+def alike(seen: Evidence, scale: float) -> Tensor:
+    """log S (K, K) float32: what images given a label are taken for besides, if no label were wrong; −∞ on the diagonal.
+
+    Rows of S sum to 1.
+    """
+    k = len(seen.share)
+    eye_KK = torch.eye(k, dtype=torch.float64, device=seen.share.device)
+    p_NK = seen.view(eye_KK, scale)
+    mean_KK = torch.zeros(k, k, device=p_NK.device).index_add_(0, seen.given, p_NK).clamp_min(1e-9)
+    log_KK = (mean_KK / mean_KK.sum(1, keepdim=True)).clamp_min(1e-5).log()
+    return log_KK.masked_fill(eye_KK.bool(), -torch.inf).log_softmax(1)
+
+
+def between_alike(seen: Evidence, scale: float) -> Explanation:
+    """The best matrix whose flips are the more frequent, the more alike two classes are, by ascent from a ``scale``."""
+    n, k = seen.b.shape
+    eye_KK = torch.eye(k, dtype=seen.b.dtype, device=seen.b.device)
+    log_KK = alike(seen, scale)
+
+    def matrix(rate: Tensor, power: Tensor, level: Tensor) -> Tensor:
+        flips_KK = (power * log_KK.masked_fill(eye_KK.bool(), 0)).masked_fill(eye_KK.bool(), -torch.inf).softmax(1)
+        flips_KK = torch.lerp(flips_KK, (1 - eye_KK) / (k - 1), level.sigmoid())
+        return torch.lerp(eye_KK, flips_KK, rate.sigmoid())
+
+    def value(rate: Tensor, power: Tensor, level: Tensor, log_scale: Tensor) -> Tensor:
+        transition_KK = matrix(rate, power, level)
+        return objective(seen.view(transition_KK, log_scale.exp()), seen.given, transition_KK)
+
+    def start(rate: float, power: float) -> list[Tensor]:
+        numbers = (math.log(rate / (1 - rate)), power, 0.0, math.log(scale))
+        return [torch.tensor(v, dtype=seen.b.dtype, device=seen.b.device) for v in numbers]
+
+    tried = [_ascend(value, start(*at), ALIKE_STEPS, STEP_ALIKE) for at in ALIKE]
+    found, best = _ascend(value, max(tried, key=lambda t: t[1])[0], ALIKE_STEPS_AFTER, STEP_ALIKE)
+    score = best - 4 * price(n, k) - WORTH_ALIKE * k**2 / n
+    return Explanation(matrix(*found[:3]).double(), found[3].exp().item(), score)
+
+
+def with_directions(seen: Evidence, scale: float) -> list[Explanation]:
     """Matrices with fewer and fewer free entries, by gradient ascent from :data:`START` and a ``scale``."""
-    n, k = r_NK.shape
-    eye = torch.eye(k, dtype=torch.bool, device=r_NK.device)
+    n, k = seen.b.shape
+    eye_KK = torch.eye(k, dtype=torch.bool, device=seen.b.device)
     # log odds against the diagonal; entries that are not free share one value
-    odds_KK = r_NK.new_full((k, k), math.log(START / max(1, k - 1) / (1 - START)))
-    shared, log_scale = odds_KK[0, 0], torch.tensor(scale, device=r_NK.device, dtype=r_NK.dtype).log()
-    free_KK, found = ~eye, list[Explanation]()
+    odds_KK = seen.b.new_full((k, k), math.log(START / max(1, k - 1) / (1 - START)))
+    numbers = [odds_KK, odds_KK[0, 0], torch.tensor(scale, device=seen.b.device, dtype=seen.b.dtype).log()]
+    free_KK, found = ~eye_KK, list[Explanation]()
+
+    def matrix(odds_KK: Tensor, shared: Tensor) -> Tensor:
+        return (torch.where(free_KK, odds_KK, shared) * ~eye_KK).softmax(1)
+
+    def value(odds_KK: Tensor, shared: Tensor, log_scale: Tensor) -> Tensor:
+        transition_KK = matrix(odds_KK, shared)
+        return objective(seen.view(transition_KK, log_scale.exp()), seen.given, transition_KK)
+
     for cut in (0.0, *CUTS):
         if cut:
-            transition_KK = found[-1].transition.to(r_NK.dtype)
-            free_KK = (transition_KK > cut) & ~eye
-            rest = transition_KK[~free_KK & ~eye]
+            transition_KK = found[-1].transition.to(seen.b.dtype)
+            free_KK = (transition_KK > cut) & ~eye_KK
+            rest = transition_KK[~free_KK & ~eye_KK]
             if not len(rest):
                 continue
-            shared = (rest.mean().clamp_min(1e-4) / transition_KK.diagonal().mean()).log()
-        steps = STEPS_AFTER_A_CUT if cut else STEPS
-        ascended = _ascend(r_NK, given_N, odds_KK, shared, log_scale, free_KK, steps)
-        odds_KK, shared, log_scale, transition_KK, value = ascended
-        score = value - price(n, k) * (int(free_KK.sum()) + 1)
-        found.append(Explanation(transition_KK.double(), log_scale.exp().item(), score))
+            numbers[1] = (rest.mean().clamp_min(1e-4) / transition_KK.diagonal().mean()).log()
+        # a class keeps its label more often than it gets any other: log odds stay below 0
+        numbers, best = _ascend(value, numbers, STEPS_AFTER_A_CUT if cut else STEPS, STEP, below_0=2)
+        score = best - price(n, k) * (int(free_KK.sum()) + 1)
+        found.append(Explanation(matrix(*numbers[:2]).double(), numbers[2].exp().item(), score))
     return found
 
 
-def _ascend(r_NK, given_N, odds_KK, shared, log_scale, free_KK, steps):
-    """Adam (Kingma & Ba 2015) on :func:`objective`; returns the parameters, T and the value at its end.
+def _ascend(value, numbers: list[Tensor], steps: int, rate: float, below_0: int = 0) -> tuple[list[Tensor], float]:
+    """Adam (Kingma & Ba 2015) on ``value``; the first ``below_0`` numbers stay below 0. Returns where it ends.
 
     Written out: importing torch's takes longer than all steps do.
     """
-    values = [odds_KK, shared, log_scale]
-    means, squares = ([torch.zeros_like(v) for v in values] for _ in range(2))
-    off_diagonal_KK = 1 - torch.eye(len(odds_KK), dtype=r_NK.dtype, device=r_NK.device)
-    for step in range(1, steps + 2):
-        odds_KK, shared, log_scale = (v.detach().requires_grad_() for v in values)
-        transition_KK = (torch.where(free_KK, odds_KK, shared) * off_diagonal_KK).softmax(1)
-        value = objective((log_scale.exp() * unmix(r_NK, transition_KK)).softmax(1), given_N, transition_KK)
-        if step > steps:
-            break
-        for i, gradient in enumerate(torch.autograd.grad(value, (odds_KK, shared, log_scale))):
+    values, means, squares = list(numbers), *([torch.zeros_like(v) for v in numbers] for _ in range(2))
+    for step in range(1, steps + 1):
+        asked = [v.detach().requires_grad_() for v in values]
+        for i, gradient in enumerate(torch.autograd.grad(value(*asked), asked)):
             means[i].lerp_(gradient, 1 - 0.9)
             squares[i].lerp_(gradient.square(), 1 - 0.999)
             ahead = means[i] / (1 - 0.9**step) / ((squares[i] / (1 - 0.999**step)).sqrt() + 1e-8)
-            values[i] = values[i] + STEP * ahead
-        # a class keeps its label more often than it gets any other: log odds stay below 0
-        values[0], values[1] = values[0].clamp_max(0), values[1].clamp_max(0)
-    return odds_KK.detach(), shared.detach(), log_scale.detach(), transition_KK.detach(), value.item()
+            values[i] = values[i] + rate * ahead
+        values[:below_0] = [v.clamp_max(0) for v in values[:below_0]]
+    with torch.no_grad():
+        return values, value(*values).item()
 
 
-def explain(r_NK: Tensor, given_N: Tensor, *, directions: bool = True) -> Explanation:
-    """The matrix with the best score, of those without a direction and, if asked, those with.
-
-    Args:
-        r_NK: float32 or float64 predictions of given labels, each made without the sample's own.
-        given_N: given labels in [0, K).
-    """
-    best = without_direction(r_NK, given_N)
-    if directions and r_NK.shape[1] > 1:
-        best = max([best, *with_directions(r_NK, given_N, best.scale)], key=lambda e: e.score)
-    return best
+def explain(seen: Evidence, *, directions: bool = True) -> Explanation:
+    """The matrix with the best score, of those without a direction and, if asked, all others."""
+    best = without_direction(seen)
+    found = [best]
+    if directions and len(seen.share) > 1:
+        found += with_directions(seen, best.scale)
+    if directions and len(seen.share) > 2:  # with two classes there is one other to fall on
+        found.append(between_alike(seen, best.scale))
+    return max(found, key=lambda e: e.score)
