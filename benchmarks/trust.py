@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half as many filters": {"divert_patches_filters": 64},
     "warm-up on given labels": {"divert_begin": "given"},
     "flips without a direction": {"divert_transition": "symmetric"},
-    "no averaged parameters": {"divert_average": 0.0},
+    "averaged parameters": {"divert_average": 0.99},
     "averages over rounds": {"divert_ema": 0.5},
     "auditors learn given labels": {"divert_bootstrap": 0.0},
     "auditors learn the refined set": {"divert_targets": "refined"},

@@ -38,7 +38,7 @@ class DiversionConfig:
     weight_decay: float = 5e-4
     batch: int = 128
     augmentation: str = "crop_scale_rotate"
-    average: float = 0.99  # per step, of an auditor's parameters; predictions are the average's; 0 = the last ones
+    average: float = 0.0  # per step, of an auditor's parameters, whose predictions count; 0 = the last; brought nothing
     evidence: str = "posterior"  # of the true label; or "fused" ranks of two margins, or the paper's "loss"
     views: str = "training+anchors+patches"  # posterior: class probabilities that are pooled
     patches_weight: float = 2.0  # posterior: the view from patches counts as that many others

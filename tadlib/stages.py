@@ -55,7 +55,7 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 CODE = {
     "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
     "divert": (
-        *("arms", "rivals", "diversion", "trust", "posterior", "patches", "transition", "recalibrate"),
+        *("arms", "rivals", "diversion", "trust", "posterior", "patches", "discriminant", "transition", "recalibrate"),
         *("training", "speed"),
         *("augment", "networks", "whiten", "rng"),
     ),

@@ -11,8 +11,8 @@ Labels that are wrong at random cannot be predicted from any image: too clean a 
 impossible, too noisy a one by labels that it fails to foresee. Three kinds of T compete:
 
 1. without a direction, of a grid of rates (:func:`without_direction`): wrong labels fall on all other classes alike;
-2. between alike classes (:func:`between_alike`): wrong labels fall on a class the more often, the more like the true one
-   it looks, T = (1 − e) I + e ((1 − u) S^γ + u / (K − 1)), S from what images of a class are taken for;
+2. between alike classes (:func:`between_alike`): wrong labels fall on a class the more often, the more it looks like
+   the true one, T = (1 − e) I + e ((1 − u) S^γ + u / (K − 1)), S from what images of a class are taken for;
 3. with directions (:func:`with_directions`): gradient ascent on L over all entries, then over those above a cut-off,
    which rises; the others share one value.
 
@@ -20,9 +20,8 @@ The one with the best score wins,
 
     L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
 
-f the number of free numbers in T and s, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended
-Bayesian information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been
-found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i
+f the number of free numbers, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended Bayesian
+information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i
 grows with the classes whose means it needs, K numbers each: the second kind has to bring K² / 20 N besides. The term
 before decides between two classes hard to tell apart, either of which could pass for both.
 """
@@ -111,9 +110,9 @@ def _scaled(seen: Evidence, level_KK: Tensor, near: float) -> Explanation:
 
 
 def alike(seen: Evidence, scale: float) -> Tensor:
-    """log S (K, K) float32: what images given a label are taken for besides, if no label were wrong; −∞ on the diagonal.
+    """log S (K, K) float32, rows of S sum to 1: what images given a label are taken for besides, if no label were wrong.
 
-    Rows of S sum to 1.
+    −∞ on the diagonal.
     """
     k = len(seen.share)
     eye_KK = torch.eye(k, dtype=torch.float64, device=seen.share.device)

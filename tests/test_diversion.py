@@ -87,7 +87,7 @@ SWITCHES = [
     (TINY, {"views": "training+anchors"}),
     (TINY, {"views": "patches"}),
     (TINY, {"views": "network+training+anchors"}),
-    (TINY, {"average": 0.0}),
+    (TINY, {"average": 0.99}),
     (TINY, {"transition": "symmetric"}),
     (TINY, {"begin": "given"}),
     (TINY, {"patches_weight": 0.5}),
