@@ -7,14 +7,16 @@ into each other, whether or not any label is wrong. Optimal scoring (Hastie, Tib
 whitened, and a sample belongs to the class whose mean is near. Means of *true* classes are those of given ones, unmixed
 by T:
 
-    m_k = mean of r̃ over ỹ = k,    r̃ = (r − r̄) (Σ + δ I)^(−½),    b_ik = r̃_iᵀ F m_k  without sample i in m_k,
+    r̃ = (r − r̄) (Σ + δ I)^(−½),    m_k = a_k + F (mean of r̃ over ỹ = k − a_k),    a_k = (Σ_k / π_k) (Σ + δ I)^(−½),
+    b_ik = r̃_iᵀ m_k  with a mean over all but sample i,
     μ = U m,    U = (RᵀR + ε I)⁻¹ Rᵀ (1 + ε),    R[ỹ, y] = p(y | ỹ) ∝ p(y) T[y, ỹ],
-    log p(y | x_i) ∝ s · (b_iᵀ Uᵀ C − ½ diag(Cᵀ A) + log p)_y,    A = μ F μᵀ,    C = Σ_j (diag(p) A)^j.
+    log p(y | x_i) ∝ s · (b_iᵀ Uᵀ C − ½ diag(Cᵀ A) + log p)_y,    A = μ μᵀ,    C = Σ_j (diag(p) A)^j.
 
-C stands for (I − diag(p) A)⁻¹, which turns the covariance of all samples into the one within classes; of its series
-four terms are taken, so that no T, however wrong, can make it singular. F takes from every direction that means differ
-in what differences by chance would have, K / N (the positive part of James & Stein's estimate). That views are made in
-this way is our choice.
+Were r right on average, p(ỹ | x) itself, the mean of a class would be a_k, from row k of the covariance Σ and the share
+π_k of its labels: no label is needed to know it. What the means of labels say otherwise is believed as far as it is
+more than chance: F takes from every direction in which they differ CHANCE · K / N (in the manner of James & Stein's
+estimate). C stands for (I − diag(p) A)⁻¹, which turns the covariance of all samples into the one within classes; of its
+series four terms are taken, so that no T, however wrong, can make it singular. All this is our choice.
 """
 
 from dataclasses import dataclass
@@ -24,13 +26,14 @@ from torch import Tensor
 
 SHRINKAGE = 0.1  # δ, in units of the mean variance of r
 EPSILON = 0.02  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
+CHANCE = 4.0  # times K / N: differences of means in one direction that are put down to chance
 TERMS = 4  # of the series C
 LEAST = 0.2  # a class is taken to be no rarer than this part of 1 / K
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """``b`` (N, K) float32, ``gram`` m F mᵀ (K, K) and ``share`` of given labels (K,) float64, ``given`` (N,)."""
+    """``b`` (N, K) float32, ``gram`` m mᵀ (K, K) and ``share`` of given labels (K,) float64, ``given`` (N,)."""
 
     b: Tensor
     gram: Tensor
@@ -79,15 +82,18 @@ def evidence(r_NK: Tensor, given_N: Tensor) -> Evidence:
     sigma_KK = r_NK.T @ r_NK / n
     values_K, vectors_KK = torch.linalg.eigh(sigma_KK)
     spread_K = (values_K + SHRINKAGE * values_K.mean()).clamp_min(1e-12)
-    r_NK = r_NK @ (vectors_KK * spread_K.rsqrt() @ vectors_KK.T)
-    mean_KK = torch.zeros_like(sigma_KK).index_add_(0, given_N, r_NK) / count_K.clamp_min(1)[:, None]
+    whiten_KK = vectors_KK * spread_K.rsqrt() @ vectors_KK.T
     share_K = count_K / n
-    values_K, vectors_KK = torch.linalg.eigh((mean_KK.T * share_K) @ mean_KK)
-    kept_K = (1 - k / n / values_K.clamp_min(1e-12)).clamp_min(0)
-    kept_NK = r_NK @ (vectors_KK * kept_K @ vectors_KK.T)
-    b_NK = kept_NK @ mean_KK.T
+    at_its_word_KK = sigma_KK / share_K.clamp_min(1 / n)[:, None] @ whiten_KK
+    r_NK = r_NK @ whiten_KK
+    mean_KK = torch.zeros_like(sigma_KK).index_add_(0, given_N, r_NK) / count_K.clamp_min(1)[:, None]
+    beyond_KK = torch.where(count_K[:, None] > 0, mean_KK - at_its_word_KK, 0)
+    values_K, vectors_KK = torch.linalg.eigh((beyond_KK.T * share_K) @ beyond_KK)
+    kept_K = (1 - CHANCE * k / n / values_K.clamp_min(1e-12)).clamp_min(0)
+    keep_KK = vectors_KK * kept_K @ vectors_KK.T
+    m_KK = at_its_word_KK + beyond_KK @ keep_KK
+    b_NK = r_NK @ m_KK.T
     # the mean of a sample's given class, without the sample
-    others_N = (kept_NK * (mean_KK[given_N] - r_NK)).sum(1) / (count_K[given_N] - 1).clamp_min(1)
+    others_N = (r_NK @ keep_KK * (mean_KK[given_N] - r_NK)).sum(1) / (count_K[given_N] - 1).clamp_min(1)
     b_NK.scatter_add_(1, given_N[:, None], others_N[:, None])
-    gram_KK = (mean_KK @ vectors_KK) * kept_K @ (mean_KK @ vectors_KK).T
-    return Evidence(b_NK.float(), gram_KK, share_K, given_N)
+    return Evidence(b_NK.float(), m_KK @ m_KK.T, share_K, given_N)

@@ -21,9 +21,10 @@ The one with the best score wins,
     L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
 
 f the number of free numbers, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended Bayesian
-information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i
-grows with the classes whose means it needs, K numbers each: the second kind has to bring K² / 20 N besides. The term
-before decides between two classes hard to tell apart, either of which could pass for both.
+information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been found.
+However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i grows with
+the classes whose means it needs, K numbers each: the second kind has to bring K² / 20 N besides. The term before
+decides between two classes hard to tell apart, either of which could pass for both.
 """
 
 import math
@@ -110,7 +111,7 @@ def _scaled(seen: Evidence, level_KK: Tensor, near: float) -> Explanation:
 
 
 def alike(seen: Evidence, scale: float) -> Tensor:
-    """log S (K, K) float32, rows of S sum to 1: what images given a label are taken for besides, if no label were wrong.
+    """log S (K, K) float32, rows sum to 1: what images given a label are taken for besides, if no label were wrong.
 
     −∞ on the diagonal.
     """
