@@ -43,7 +43,17 @@ CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
     "api_labels": (
-        *("noise", "class_maps", "trust", "patches", "transition", "posterior", "recalibrate", "diversion"),
+        *(
+            "noise",
+            "class_maps",
+            "trust",
+            "patches",
+            "discriminant",
+            "transition",
+            "posterior",
+            "recalibrate",
+            "diversion",
+        ),
         *("arms", "rivals"),
     ),
     "api_distillation": (
