@@ -29,7 +29,7 @@ def digits(n, kind, rate, seed=0):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return digits(200, "pairflip", 0.3)
+    return digits(300, "pairflip", 0.3)
 
 
 def run(tiny, config=TINY, **more) -> RefinedSet:
@@ -405,9 +405,9 @@ def test_unknown_arms_and_missing_truth_are_named(tiny):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda x, y: (x, y[:-1]), "got 200 images and 199 labels"),
-        (lambda x, y: (x, torch.where(torch.arange(200) == 7, K, y)), r"labels must be in \[0, 10\), got 0 to 10"),
-        (lambda x, y: (x, torch.where(torch.arange(200) == 7, -1, y)), r"labels must be in \[0, 10\), got -1 to 9"),
+        (lambda x, y: (x, y[:-1]), "got 300 images and 299 labels"),
+        (lambda x, y: (x, torch.where(torch.arange(300) == 7, K, y)), r"labels must be in \[0, 10\), got 0 to 10"),
+        (lambda x, y: (x, torch.where(torch.arange(300) == 7, -1, y)), r"labels must be in \[0, 10\), got -1 to 9"),
         (lambda x, y: (x, torch.where(y == 4, 5, y)), r"classes without: \[4\]"),
     ],
 )
