@@ -39,22 +39,30 @@ SETTINGS = (
     "tiny-imagenet:asymmetric:.4",
 )
 ABLATED = ("cifar10:symmetric:.4", "cifar10:pairflip:.4", "cifar10:human:worse")
-# the paper's outer loop, with what it needs and the posterior does not: averages over rounds, a falling threshold
-MIXTURES: dict[str, Any] = {"divert_evidence": "loss", "divert_ema": 0.5, "divert_tau_start": 0.5}
+# the paper's outer loop, with what it needs and the posterior does not: averages over rounds, a falling threshold; the
+# network looks for itself, at the images as they are
+MIXTURES: dict[str, Any] = {
+    "divert_evidence": "loss",
+    "divert_ema": 0.5,
+    "divert_tau_start": 0.5,
+    "divert_look_every": 10,
+    "divert_average": 0.0,
+    "divert_mirror": False,
+    "divert_error": 0.3,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "without patches": {"divert_views": "training+anchors"},
-    "without predictions while training": {"divert_views": "anchors+patches"},
-    "without anchors": {"divert_views": "training+patches"},
-    "with the network's predictions": {"divert_views": "network+training+anchors+patches"},
+    "the network alone": {"divert_views": "network"},
     "patches alone": {"divert_views": "patches"},
-    "the network's predictions alone": {"divert_views": "network"},
+    "with anchors": {"divert_views": "network+anchors+patches"},
+    "with predictions while training": {"divert_views": "network+training+patches"},
     "anchors alone": {"divert_views": "anchors"},
-    "patches count as one view": {"divert_patches_weight": 1.0},
+    "patches count as two views": {"divert_patches_weight": 2.0},
+    "without mirror images": {"divert_mirror": False},
+    "the last parameters, not their average": {"divert_average": 0.0},
     "half as many filters": {"divert_patches_filters": 64},
     "warm-up on given labels": {"divert_begin": "given"},
     "flips without a direction": {"divert_transition": "symmetric"},
-    "averaged parameters": {"divert_average": 0.99},
     "averages over rounds": {"divert_ema": 0.5},
     "auditors learn given labels": {"divert_bootstrap": 0.0},
     "auditors learn the refined set": {"divert_targets": "refined"},

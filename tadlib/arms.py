@@ -68,6 +68,7 @@ def loss_filter(config: DiversionConfig) -> DiversionConfig:
         recalibrate_every=0,
         holdout=0.0,
         average=0.0,
+        mirror=False,
         targets="refined",
     )
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 0.1  # δ, in units of the mean variance of r
-EPSILON = 0.02  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
+EPSILON = 0.06  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
 CHANCE = 4.0  # times K / N: differences of means in one direction that are put down to chance
 TERMS = 4  # of the series C
 LEAST = 0.2  # a class is taken to be no rarer than this part of 1 / K

@@ -38,16 +38,17 @@ class DiversionConfig:
     weight_decay: float = 5e-4
     batch: int = 128
     augmentation: str = "crop_scale_rotate"
-    average: float = 0.0  # per step, of an auditor's parameters, whose predictions count; 0 = the last; brought nothing
+    average: float = 0.99  # per step, of an auditor's parameters, which look at the samples; 0 = the last ones do
+    mirror: bool = True  # a look is at the mirror image as well, where augmentation flips images
     evidence: str = "posterior"  # of the true label; or "fused" ranks of two margins, or the paper's "loss"
-    views: str = "training+anchors+patches"  # posterior: class probabilities that are pooled
-    patches_weight: float = 2.0  # posterior: the view from patches counts as that many others
+    views: str = "network+patches"  # posterior: class probabilities that are pooled
+    patches_weight: float = 1.0  # posterior: the view from patches counts as that many others
     patches_filters: int = 128  # posterior: M, most filters of the auditor in closed form
     transition: str = "estimated"  # posterior: T from the data, or "symmetric", without directions
     begin: str = "patches"  # posterior: in warm-up auditors learn the posterior from "patches", or "given" labels
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
-    purity: float = 0.92  # posterior: share of labels in use that should be right; doubtful ones count less until so
+    purity: float = 0.93  # posterior: share of labels in use that should be right; doubtful ones count less until so
     power: float = 1.0  # posterior: a label in use has the mass (its probability)^power, at least; purity may raise it
     labels: str = "soft"  # posterior: in use are "soft" labels of all samples, or "one" of those not left untrusted
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
@@ -58,11 +59,11 @@ class DiversionConfig:
     minimum: float = 0.05  # share of every class that always stays trusted
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
-    look_every: int = 10  # rounds between two passes over all samples after warm-up; the last round always has one
+    look_every: int = 50  # rounds between two passes over all samples after warm-up; the last round always has one
     recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
-    error: float = 0.3  # calibrated: largest probability of error of a label that is believed
+    error: float = 0.37  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
@@ -301,9 +302,14 @@ def advance(loop: Loop) -> None:
     row: dict = {"epoch": epoch}
     rounds_left = config.epochs - 1 - epoch
     if epoch >= config.warmup - 1:
-        due = rounds_left % config.look_every == 0 or "p" not in t
-        # the posterior has new evidence from training every round, the mixtures only from a look
-        if due or config.evidence == "posterior":
+        # the posterior has new evidence from training every round; anchors and mixtures have it only from a look
+        by_posterior = config.evidence == "posterior"
+        by_anchors = "anchors" in config.views.split("+")
+        lacking = by_anchors and "anchored" not in t if by_posterior else "p" not in t
+        due = lacking or rounds_left % config.look_every == 0
+        if by_posterior and not due:
+            t["p"] = t["seen"]
+        if due or by_posterior:
             row |= _divert(loop, _look(loop) if due else None, epoch)
     counts = torch.bincount(t["space"].long(), minlength=3).tolist()
     row |= {f"n_{name}": count for name, count in zip(SPACES, counts, strict=True)}
@@ -316,10 +322,17 @@ def advance(loop: Loop) -> None:
 
 
 def _look(loop: Loop) -> list[Tensor]:
-    """Predictions of every auditor, into the moving averages; returns the penultimate features of each."""
+    """Predictions of every auditor, into the moving averages; returns the penultimate features of each.
+
+    Probabilities and features are means over the image and, if asked, its mirror image.
+    """
     config, t = loop.config, loop.tensors
-    looks = [predict(loop.net, t.get(f"mean/{a}", t[f"theta/{a}"]), loop.x) for a in range(config.auditors)]
-    p_NK = torch.stack([logits.softmax(1) for logits, _ in looks]).mean(0)
+    sides = [loop.x, loop.x.flip(3)] if config.mirror and "flip" in config.augmentation.split("_") else [loop.x]
+    p_NK, features = torch.zeros_like(t["y"]), []
+    for a in range(config.auditors):
+        looks = [predict(loop.net, t.get(f"mean/{a}", t[f"theta/{a}"]), x_NCHW) for x_NCHW in sides]
+        p_NK += sum(logits.softmax(1) for logits, _ in looks) / (len(sides) * config.auditors)
+        features.append(sum(features_ND for _, features_ND in looks) / len(sides))
     t["p"] = trust.ema(t.get("p"), p_NK, config.look_ema)
     loss_N = -p_NK.clamp_min(1e-12).log().gather(1, loop.given[:, None])[:, 0]
     t["loss"] = trust.ema(t.get("loss"), loss_N, config.look_ema)
@@ -385,7 +398,7 @@ def _train(loop: Loop, a: int, epoch: int) -> Tensor:
         return strength * (logits_BK.softmax(1) * logits_BK.log_softmax(1)).sum(1).mean()
 
     def consistency(logits_BK, index_B):
-        # towards the moving average of its own unaugmented predictions: a teacher that costs no further pass
+        # towards what auditors last said of the sample: a teacher that costs no further pass
         return strength * -(t["p"][index_B] * logits_BK.log_softmax(1)).sum(1).mean()
 
     seen_NK = torch.full_like(t["y"], 1 / loop.n_classes)
@@ -487,10 +500,10 @@ def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
     log_p_NK = posterior.pool([views[view] for view in pooled], weights)
     reference_N = _reference(loop)
     held_out = log_p_NK[reference_N], loop.given[reference_N]
-    b = posterior.sharpest(*held_out, t["transition"])
+    b = posterior.sharpness(*held_out, t["transition"])
     row["exponent"] = b
     row["kept"] = t["transition"].diagonal().mean().item()
-    row["held_out_log_likelihood"] = posterior.log_likelihood(*held_out, t["transition"], b)
+    row["held_out_log_likelihood"] = posterior.log_likelihoods(*held_out, t["transition"], b).mean().item()
     return posterior.posterior(log_p_NK, loop.given, t["transition"], b)
 
 

@@ -8,11 +8,11 @@ the image and the given label,
 
     q_i(y) ∝ p(y | x_i)^b · T[y, ỹ_i],      T[y, ỹ] = p(ỹ | y).
 
-p(y | x) is pooled from several views (predictions of the auditors, predictions while training, anchors, patches), T is
-the one that explains left-out labels best (:mod:`tadlib.transition`), b comes from the likelihood of labels on which no
-auditor was trained. Then w_i = q_i(ỹ_i) is the trust, and argmax q_i the label that recalibration would give. One
-number a sample, the same rule for every noise: where T is symmetric it follows the odds of the given label, where T has
-a direction it knows which of two likely classes is the source of the other.
+p(y | x) is pooled from several views (what the auditors and patches say, if asked also predictions while training and
+anchors), T is the one that explains left-out labels best (:mod:`tadlib.transition`), b comes from the likelihood of
+labels on which no auditor was trained. Then w_i = q_i(ỹ_i) is the trust, and argmax q_i the label that recalibration
+would give. One number a sample, the same rule for every noise: where T is symmetric it follows the odds of the given
+label, where T has a direction it knows which of two likely classes is the source of the other.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tadlib.errors import require
 
-SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # exponents b to choose from
+SHARPNESS = tuple(0.5 * 1.05**i for i in range(43))  # exponents b to choose from, up to 3.9
+DOUBT = 2.0  # standard errors by which an exponent may be less likely than the best one
 FLOOR = 1e-6  # of a probability: no view rules a class out alone
 
 
@@ -42,15 +43,25 @@ def pool(views_VNK: Sequence[Tensor], weights: Sequence[float] | None = None) ->
     return (torch.stack(terms).sum(0) / sum(weights)).log_softmax(1)
 
 
-def log_likelihood(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float) -> float:
-    """Mean log p(ỹ | x) = log Σ_y p(y | x)^b T[y, ỹ] (normalised over y)."""
-    p_NK = (log_p_NK.double() * b).softmax(1) @ transition_KK
-    return p_NK.gather(1, given_N[:, None]).clamp_min(1e-12).log().mean().item()
+def log_likelihoods(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float) -> Tensor:
+    """log p(ỹ | x) = log Σ_y p(y | x)^b T[y, ỹ] (normalised over y) of every sample (N,), float64."""
+    p_NK = (log_p_NK.double() * b).softmax(1)
+    # of T only the column of the given label is asked for
+    return (p_NK * transition_KK[:, given_N].T).sum(1).clamp_min(1e-12).log()
 
 
-def sharpest(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float:
-    """The exponent b of a grid under which given labels (of samples not trained on) are most likely."""
-    return max(SHARPNESS, key=lambda b: log_likelihood(log_p_NK, given_N, transition_KK, b))
+def sharpness(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float:
+    """The least exponent b of a grid that explains given labels (of samples not trained on) about as well as the best.
+
+    That is, whose mean log-likelihood is below the largest by no more than :data:`DOUBT` standard errors of the
+    difference. Errors that T does not know of, those of labels that depend on the image, make the likeliest exponent
+    too large; the samples cannot tell it from the smaller one, which is the safer claim (our choice).
+    """
+    l_BN = torch.stack([log_likelihoods(log_p_NK, given_N, transition_KK, b) for b in SHARPNESS])
+    behind_BN = l_BN[l_BN.mean(1).argmax()] - l_BN
+    n = max(2, len(given_N))
+    allowed_B = DOUBT * (behind_BN.var(1, correction=0) / (n - 1)).sqrt()
+    return SHARPNESS[int((behind_BN.mean(1) <= allowed_B).nonzero()[0, 0])]
 
 
 def posterior(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float = 1.0) -> Tensor:

@@ -18,13 +18,12 @@ impossible, too noisy a one by labels that it fails to foresee. Three kinds of T
 
 The one with the best score wins,
 
-    L(T) − α Σ_k π_k log(π_k / p̄_k) − f · ((½ log N + log K(K−1)) / N + ν),
+    L(T) − f · ((½ log N + log K(K−1)) / N + ν),
 
-f the number of free numbers, π_k the share of given labels k, p̄ the mean of p_i. The last term is an extended Bayesian
-information criterion (Chen & Chen 2008): a direction has to prove itself among K(K−1) that could have been found.
-However many the samples, it also has to bring ν, as p_i is wrong by more than chance. What is wrong with p_i grows with
-the classes whose means it needs, K numbers each: the second kind has to bring K² / 20 N besides. The term before
-decides between two classes hard to tell apart, either of which could pass for both.
+f the number of free numbers: an extended Bayesian information criterion (Chen & Chen 2008), as a direction has to prove
+itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by
+more than chance. What is wrong with p_i grows with the classes whose means it needs, K numbers each: the second kind
+has to bring K² / 20 N besides.
 """
 
 import math
@@ -37,7 +36,6 @@ from tadlib.discriminant import Evidence
 
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)  # without a direction
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
-BALANCE = 0.3  # α
 WORTH = 1e-3  # ν, log-likelihood per sample
 WORTH_ALIKE = 0.05  # of K² / N, likewise
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
@@ -64,11 +62,9 @@ def level(rate: float, n_classes: int, device: torch.device | str = "cpu") -> Te
 
 
 def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
-    """L(T) − α Σ_k π_k log(π_k / p̄_k) of p(y | x) (N, K), a number; classes that no sample is given do not count."""
-    share_K = torch.bincount(given_N, minlength=p_NK.shape[1]).to(p_NK.dtype) / len(given_N)
+    """Mean log Σ_y p(y | x) T[y, ỹ] of p(y | x) (N, K), a number."""
     at_given_N = (p_NK @ transition_KK.to(p_NK.dtype)).gather(1, given_N[:, None])[:, 0]
-    off = (share_K * p_NK.mean(0).clamp_min(1e-9).log()).sum() - torch.xlogy(share_K, share_K).sum()
-    return at_given_N.clamp_min(1e-9).log().mean() + BALANCE * off
+    return at_given_N.clamp_min(1e-9).log().mean()
 
 
 def price(n: int, n_classes: int) -> float:
@@ -144,7 +140,7 @@ def between_alike(seen: Evidence, scale: float) -> Explanation:
 
     tried = [_ascend(value, start(*at), ALIKE_STEPS, STEP_ALIKE) for at in ALIKE]
     found, best = _ascend(value, max(tried, key=lambda t: t[1])[0], ALIKE_STEPS_AFTER, STEP_ALIKE)
-    score = best - 4 * price(n, k) - WORTH_ALIKE * k**2 / n
+    score = best - 3 * price(n, k) - WORTH_ALIKE * k**2 / n
     return Explanation(matrix(*found[:3]).double(), found[3].exp().item(), score)
 
 

@@ -87,7 +87,7 @@ SWITCHES = [
     (TINY, {"views": "training+anchors"}),
     (TINY, {"views": "patches"}),
     (TINY, {"views": "network+training+anchors"}),
-    (TINY, {"average": 0.99}),
+    (TINY, {"average": 0.0}),
     (TINY, {"transition": "symmetric"}),
     (TINY, {"begin": "given"}),
     (TINY, {"patches_weight": 0.5}),
@@ -283,6 +283,28 @@ def test_predictions_on_the_way_are_those_before_each_step(tiny):
     before, _ = predict(SMALL, loop.tensors["theta/0"], x)
     diversion.advance(loop)
     torch.testing.assert_close(loop.tensors["seen"], before.softmax(1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "augmentation, mirror, sides", [("crop_flip", True, 2), ("crop_flip", False, 1), ("crop", True, 1)]
+)
+def test_a_look_is_at_the_mirror_image_too_where_augmentation_flips(tiny, augmentation, mirror, sides):
+    x, given, _ = tiny
+    config = replace(TINY, epochs=1, warmup=1, augmentation=augmentation, mirror=mirror)
+    loop = diversion.start(SMALL, x, given, K, config, seed=0)
+    diversion.advance(loop)
+    looks = [predict(SMALL, loop.tensors["mean/0"], side)[0].softmax(1) for side in (x, x.flip(3))[:sides]]
+    torch.testing.assert_close(loop.tensors["p"], sum(looks) / sides)
+
+
+def test_between_looks_the_network_says_what_it_said_while_training(tiny):
+    x, given, _ = tiny
+    loop = diversion.start(SMALL, x, given, K, TINY, seed=0)
+    for last in (False, False, True):
+        diversion.advance(loop)
+        assert ("p" in loop.tensors) == (loop.epoch >= TINY.warmup)
+        if "p" in loop.tensors:
+            assert torch.equal(loop.tensors["p"], loop.tensors["seen"]) != last
 
 
 def test_metrics_by_hand():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tadlib.errors import InputError
-from tadlib.posterior import SHARPNESS, log_likelihood, pool, posterior, sharpest
+from tadlib.posterior import DOUBT, SHARPNESS, log_likelihoods, pool, posterior, sharpness
 
 K = 5
 
@@ -38,17 +38,44 @@ def test_posterior_equals_bayes_rule_spelled_out():
         assert q[i].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-10)
 
 
-def test_likelihood_equals_a_slow_sum_and_the_sharpest_exponent_maximises_it():
+def slow_log_likelihoods(p, given, T, b):
+    found = []
+    for i in range(len(p)):
+        powers = [p[i, y].item() ** b for y in range(K)]
+        found.append(math.log(sum(powers[y] / sum(powers) * T[y, given[i]].item() for y in range(K))))
+    return found
+
+
+def test_likelihoods_equal_a_slow_sum():
     p, T = probabilities(), probabilities(K, K, seed=1)
     given = torch.arange(len(p)) % K
     for b in (0.5, 2.0):
-        total = 0.0
-        for i in range(len(p)):
-            powers = [p[i, y].item() ** b for y in range(K)]
-            total += math.log(sum(powers[y] / sum(powers) * T[y, given[i]].item() for y in range(K)))
-        assert log_likelihood(p.log(), given, T, b) == pytest.approx(total / len(p), rel=1e-10)
-    values = {b: log_likelihood(p.log(), given, T, b) for b in SHARPNESS}
-    assert values[sharpest(p.log(), given, T)] == max(values.values())
+        assert log_likelihoods(p.log(), given, T, b).tolist() == pytest.approx(
+            slow_log_likelihoods(p, given, T, b), rel=1e-10
+        )
+
+
+def test_sharpness_is_the_least_exponent_not_behind_the_best_by_more_than_two_standard_errors():
+    p, T = probabilities(n=30), 0.7 * torch.eye(K, dtype=torch.float64) + 0.06
+    given = torch.multinomial((4 * p.log()).softmax(1) @ T, 1, generator=torch.Generator().manual_seed(2))[:, 0]
+    values = {b: slow_log_likelihoods(p, given, T, b) for b in SHARPNESS}
+    best = max(values.values(), key=lambda v: sum(v) / len(v))
+
+    def allowed(b):
+        behind = [x - y for x, y in zip(best, values[b], strict=True)]
+        mean = sum(behind) / len(behind)
+        variance = sum((x - mean) ** 2 for x in behind) / (len(behind) - 1)
+        return mean <= DOUBT * math.sqrt(variance / len(behind))
+
+    found = sharpness(p.log(), given, T)
+    assert found == min(b for b in SHARPNESS if allowed(b))
+    assert values[found] != best, "the case must tell it from the likeliest exponent"
+
+
+def test_sharpness_finds_the_exponent_that_made_the_labels():
+    p, T = probabilities(n=50_000), torch.eye(K, dtype=torch.float64)
+    given = torch.multinomial((2 * p.log()).softmax(1), 1, generator=torch.Generator().manual_seed(3))[:, 0]
+    assert sharpness(p.log(), given, T) == pytest.approx(2.0, rel=0.1)
 
 
 def test_weights_say_how_much_a_view_counts():
