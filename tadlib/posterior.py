@@ -23,7 +23,8 @@ from torch import Tensor
 from tadlib.errors import require
 
 SHARPNESS = tuple(0.5 * 1.05**i for i in range(43))  # exponents b to choose from, up to 3.9
-DOUBT = 2.0  # standard errors by which an exponent may be less likely than the best one
+DOUBT = 2.0  # standard errors by which an exponent may be less likely than the best one ...
+LEAST = 2 / 3  # ... as long as it is not below that part of it
 FLOOR = 1e-6  # of a probability: no view rules a class out alone
 
 
@@ -55,13 +56,16 @@ def sharpness(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float
 
     That is, whose mean log-likelihood is below the largest by no more than :data:`DOUBT` standard errors of the
     difference. Errors that T does not know of, those of labels that depend on the image, make the likeliest exponent
-    too large; the samples cannot tell it from the smaller one, which is the safer claim (our choice).
+    too large; the samples cannot tell it from the smaller one, which is the safer claim. Few samples could not tell
+    anything from it, so it is no smaller than :data:`LEAST` of the likeliest (our choice).
     """
     l_BN = torch.stack([log_likelihoods(log_p_NK, given_N, transition_KK, b) for b in SHARPNESS])
-    behind_BN = l_BN[l_BN.mean(1).argmax()] - l_BN
+    best = int(l_BN.mean(1).argmax())
+    behind_BN = l_BN[best] - l_BN
     n = max(2, len(given_N))
     allowed_B = DOUBT * (behind_BN.var(1, correction=0) / (n - 1)).sqrt()
-    return SHARPNESS[int((behind_BN.mean(1) <= allowed_B).nonzero()[0, 0])]
+    places = (behind_BN.mean(1) <= allowed_B).nonzero()[:, 0].tolist()
+    return next(SHARPNESS[place] for place in places if SHARPNESS[place] >= LEAST * SHARPNESS[best])
 
 
 def posterior(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tadlib.errors import InputError
-from tadlib.posterior import DOUBT, SHARPNESS, log_likelihoods, pool, posterior, sharpness
+from tadlib.posterior import DOUBT, LEAST, SHARPNESS, log_likelihoods, pool, posterior, sharpness
 
 K = 5
 
@@ -55,11 +55,13 @@ def test_likelihoods_equal_a_slow_sum():
         )
 
 
-def test_sharpness_is_the_least_exponent_not_behind_the_best_by_more_than_two_standard_errors():
-    p, T = probabilities(n=30), 0.7 * torch.eye(K, dtype=torch.float64) + 0.06
+@pytest.mark.parametrize("n, bound", [(30, True), (400, False)])
+def test_sharpness_is_the_least_exponent_not_behind_the_best_by_more_than_two_standard_errors(n, bound):
+    p, T = probabilities(n=n), 0.7 * torch.eye(K, dtype=torch.float64) + 0.06
     given = torch.multinomial((4 * p.log()).softmax(1) @ T, 1, generator=torch.Generator().manual_seed(2))[:, 0]
     values = {b: slow_log_likelihoods(p, given, T, b) for b in SHARPNESS}
-    best = max(values.values(), key=lambda v: sum(v) / len(v))
+    likeliest = max(values, key=lambda b: sum(values[b]) / n)
+    best = values[likeliest]
 
     def allowed(b):
         behind = [x - y for x, y in zip(best, values[b], strict=True)]
@@ -67,9 +69,10 @@ def test_sharpness_is_the_least_exponent_not_behind_the_best_by_more_than_two_st
         variance = sum((x - mean) ** 2 for x in behind) / (len(behind) - 1)
         return mean <= DOUBT * math.sqrt(variance / len(behind))
 
-    found = sharpness(p.log(), given, T)
-    assert found == min(b for b in SHARPNESS if allowed(b))
-    assert values[found] != best, "the case must tell it from the likeliest exponent"
+    found, least = sharpness(p.log(), given, T), min(b for b in SHARPNESS if allowed(b))
+    assert found == min(b for b in SHARPNESS if allowed(b) and b >= LEAST * likeliest)
+    assert found < likeliest, "the case must tell it from the likeliest exponent"
+    assert (found > least) == bound, "the case must be the one that it is said to be"
 
 
 def test_sharpness_finds_the_exponent_that_made_the_labels():
