@@ -336,17 +336,20 @@ def test_what_was_run_at_several_rates_is_drawn_against_them():
     assert report.against_rate(results[:0]) is None
 
 
-def test_ablation_has_a_row_a_variant_and_columns_by_noise(tmp_path):
+def test_ablation_has_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(tmp_path):
     report.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "ablation.md").read_text()
-    cells = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "b") for seed in (0, 1)]
+    cells = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "human:b") for seed in (0, 1)]
     rows = pd.DataFrame(cells, columns=["variant", "noise", "seed"])
-    rows = rows.assign(trust_auroc=0.9, label_accuracy=0.8, preset="lite", n_train=100, dataset="cifar10")
-    save_table(tmp_path / "ablation.parquet", rows)
+    rows = rows.assign(trust_auroc=0.9, label_accuracy=0.8, preset="lite", n_train=100, rate_nominal=0.4)
+    other = rows[rows["noise"] == "a"].assign(dataset="cifar100", trust_auroc=0.7)
+    save_table(tmp_path / "ablation.parquet", pd.concat([rows.assign(dataset="cifar10"), other], ignore_index=True))
     report.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "ablation.md").read_text()
     assert "| without anchors | 0.900 ± 0.000 | 80.0 ± 0.0 | 0.900 ± 0.000 | 80.0 ± 0.0 | 2 |" in text
-    assert "--ablation" in text
+    assert "| without anchors | 0.700 ± 0.000 | 80.0 ± 0.0 | 2 |" in text
+    for settings in ("cifar10:a:0.4 cifar10:human:b", "cifar100:a:0.4"):
+        assert f"--ablation --root DATA --preset lite --settings {settings}\n" in text
 
 
 def test_the_refined_set_has_a_row_a_setting_with_a_column_for_each_set_of_labels(tmp_path):

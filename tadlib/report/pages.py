@@ -219,24 +219,40 @@ def _ablation_fragment(path: Path) -> str:
         "The dual loop with one setting changed at a time: AUROC of trust, and right labels among those in use (%, by "
         "weight)"
     )
-    return _measured(path, "ablation", ablation_table, caption, "benchmarks/trust.py --ablation")
+    return _measured(path, "ablation", ablation_table, caption, "benchmarks/trust.py --ablation", by_dataset=True)
 
 
-def _measured(path: Path, name: str, table: Callable[[pd.DataFrame], pd.DataFrame], caption: str, command: str) -> str:
-    """The rows of ``path``, a table for each scale with its provenance and the command that makes it again."""
+def _measured(
+    path: Path,
+    name: str,
+    table: Callable[[pd.DataFrame], pd.DataFrame],
+    caption: str,
+    command: str,
+    by_dataset: bool = False,
+) -> str:
+    """The rows of ``path``, a table for each scale, and if asked each data set, with its provenance and the command
+    that makes it again."""
     if not path.exists():
         return NONE_YET
     parts = []
-    for preset, own in load_table(path).groupby("preset", sort=False):
+    for of, own in load_table(path).groupby(["preset", "dataset"] if by_dataset else ["preset"], sort=False):
+        preset = of[0]
         text = (
             f"{caption}, on {own['n_train'].iloc[0]} images of {', '.join(own['dataset'].unique())} at scale {preset}. "
             "Mean ± half of the 95 % interval over seeds; without an interval where there is one seed."
         )
         parts.append(
-            f"{captioned(table(own), f'{name}-{preset}', text)}\n\n{provenance(own)}\n\n"
-            f"```console\n$ python {command} --root DATA --preset {preset}\n```"
+            f"{captioned(table(own), '-'.join((name, *of)), text)}\n\n{provenance(own)}\n\n"
+            f"```console\n$ python {command} --root DATA --preset {preset}{_settings(own) if by_dataset else ''}\n```"
         )
     return "\n\n".join(parts)
+
+
+def _settings(rows: pd.DataFrame) -> str:
+    """The option that asks a benchmark for the settings of ``rows``; human labels have the rate that they have."""
+    own = rows[["dataset", "noise", "rate_nominal"]].drop_duplicates().itertuples(index=False)
+    names = [f"{dataset}:{noise}" + ("" if noise.startswith("human") else f":{rate:g}") for dataset, noise, rate in own]
+    return f" --settings {' '.join(names)}"
 
 
 def _methods_fragment(results: pd.DataFrame) -> str:
