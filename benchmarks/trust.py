@@ -39,15 +39,12 @@ SETTINGS = (
     "tiny-imagenet:asymmetric:.4",
 )
 ABLATED = ("cifar10:symmetric:.4", "cifar10:pairflip:.4", "cifar10:human:worse")
-# the paper's outer loop, with what it needs and the posterior does not: averages over rounds, a falling threshold; the
-# network looks for itself, at the images as they are
+# the paper's outer loop, with what it needs and the posterior does not: averages over rounds, a falling threshold
 MIXTURES: dict[str, Any] = {
     "divert_evidence": "loss",
     "divert_ema": 0.5,
     "divert_tau_start": 0.5,
     "divert_look_every": 10,
-    "divert_average": 0.0,
-    "divert_mirror": False,
     "divert_error": 0.3,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
