@@ -34,6 +34,7 @@ class DiversionConfig:
     warmup: int = 5  # rounds before the first diversion
     auditors: int = 1  # A, networks whose evidence is averaged
     lr: float = 0.02
+    cooldown: float = 0.0  # share of the last rounds over which lr falls to 0 in a line; 0 = it stays
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 128
@@ -90,9 +91,16 @@ class DiversionConfig:
         for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
-        for name in ("alpha", "reliability", "error", "drop", "bootstrap", "purity"):
+        for name in ("alpha", "reliability", "error", "drop", "bootstrap", "purity", "cooldown"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+    def sgd(self, epoch: int, epochs: int | None = None) -> Sgd:
+        """The optimiser of round ``epoch`` (from 0) out of ``epochs``, those of the settings unless given."""
+        left = (epochs or self.epochs) - epoch
+        falling = self.cooldown * (epochs or self.epochs)
+        lr = self.lr * left / falling if left < falling else self.lr
+        return Sgd(lr, self.momentum, self.weight_decay)
 
     @property
     def look_ema(self) -> float:
@@ -418,7 +426,7 @@ def _train(loop: Loop, a: int, epoch: int) -> Tensor:
         loop.x,
         t["target"],
         t["learn"],
-        sgd=Sgd(config.lr, config.momentum, config.weight_decay),
+        sgd=config.sgd(epoch),
         batch=config.batch,
         strategy=config.augmentation,
         generator=loop.generators[a],

@@ -9,9 +9,9 @@ Budget, in epochs seen (passes of one network over the training set), where E is
 - ``confident_learning``: (folds − 1)·E, that is 3 E with four folds: cross-validation trains a network a fold, each for
   E epochs on the other folds. With fewer epochs a network would be compared with a half-trained one.
 
-Of the settings they use ``epochs``, ``warmup`` (co-teaching), ``lr``, ``momentum``, ``weight_decay``, ``batch`` and
-``augmentation``. No rival is told the noise. All of them relabel nothing: weight 1 for trusted samples, else 0.
-A :class:`tadlib.diversion.Loop` holds their state; ``on_round`` and ``resume`` work as in the dual loop.
+Of the settings they use ``epochs``, ``warmup`` (co-teaching), ``lr``, ``cooldown``, ``momentum``, ``weight_decay``,
+``batch`` and ``augmentation``. No rival is told the noise. All of them relabel nothing: weight 1 for trusted samples,
+else 0. A :class:`tadlib.diversion.Loop` holds their state; ``on_round`` and ``resume`` work as in the dual loop.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from tadlib import augment, trust
 from tadlib.diversion import TRUSTED, DiversionConfig, Loop, RefinedSet, start
 from tadlib.errors import InputError, known, require
 from tadlib.networks import Network
-from tadlib.training import Sgd, State, batches, one_hot, predict, train_epoch
+from tadlib.training import State, batches, one_hot, predict, train_epoch
 
 QUALITIES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")  # of cleanlab's labels
 
@@ -44,12 +44,8 @@ def _start(net, x_NCHW, given_N, n_classes, config: DiversionConfig, networks: i
     return loop
 
 
-def _sgd(config: DiversionConfig) -> Sgd:
-    return Sgd(config.lr, config.momentum, config.weight_decay)
-
-
 def _train(loop: Loop, a: int, y_NK: Tensor, w_N: Tensor, **more) -> None:
-    """Network ``a`` takes one epoch."""
+    """Network ``a`` takes one epoch of its E."""
     config, t = loop.config, loop.tensors
     state = train_epoch(
         loop.net,
@@ -57,7 +53,7 @@ def _train(loop: Loop, a: int, y_NK: Tensor, w_N: Tensor, **more) -> None:
         loop.x,
         y_NK,
         w_N,
-        sgd=_sgd(config),
+        sgd=config.sgd(loop.epoch % config.epochs),
         batch=config.batch,
         strategy=config.augmentation,
         generator=loop.generators[a],
@@ -195,7 +191,8 @@ def co_teaching(
 
 def _exchange_epoch(loop: Loop, forget: float) -> None:
     """Both networks see the same batches; each learns the (1 − forget) share with the smallest losses of the other."""
-    config, t, sgd = loop.config, loop.tensors, _sgd(loop.config)
+    config, t = loop.config, loop.tensors
+    sgd = config.sgd(loop.epoch, rounds("co-teaching", config))
     random = loop.generators[0]
 
     def loss(theta_2P, x_B, given_B, kept):

@@ -79,6 +79,7 @@ FUSED = replace(TINY, evidence="fused")
 SWITCHES = [
     (TINY, {"warmup": 1}),
     (TINY, {"warmup": 3}),
+    (TINY, {"cooldown": 1.0}),
     (TINY, {"auditors": 2}),
     (TINY, {"evidence": "loss"}),
     (TINY, {"evidence": "fused"}),

@@ -1,6 +1,7 @@
 """Promises of tadlib.rivals: the published losses and selections, equal budgets, and resume to the same bits."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,25 @@ def test_every_rival_finds_wrong_labels_and_relabels_none(arm, digits, refined):
     assert torch.bincount(given[found.space == TRUSTED], minlength=K).min() >= 1
     assert found.metrics(true)["trust_auroc"] > (0.7 if arm == "co-teaching" else 0.85)  # two rounds; four
     assert found.metrics(true)["trust_precision"] > 0.77  # of all labels .7 are right
+
+
+@pytest.mark.parametrize(
+    ("arm", "rates"),
+    [
+        ("tad", [0.1, 0.1, 0.1, 0.05]),
+        ("gce", [0.1, 0.1, 0.1, 0.05]),
+        ("co-teaching", [0.1, 0.1]),  # of its two rounds the last half is one
+        ("confident-learning", 4 * [0.1, 0.1, 0.1, 0.05]),
+    ],
+)
+def test_the_learning_rate_falls_over_the_last_rounds_of_every_network(arm, rates, digits, monkeypatch):
+    if arm == "confident-learning":
+        pytest.importorskip("cleanlab")
+    found, sgd = [], DiversionConfig.sgd
+    monkeypatch.setattr(DiversionConfig, "sgd", lambda *a: found.append(sgd(*a)) or found[-1])
+    refine(arm, digits, replace(CONFIG, lr=0.1, cooldown=0.5))
+    assert [one.lr for one in found] == pytest.approx(rates)
+    assert {(one.momentum, one.weight_decay) for one in found} == {(CONFIG.momentum, CONFIG.weight_decay)}
 
 
 @pytest.mark.parametrize("arm", ARMS)
