@@ -38,8 +38,15 @@ RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55,
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 WORTH = 1e-3  # ν, log-likelihood per sample
 WORTH_ALIKE = 0.05  # of K² / N, likewise
+WORTH_NEAREST = 0.01  # the same where only the most alike class counts
+WORTH_ONE_WAY = 2.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
 ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
+ALIKE_ANEW, ALIKE_STEPS_ANEW = (1.5, -2.0), 30  # γ and log odds of u that class_by_class starts from
+NEAREST_STEPS, EDGE = 30, -0.1  # log odds above which rates are at a half
+ONE_WAY, ONE_WAY_FROM = (-0.8, -3.0), 0.1  # the same of one_way; rate from which a direction is one to start with
+ONE_WAY_TURNS, ONE_WAY_STEPS, ONE_WAY_STEPS_AFTER = 4, 8, 20
+LEAST_SHARE = 0.02  # a class is taken to be given no more rarely than this part of 1 / K
 CUTS = (0.02, 0.05, 0.1, 0.2)  # below which an entry has no parameter of its own
 START = 0.1  # rate that the ascent over all entries starts from
 STEPS, STEPS_AFTER_A_CUT = 50, 10
@@ -106,42 +113,116 @@ def _scaled(seen: Evidence, level_KK: Tensor, near: float) -> Explanation:
     return Explanation(level_KK, SCALES[place], best - price(*seen.b.shape))
 
 
-def alike(seen: Evidence, scale: float) -> Tensor:
-    """log S (K, K) float32, rows sum to 1: what images given a label are taken for besides, if no label were wrong.
+def alike(taken_for_KK: Tensor) -> Tensor:
+    """log S (K, K) float32, rows sum to 1: what images of a class are taken for besides; −∞ on the diagonal.
 
-    −∞ on the diagonal.
+    ``taken_for_KK``: probabilities of classes, added over images of every class.
     """
-    k = len(seen.share)
-    eye_KK = torch.eye(k, dtype=torch.float64, device=seen.share.device)
-    p_NK = seen.view(eye_KK, scale)
-    mean_KK = torch.zeros(k, k, device=p_NK.device).index_add_(0, seen.given, p_NK).clamp_min(1e-9)
+    mean_KK = taken_for_KK.clamp_min(1e-9)
     log_KK = (mean_KK / mean_KK.sum(1, keepdim=True)).clamp_min(1e-5).log()
-    return log_KK.masked_fill(eye_KK.bool(), -torch.inf).log_softmax(1)
+    diagonal_KK = torch.eye(len(log_KK), dtype=torch.bool, device=log_KK.device)
+    return log_KK.masked_fill(diagonal_KK, -torch.inf).log_softmax(1)
+
+
+def taken_for(seen: Evidence, scale: float) -> Tensor:
+    """Probabilities of classes, added over images with the same given label (K, K), as if no label were wrong."""
+    k = len(seen.share)
+    p_NK = seen.view(torch.eye(k, dtype=torch.float64, device=seen.share.device), scale)
+    return torch.zeros(k, k, device=p_NK.device).index_add_(0, seen.given, p_NK)
+
+
+def nearest(seen: Evidence, scale: float) -> Explanation:
+    """The best matrix whose flips fall on the most alike class, or else on any, by ascent from a ``scale``.
+
+    Where all classes flip one way, half of the images given a label look like the class that it is taken *from*. Flips
+    the other way, of half of the labels, explain that hardly worse; so where rates end at a half, there is no score.
+    """
+    n, k = seen.b.shape
+    to_KK = torch.eye(k).to(seen.b)[alike(taken_for(seen, scale)).argmax(1)]
+    numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
+    found, best = _ascend(_where_to(seen, to_KK), numbers, NEAREST_STEPS, STEP_ALIKE, below_0=1)
+    score = best - 2 * price(n, k) - WORTH_NEAREST * k**2 / n if found[0] < EDGE else -math.inf
+    return Explanation(_to(to_KK, *found[:2]).double(), found[2].exp().item(), score)
+
+
+def _to(to_KK: Tensor, odds: Tensor, stray: Tensor) -> Tensor:
+    """T (K, K): labels stay or, with log ``odds``, go where ``to_KK`` says; ``stray`` ones (log odds) go anywhere."""
+    eye_KK = torch.eye(len(to_KK)).to(to_KK)
+    anywhere_KK = (1 - eye_KK) / (len(to_KK) - 1)
+    return torch.lerp(torch.lerp(eye_KK, to_KK, odds.sigmoid()), anywhere_KK, stray.sigmoid())
+
+
+def _where_to(seen: Evidence, to_KK: Tensor):
+    def value(odds: Tensor, stray: Tensor, log_scale: Tensor) -> Tensor:
+        transition_KK = _to(to_KK, odds, stray)
+        return objective(seen.view(transition_KK, log_scale.exp()), seen.given, transition_KK)
+
+    return value
 
 
 def between_alike(seen: Evidence, scale: float) -> Explanation:
     """The best matrix whose flips are the more frequent, the more alike two classes are, by ascent from a ``scale``."""
     n, k = seen.b.shape
-    eye_KK = torch.eye(k, dtype=seen.b.dtype, device=seen.b.device)
-    log_KK = alike(seen, scale)
-
-    def matrix(rate: Tensor, power: Tensor, level: Tensor) -> Tensor:
-        flips_KK = (power * log_KK.masked_fill(eye_KK.bool(), 0)).masked_fill(eye_KK.bool(), -torch.inf).softmax(1)
-        flips_KK = torch.lerp(flips_KK, (1 - eye_KK) / (k - 1), level.sigmoid())
-        return torch.lerp(eye_KK, flips_KK, rate.sigmoid())
-
-    def value(rate: Tensor, power: Tensor, level: Tensor, log_scale: Tensor) -> Tensor:
-        transition_KK = matrix(rate, power, level)
-        return objective(seen.view(transition_KK, log_scale.exp()), seen.given, transition_KK)
-
-    def start(rate: float, power: float) -> list[Tensor]:
-        numbers = (math.log(rate / (1 - rate)), power, 0.0, math.log(scale))
-        return [torch.tensor(v, dtype=seen.b.dtype, device=seen.b.device) for v in numbers]
-
-    tried = [_ascend(value, start(*at), ALIKE_STEPS, STEP_ALIKE) for at in ALIKE]
-    found, best = _ascend(value, max(tried, key=lambda t: t[1])[0], ALIKE_STEPS_AFTER, STEP_ALIKE)
+    family = _Alike(seen, taken_for(seen, scale))
+    tried = [
+        _ascend(family.alone, family.numbers(rate, power, 0.0, scale), ALIKE_STEPS, STEP_ALIKE) for rate, power in ALIKE
+    ]
+    found, best = _ascend(family.alone, max(tried, key=lambda t: t[1])[0], ALIKE_STEPS_AFTER, STEP_ALIKE)
     score = best - 3 * price(n, k) - WORTH_ALIKE * k**2 / n
-    return Explanation(matrix(*found[:3]).double(), found[3].exp().item(), score)
+    return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score)
+
+
+def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
+    """The best matrix between alike classes, as found by :func:`between_alike`, if some classes are less sure.
+
+    S is counted anew, over images of a true class, and noise is the more frequent, the more often images of a class are
+    taken for others (δ ≥ 0) and the more often the wrong label is given (η ≥ 0).
+    """
+    n, k = seen.b.shape
+    p_NK = seen.view(found.transition, found.scale)
+    q_NK = p_NK * found.transition[:, seen.given].T.to(p_NK)
+    family = _Alike(seen, (q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-9)).T @ p_NK)
+    rate = 1 - found.transition.diagonal().mean().clamp(1e-3, 1 - 1e-3).item()
+    own = [seen.b.new_zeros(()), seen.b.new_zeros(()), *family.numbers(rate, *ALIKE_ANEW, found.scale)]
+    own, best = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
+    score = best - 5 * price(n, k) - WORTH_ALIKE * k**2 / n
+    return Explanation(family.matrix(*own[2:-1], *own[:2]).double(), own[-1].exp().item(), score)
+
+
+class _Alike:
+    """T = I + diag(e) (F − I), F = (1 − u) softmax(γ log S + η log π) + u / (K − 1) off the diagonal, and
+    log odds of e = ε + δ (log odds that images of the class are taken for others), of the numbers ε, γ, u, δ, η."""
+
+    def __init__(self, seen: Evidence, taken_for_KK: Tensor):
+        k = len(seen.share)
+        self.seen = seen
+        self.eye = torch.eye(k, dtype=seen.b.dtype, device=seen.b.device)
+        self.log = alike(taken_for_KK).masked_fill(self.eye.bool(), 0)
+        own_K = taken_for_KK.diagonal() / taken_for_KK.sum(1).clamp_min(1e-9)
+        self.doubt = _centred(-own_K.clamp(1e-3, 1 - 1e-3).logit())
+        self.share = _centred((seen.share * k).clamp_min(LEAST_SHARE).log().to(seen.b))
+
+    def numbers(self, rate: float, power: float, level: float, scale: float) -> list[Tensor]:
+        return [self.seen.b.new_tensor(v) for v in (math.log(rate / (1 - rate)), power, level, math.log(scale))]
+
+    def matrix(
+        self, rate: Tensor, power: Tensor, level: Tensor, row: Tensor | float = 0.0, column: Tensor | float = 0.0
+    ) -> Tensor:
+        flips_KK = (power * self.log + column * self.share).masked_fill(self.eye.bool(), -torch.inf).softmax(1)
+        flips_KK = torch.lerp(flips_KK, (1 - self.eye) / (len(self.eye) - 1), level.sigmoid())
+        return self.eye + (rate + row * self.doubt).sigmoid()[:, None] * (flips_KK - self.eye)
+
+    def alone(self, *numbers: Tensor) -> Tensor:
+        transition_KK = self.matrix(*numbers[:-1])
+        return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
+
+    def value(self, row: Tensor, column: Tensor, *numbers: Tensor) -> Tensor:
+        transition_KK = self.matrix(*numbers[:-1], row, column)
+        return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
+
+
+def _centred(values_K: Tensor) -> Tensor:
+    return values_K - values_K.mean()
 
 
 def with_directions(seen: Evidence, scale: float) -> list[Explanation]:
@@ -175,8 +256,54 @@ def with_directions(seen: Evidence, scale: float) -> list[Explanation]:
     return found
 
 
-def _ascend(value, numbers: list[Tensor], steps: int, rate: float, below_0: int = 0) -> tuple[list[Tensor], float]:
-    """Adam (Kingma & Ba 2015) on ``value``; the first ``below_0`` numbers stay below 0. Returns where it ends.
+def one_way(seen: Evidence, directions: list[Explanation], scale: float) -> Explanation:
+    """The best matrix whose flips fall on one class for every class, or else on any, by ascent from a ``scale``.
+
+    Which class that is, if any, is first what the best of ``directions`` says; then, between ascents, what explains the
+    labels best for every class by itself.
+    """
+    n, k = seen.b.shape
+    eye_KK = torch.eye(k).to(seen.b)
+    numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
+    tried = []
+    for found in directions:
+        most_K, to_K = (found.transition.to(eye_KK) * (1 - eye_KK)).max(1)
+        flips_K = most_K > max(ONE_WAY_FROM, most_K.median().item() / 2)
+        tried.append(torch.where(flips_K[:, None], eye_KK[to_K], eye_KK))
+    to_KK = max(tried, key=lambda to_KK: _where_to(seen, to_KK)(*numbers).item())
+    for _ in range(ONE_WAY_TURNS):
+        numbers, _ = _ascend(_where_to(seen, to_KK), numbers, ONE_WAY_STEPS, STEP_ALIKE, below_0=1)
+        to_KK = _turned(seen, to_KK, *numbers)
+    numbers, best = _ascend(_where_to(seen, to_KK), numbers, ONE_WAY_STEPS_AFTER, STEP_ALIKE, below_0=1)
+    flips = k - int(to_KK.diagonal().sum())
+    score = best - 2 * price(n, k) - k * math.log(k) / n - WORTH_ONE_WAY * flips
+    return Explanation(_to(to_KK, *numbers[:2]).double(), numbers[2].exp().item(), score)
+
+
+def _turned(seen: Evidence, to_KK: Tensor, odds: Tensor, stray: Tensor, log_scale: Tensor) -> Tensor:
+    """For every class, all others as they are, where its labels best go: rows of I (K, K), its own if nowhere."""
+    k = len(to_KK)
+    transition_KK, anywhere, going = _to(to_KK, odds, stray), stray.sigmoid() / (k - 1), odds.sigmoid()
+    p_NK = seen.view(transition_KK, log_scale.exp())
+    from_others_NK = p_NK * transition_KK[:, seen.given].T
+    from_others_NK = (from_others_NK.sum(1, keepdim=True) - from_others_NK).clamp_min(1e-9)
+
+    def gained(now: Tensor, before: Tensor) -> Tensor:
+        return ((from_others_NK + p_NK * now) / (from_others_NK + p_NK * before)).log()
+
+    # labels that go there become likelier, those that stay less likely
+    there_NK = gained(anywhere + (1 - stray.sigmoid()) * going, anywhere)
+    gain_KK = p_NK.new_zeros(k, k).index_add_(0, seen.given, there_NK).T
+    stay_NK = gained((1 - stray.sigmoid()) * (1 - going), 1 - stray.sigmoid())
+    stay_N1 = stay_NK.gather(1, seen.given[:, None])
+    gain_KK = gain_KK + p_NK.new_zeros(k, 1).index_add_(0, seen.given, stay_N1)
+    return torch.eye(k).to(p_NK)[gain_KK.fill_diagonal_(0).argmax(1)]
+
+
+def _ascend(
+    value, numbers: list[Tensor], steps: int, rate: float, below_0: int = 0, above_0: int = 0
+) -> tuple[list[Tensor], float]:
+    """Adam (Kingma & Ba 2015) on ``value``; the first so many numbers stay below or above 0. Returns where it ends.
 
     Written out: importing torch's takes longer than all steps do.
     """
@@ -189,16 +316,21 @@ def _ascend(value, numbers: list[Tensor], steps: int, rate: float, below_0: int 
             ahead = means[i] / (1 - 0.9**step) / ((squares[i] / (1 - 0.999**step)).sqrt() + 1e-8)
             values[i] = values[i] + rate * ahead
         values[:below_0] = [v.clamp_max(0) for v in values[:below_0]]
+        values[:above_0] = [v.clamp_min(0) for v in values[:above_0]]
     with torch.no_grad():
         return values, value(*values).item()
 
 
 def explain(seen: Evidence, *, directions: bool = True) -> Explanation:
     """The matrix with the best score, of those without a direction and, if asked, all others."""
-    best = without_direction(seen)
-    found = [best]
+    level = without_direction(seen)
+    found = [level]
     if directions and len(seen.share) > 1:
-        found += with_directions(seen, best.scale)
+        found += with_directions(seen, level.scale)
     if directions and len(seen.share) > 2:  # with two classes there is one other to fall on
-        found.append(between_alike(seen, best.scale))
+        found.append(one_way(seen, found[1:], level.scale))
+        found.append(nearest(seen, level.scale))
+        found.append(between_alike(seen, level.scale))
+        if max(found, key=lambda e: e.score) is found[-1]:
+            found.append(class_by_class(seen, found[-1]))
     return max(found, key=lambda e: e.score)

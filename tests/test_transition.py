@@ -12,10 +12,13 @@ from tadlib.transition import (
     Explanation,
     alike,
     between_alike,
+    class_by_class,
     explain,
     level,
+    nearest,
     objective,
     price,
+    taken_for,
     with_directions,
     without_direction,
 )
@@ -90,6 +93,18 @@ def test_much_noise_is_not_taken_for_none():
     assert explain(evidence(r, labels.given_N)).transition.diagonal().mean() < 0.6
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_flips_of_nearly_half_the_labels_are_not_taken_for_their_mirror_image(seed):
+    """A class looks most like the one that it gets labels from: to send its own there explains labels nearly as well."""
+    loaded = data.load_dataset("digits")
+    labels = noise.inject(loaded.y_train, "pairflip", 0.45, n_classes=10, seed=seed)
+    y, use = one_hot(labels.given_N, 10), torch.ones(len(labels.given_N), dtype=torch.bool)
+    random = torch.Generator().manual_seed(0)
+    r = patches.left_out(loaded.x_train, y, use, count=64, mirror=False, generator=random)
+    found = explain(evidence(r, labels.given_N)).transition
+    assert error(found, one_way(0.45, 10)) < 0.2
+
+
 @pytest.mark.parametrize("truth", [one_way(0.4), one_way(0.2), 0.5 * one_way(0.3) + 0.5 * level(0.3, K)], ids=str)
 def test_directions_are_found(truth):
     r, _, given = problem(truth)
@@ -137,7 +152,7 @@ def test_flips_between_alike_classes_are_found_with_three_numbers(rate):
     torch.testing.assert_close(found.transition.sum(1), torch.ones(6).double(), atol=1e-5, rtol=0)
     assert error(found.transition, T) < 0.5 * error(without_direction(seen).transition, T)
     assert 1 - found.transition.diagonal().mean().item() == pytest.approx(rate, abs=0.08)
-    rows = alike(seen, 1.0).exp()
+    rows = alike(taken_for(seen, 1.0)).exp()
     torch.testing.assert_close(rows.sum(1), torch.ones(6))
     assert torch.equal(rows.argmax(1), torch.arange(6) ^ 1)
     assert not rows.diagonal().any()
@@ -152,6 +167,110 @@ def test_flips_between_alike_classes_have_a_price():
     value = objective(seen.view(found.transition, found.scale), true, found.transition).item()
     assert found.score == pytest.approx(value - 3 * price(4000, 6) - transition.WORTH_ALIKE * 36 / 4000, abs=1e-4)
     assert error(explain(seen).transition, level(0.0, 6)) < 0.05
+
+
+def drawn(T, centre, true, spread=0.35, seed=1):
+    """Evidence of labels that flip by T, of images around the centre of their true class."""
+    rng = torch.Generator().manual_seed(seed)
+    given = torch.multinomial(T[true], 1, generator=rng)[:, 0]
+    r = (centre[true] + spread * torch.randn(*centre[true].shape, generator=rng, dtype=torch.float64)) @ T
+    return evidence(r, given)
+
+
+def test_flips_to_the_most_alike_class_are_found_with_two_numbers():
+    _, centre = related(0.0)
+    eye = torch.eye(6, dtype=torch.float64)
+    T = 0.75 * eye + 0.25 * (0.9 * eye[torch.arange(6) ^ 1] + 0.1 * (1 - eye) / 5)
+    seen = drawn(T, centre, torch.arange(8000) % 6)
+    found = nearest(seen, 1.0)
+    assert error(found.transition, T) < 0.1
+    value = objective(seen.view(found.transition, found.scale), seen.given, found.transition).item()
+    assert found.score == pytest.approx(value - 2 * price(8000, 6) - transition.WORTH_NEAREST * 36 / 8000, abs=1e-4)
+    assert found.score > between_alike(seen, 1.0).score
+
+
+@pytest.mark.parametrize("flipping", [20, 7])
+def test_of_many_classes_each_of_which_flips_one_way_most_are_found(flipping):
+    """As many free entries as there are classes would be too dear: K choices and one rate are not."""
+    k = 20
+    T = torch.eye(k, dtype=torch.float64)
+    T[:flipping] = one_way(0.4, k, to=3)[:flipping]
+    r, _, given = problem(T, n=4000, clear=6.0)
+    seen = evidence(r, given)
+    start = without_direction(seen)
+    directions = with_directions(seen, start.scale)
+    found = transition.one_way(seen, directions, start.scale)
+    assert error(found.transition, T) < 0.15
+    assert found.score > max(e.score for e in [start, *directions])
+    value = objective(seen.view(found.transition, found.scale), given, found.transition).item()
+    flips = int(((found.transition - torch.eye(k)).fill_diagonal_(0) > 0.2).sum())
+    assert flips == flipping
+    paid = 2 * price(4000, k) + k * math.log(k) / 4000 + transition.WORTH_ONE_WAY * flips
+    assert found.score == pytest.approx(value - paid, abs=1e-4)
+
+
+def test_where_wrong_labels_of_a_class_go_is_what_explains_labels_best():
+    """Against a loop over every class, every choice and every sample."""
+    r, _, given = problem(one_way(0.3), n=200)
+    seen, going, stray = evidence(r, given), 0.3, 0.1
+    eye = torch.eye(K, dtype=torch.float64)
+
+    def matrix(to):
+        return (1 - stray) * ((1 - going) * eye + going * eye[to]) + stray * (1 - eye) / (K - 1)
+
+    to = [2, 1, 0, 4, 3]  # mostly not where they go
+    p = seen.view(matrix(to), 1.0).double()
+    best = []
+    for y in range(K):
+        found = []
+        for choice in range(K):
+            T = matrix(to)
+            T[y] = matrix([choice] * K)[y]
+            found.append(sum(math.log((p[i] @ T[:, given[i]]).item()) for i in range(200)))
+        best.append(max(range(K), key=found.__getitem__))
+    numbers = torch.tensor([going, stray]).logit()
+    torch.testing.assert_close(transition._to(torch.eye(K)[to], *numbers).double(), matrix(to))
+    turned = transition._turned(seen, torch.eye(K)[to], *numbers, torch.tensor(0.0))
+    assert torch.equal(turned, torch.eye(K)[best])
+
+
+def test_classes_that_are_taken_for_others_may_have_more_noise():
+    """Of three pairs one is hard to tell apart, and has most of the noise; no class is told how much it has."""
+    k = 6
+    other = torch.arange(k) ^ 1
+    centre = torch.eye(k, dtype=torch.float64)
+    centre = centre + torch.tensor([0.8, 0.8, 0.4, 0.4, 0.0, 0.0]).double()[:, None] * centre[other]
+    eye = torch.eye(k, dtype=torch.float64)
+    rate = torch.tensor([0.45, 0.45, 0.2, 0.2, 0.03, 0.03]).double()[:, None]
+    T = (1 - rate) * eye + rate * (0.8 * eye[other] + 0.2 * (1 - eye) / (k - 1))
+    seen = drawn(T, centre, torch.arange(9000) % k)
+    same = between_alike(seen, 1.0)
+    found = class_by_class(seen, same)
+    torch.testing.assert_close(found.transition.sum(1), torch.ones(k).double(), atol=1e-5, rtol=0)
+    assert found.score > same.score
+    assert error(found.transition, T) < 0.7 * error(same.transition, T)
+    assert found.transition.diagonal().argsort()[:2].sort().values.tolist() == [0, 1]
+    value = objective(seen.view(found.transition, found.scale), seen.given, found.transition).item()
+    paid = 5 * price(9000, k) + transition.WORTH_ALIKE * k**2 / 9000
+    assert found.score == pytest.approx(value - paid, abs=1e-4)
+
+
+def test_a_matrix_between_alike_classes_equals_loops():
+    rng = torch.Generator().manual_seed(0)
+    counts = torch.rand(K, K, generator=rng) + 3 * torch.eye(K)
+    r, _, given = problem(level(0.2, K), n=50, shares=[1, 2, 3, 4, 5])
+    seen = evidence(r, given)
+    ε, γ, u, δ, η = (torch.tensor(v) for v in (-0.5, 1.4, -1.0, 0.7, 0.3))
+    found = transition._Alike(seen, counts).matrix(ε, γ, u, δ, η)
+    doubt = [math.log((sum(row) - row[y]) / row[y]) for y, row in enumerate(counts.tolist())]
+    share = [math.log(K * s) for s in seen.share.tolist()]
+    for y, row in enumerate(counts.tolist()):
+        e = 1 / (1 + math.exp(0.5 - 0.7 * (doubt[y] - sum(doubt) / K)))
+        weight = [row[j] ** 1.4 * math.exp(0.3 * share[j]) * (j != y) for j in range(K)]
+        stray = 1 / (1 + math.exp(1.0))
+        for j in range(K):
+            flips = (1 - stray) * weight[j] / sum(weight) + stray / (K - 1)
+            assert found[y, j].item() == pytest.approx(1 - e if j == y else e * flips, rel=1e-4)
 
 
 def test_few_entries_are_free_in_the_end_and_each_has_its_price():
