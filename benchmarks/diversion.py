@@ -1,6 +1,7 @@
 """What the dual loop costs on top of plain training of the same network, for the same epochs.
 
     python benchmarks/diversion.py [--width 32] [--side 16] [--images 10000] [--epochs 15] [--warmup 5]
+                                   [--classes 10 100]
 
 ``plain training`` and ``dual loop`` take turns epoch by epoch in one process, so that a slow spell of a shared machine
 hits both; what the dual loop does before its first epoch is part of it, and is ``the auditor in closed form`` by
@@ -14,7 +15,7 @@ import pandas as pd
 from common import clock, finish, in_own_process, parser
 
 
-def measure(width: int, side: int, images: int, epochs: int, warmup: int, threads: int, **_) -> dict:
+def measure(width: int, side: int, images: int, epochs: int, warmup: int, classes: int, threads: int, **_) -> dict:
     """Processor seconds of each method over all epochs, and of the mixtures."""
     import torch
 
@@ -24,15 +25,15 @@ def measure(width: int, side: int, images: int, epochs: int, warmup: int, thread
     from tadlib.training import Sgd, State, one_hot, train_epoch
 
     speed.prepare(threads)
-    net = Network(NetworkSpec((3, side, side), 10, width=width, depth=3))
+    net = Network(NetworkSpec((3, side, side), classes, width=width, depth=3))
     random = generator(0, "benchmark")
     x = torch.randn(images, 3, side, side, generator=random)
-    given = torch.arange(images) % 10
+    given = torch.arange(images) % classes
     config = diversion.DiversionConfig(epochs=epochs, warmup=warmup, augmentation="color_crop_flip_scale_rotate")
     loops, seconds = {}, {"plain training": 0.0}
 
     def start(name: str, config: diversion.DiversionConfig) -> None:
-        loops[name] = diversion.start(net, x, given, 10, config, seed=0)
+        loops[name] = diversion.start(net, x, given, classes, config, seed=0)
 
     for name, config_of in {
         "dual loop": config,
@@ -40,7 +41,7 @@ def measure(width: int, side: int, images: int, epochs: int, warmup: int, thread
     }.items():
         seconds[name] = clock(lambda name=name, config_of=config_of: start(name, config_of))["cpu_seconds"]
     closed_form = seconds["dual loop"]
-    state, y, w = State(net.init(0)), one_hot(given, 10), torch.ones(images)
+    state, y, w = State(net.init(0)), one_hot(given, classes), torch.ones(images)
 
     def plain() -> None:
         nonlocal state
@@ -53,9 +54,9 @@ def measure(width: int, side: int, images: int, epochs: int, warmup: int, thread
         for name, loop in loops.items():
             seconds[name] += clock(lambda loop=loop: diversion.advance(loop))["cpu_seconds"]
     evidence = torch.rand(200 * 500, generator=random)
-    classes = torch.arange(len(evidence)) % 200
+    of_200 = torch.arange(len(evidence)) % 200
     seconds["the auditor in closed form"] = closed_form
-    seconds["mixtures"] = clock(lambda: trust.partition(evidence, classes, 200, tau=0.5), repeats=3)["cpu_seconds"]
+    seconds["mixtures"] = clock(lambda: trust.partition(evidence, of_200, 200, tau=0.5), repeats=3)["cpu_seconds"]
     return seconds
 
 
@@ -66,16 +67,20 @@ def main() -> None:
     options.add_argument("--images", type=int, default=10000, help="training images (default: 10000)")
     options.add_argument("--epochs", type=int, default=15, help="epochs of each (default: 15)")
     options.add_argument("--warmup", type=int, default=5, help="epochs before the first diversion (default: 5)")
+    options.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="of the data set (default: 10 100)")
     args = options.parse_args()
     if args.one:
         print(json.dumps(measure(**json.loads(args.one))))
         return
-    settings = {k: v for k, v in vars(args).items() if k not in ("one", "out")}
-    seconds = in_own_process(settings)
-    assert seconds is not None
-    table = pd.DataFrame([{"method": name, "cpu_seconds": value, **settings} for name, value in seconds.items()])
-    table["ratio"] = table.cpu_seconds / seconds["plain training"]
-    table = table.drop(columns="threads")
+    tables = []
+    for classes in args.classes:
+        settings = {k: v for k, v in vars(args).items() if k not in ("one", "out")} | {"classes": classes}
+        seconds = in_own_process(settings)
+        assert seconds is not None
+        rows = pd.DataFrame([{"method": name, "cpu_seconds": value, **settings} for name, value in seconds.items()])
+        rows["ratio"] = rows.cpu_seconds / seconds["plain training"]
+        tables.append(rows.drop(columns="threads"))
+    table = pd.concat(tables, ignore_index=True)
     finish("diversion", table, args.out, args.threads)
     print(table.to_string(index=False))
 

@@ -45,7 +45,7 @@ class DiversionConfig:
     views: str = "network+patches"  # posterior: class probabilities that are pooled
     patches_weight: float = 1.0  # posterior: the view from patches counts as that many others
     patches_filters: int = 128  # posterior: M, most filters of the auditor in closed form
-    transition: str = "estimated"  # posterior: T from the data, or "symmetric", without directions
+    transition: str = "estimated"  # posterior: T from the data; "symmetric" or some "+KINDS" leave out kinds of T
     begin: str = "patches"  # posterior: in warm-up auditors learn the posterior from "patches", or "given" labels
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
@@ -74,7 +74,8 @@ class DiversionConfig:
         known("evidence", self.evidence, ("posterior", "fused", "loss"))
         for view in self.views.split("+"):
             known("view", view, VIEWS)
-        known("transition", self.transition, ("estimated", "symmetric"))
+        for kind in self.transition_kinds:
+            known("transition", kind, ("estimated", "symmetric", *transition.KINDS))
         known("targets", self.targets, ("posterior", "refined"))
         known("labels", self.labels, ("soft", "one"))
         known("scope", self.scope, ("class", "global"))
@@ -94,6 +95,12 @@ class DiversionConfig:
         for name in ("alpha", "reliability", "error", "drop", "bootstrap", "purity", "cooldown"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+    @property
+    def transition_kinds(self) -> tuple[str, ...]:
+        """Kinds of transition matrices that are tried besides those without a direction."""
+        named = {"estimated": transition.KINDS, "symmetric": ()}
+        return named[self.transition] if self.transition in named else tuple(self.transition.split("+"))
 
     def sgd(self, epoch: int, epochs: int | None = None) -> Sgd:
         """The optimiser of round ``epoch`` (from 0) out of ``epochs``, those of the settings unless given."""
@@ -284,7 +291,7 @@ def _in_closed_form(x_NCHW, given_NK, given_N, labelled_N, config: DiversionConf
         generator=random,
     )
     seen = discriminant.evidence(r_NK, given_N)
-    best = transition.explain(seen, directions=config.transition == "estimated")
+    best = transition.explain(seen, config.transition_kinds)
     found = {"transition": best.transition, "patches": seen.view(best.transition, best.scale)}
     if config.targets == "posterior" and config.begin == "patches" and "patches" in config.views.split("+"):
         q_NK = posterior.posterior(found["patches"].double().log(), given_N, best.transition)

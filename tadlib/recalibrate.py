@@ -184,7 +184,10 @@ def purity(q_NK: Tensor, power: float) -> float:
 
 
 def _purity(log_q_NK: Tensor, power: float) -> float:
-    return (((power + 1) * log_q_NK).exp().sum() / (power * log_q_NK).exp().sum()).item()
+    def mass(power: float) -> Tensor:
+        return (power * log_q_NK).clamp_min(-80).exp().sum()  # below, numbers are denormal: ten times the time
+
+    return (mass(power + 1) / mass(power)).item()
 
 
 def power_for(q_NK: Tensor, target: float, least: float = 1.0) -> float:

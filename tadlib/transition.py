@@ -8,32 +8,39 @@ Predictions of given labels, each made without the sample's own label (:mod:`tad
     L(T) = max_s 1/N Σ_i log Σ_y p_i(y; T, s) T[y, ỹ_i].
 
 Labels that are wrong at random cannot be predicted from any image: too clean a T is caught by labels that it calls
-impossible, too noisy a one by labels that it fails to foresee. Three kinds of T compete:
+impossible, too noisy a one by labels that it fails to foresee. Matrices of these kinds compete:
 
 1. without a direction, of a grid of rates (:func:`without_direction`): wrong labels fall on all other classes alike;
-2. between alike classes (:func:`between_alike`): wrong labels fall on a class the more often, the more it looks like
-   the true one, T = (1 − e) I + e ((1 − u) S^γ + u / (K − 1)), S from what images of a class are taken for;
-3. with directions (:func:`with_directions`): gradient ascent on L over all entries, then over those above a cut-off,
-   which rises; the others share one value.
+2. with directions (:func:`with_directions`): gradient ascent on L over all entries, then over those above a cut-off,
+   which rises; the others share one value;
+3. one way (:func:`one_way`): wrong labels of a class fall on one other class, or on none, at a rate that all share, and
+   strays on any. Of many classes each alone could not prove a direction; that all flip at one rate they can;
+4. to the nearest class (:func:`nearest`): the same, but which class that is, is seen in what images are taken for;
+5. between alike classes (:func:`between_alike`): wrong labels fall on a class the more often, the more it looks like
+   the true one. Where this kind is the best, classes may also differ in their rates (:func:`class_by_class`).
 
 The one with the best score wins,
 
-    L(T) − f · ((½ log N + log K(K−1)) / N + ν),
+    L(T) − f · ((½ log N + log K(K−1)) / N + ν) − w,
 
 f the number of free numbers: an extended Bayesian information criterion (Chen & Chen 2008), as a direction has to prove
 itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by
-more than chance. What is wrong with p_i grows with the classes whose means it needs, K numbers each: the second kind
-has to bring K² / 20 N besides.
+more than chance. One of K choices for every class costs K log K / N (w of kind 3), and ν / 4 for each that flips.
+What is wrong with p_i grows with the classes whose means it needs, K numbers each: w is K² / 100 N for kind 4 and
+K² / 20 N for kind 5. All this is our choice.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tadlib.discriminant import Evidence
+from tadlib.errors import known
 
+KINDS = ("directions", "one_way", "nearest", "alike")  # of matrices, besides those without a direction
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)  # without a direction
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 WORTH = 1e-3  # ν, log-likelihood per sample
@@ -43,6 +50,8 @@ WORTH_ONE_WAY = 2.5e-4  # of a class whose wrong labels go one way: it shares it
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
 ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
 ALIKE_ANEW, ALIKE_STEPS_ANEW = (1.5, -2.0), 30  # γ and log odds of u that class_by_class starts from
+PROMISING = 0.02  # log-likelihood per sample that one way from a part of the labels may lack
+SEARCHED = 400_000  # probabilities, samples times classes, on which kinds with few numbers are ascended
 NEAREST_STEPS, EDGE = 30, -0.1  # log odds above which rates are at a half
 ONE_WAY, ONE_WAY_FROM = (-0.8, -3.0), 0.1  # the same of one_way; rate from which a direction is one to start with
 ONE_WAY_TURNS, ONE_WAY_STEPS, ONE_WAY_STEPS_AFTER = 4, 8, 20
@@ -140,9 +149,16 @@ def nearest(seen: Evidence, scale: float) -> Explanation:
     n, k = seen.b.shape
     to_KK = torch.eye(k).to(seen.b)[alike(taken_for(seen, scale)).argmax(1)]
     numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
-    found, best = _ascend(_where_to(seen, to_KK), numbers, NEAREST_STEPS, STEP_ALIKE, below_0=1)
+    found = _ascend(_where_to(_part(seen), to_KK), numbers, NEAREST_STEPS, STEP_ALIKE, below_0=1)
+    best = _where_to(seen, to_KK)(*found).item()
     score = best - 2 * price(n, k) - WORTH_NEAREST * k**2 / n if found[0] < EDGE else -math.inf
     return Explanation(_to(to_KK, *found[:2]).double(), found[2].exp().item(), score)
+
+
+def _part(seen: Evidence) -> Evidence:
+    """Every so-manieth label, where there are many for few numbers to be found: :data:`SEARCHED` probabilities."""
+    step = math.ceil(seen.b.numel() / SEARCHED)
+    return seen if step == 1 else replace(seen, b=seen.b[::step], given=seen.given[::step])
 
 
 def _to(to_KK: Tensor, odds: Tensor, stray: Tensor) -> Tensor:
@@ -163,11 +179,13 @@ def _where_to(seen: Evidence, to_KK: Tensor):
 def between_alike(seen: Evidence, scale: float) -> Explanation:
     """The best matrix whose flips are the more frequent, the more alike two classes are, by ascent from a ``scale``."""
     n, k = seen.b.shape
-    family = _Alike(seen, taken_for(seen, scale))
-    tried = [
-        _ascend(family.alone, family.numbers(rate, power, 0.0, scale), ALIKE_STEPS, STEP_ALIKE) for rate, power in ALIKE
-    ]
-    found, best = _ascend(family.alone, max(tried, key=lambda t: t[1])[0], ALIKE_STEPS_AFTER, STEP_ALIKE)
+    part, taken_for_KK = _part(seen), taken_for(seen, scale)
+    family = _Alike(part, taken_for_KK)
+    starts = [family.numbers(rate, power, 0.0, scale) for rate, power in ALIKE]
+    tried = [_ascend(family.alone, start, ALIKE_STEPS, STEP_ALIKE) for start in starts]
+    best_of = max(tried, key=lambda numbers: family.alone(*numbers).item())
+    found = _ascend(family.alone, best_of, ALIKE_STEPS_AFTER, STEP_ALIKE)
+    best = _Alike(seen, taken_for_KK).alone(*found).item()
     score = best - 3 * price(n, k) - WORTH_ALIKE * k**2 / n
     return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score)
 
@@ -181,10 +199,12 @@ def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
     n, k = seen.b.shape
     p_NK = seen.view(found.transition, found.scale)
     q_NK = p_NK * found.transition[:, seen.given].T.to(p_NK)
-    family = _Alike(seen, (q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-9)).T @ p_NK)
+    taken_for_KK = (q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-9)).T @ p_NK
+    family = _Alike(_part(seen), taken_for_KK)
     rate = 1 - found.transition.diagonal().mean().clamp(1e-3, 1 - 1e-3).item()
     own = [seen.b.new_zeros(()), seen.b.new_zeros(()), *family.numbers(rate, *ALIKE_ANEW, found.scale)]
-    own, best = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
+    own = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
+    best = _Alike(seen, taken_for_KK).value(*own).item()
     score = best - 5 * price(n, k) - WORTH_ALIKE * k**2 / n
     return Explanation(family.matrix(*own[2:-1], *own[:2]).double(), own[-1].exp().item(), score)
 
@@ -225,14 +245,14 @@ def _centred(values_K: Tensor) -> Tensor:
     return values_K - values_K.mean()
 
 
-def with_directions(seen: Evidence, scale: float) -> list[Explanation]:
+def with_directions(seen: Evidence, scale: float) -> Iterator[Explanation]:
     """Matrices with fewer and fewer free entries, by gradient ascent from :data:`START` and a ``scale``."""
     n, k = seen.b.shape
     eye_KK = torch.eye(k, dtype=torch.bool, device=seen.b.device)
     # log odds against the diagonal; entries that are not free share one value
     odds_KK = seen.b.new_full((k, k), math.log(START / max(1, k - 1) / (1 - START)))
     numbers = [odds_KK, odds_KK[0, 0], torch.tensor(scale, device=seen.b.device, dtype=seen.b.dtype).log()]
-    free_KK, found = ~eye_KK, list[Explanation]()
+    free_KK, transition_KK = ~eye_KK, eye_KK.to(seen.b.dtype)
 
     def matrix(odds_KK: Tensor, shared: Tensor) -> Tensor:
         return (torch.where(free_KK, odds_KK, shared) * ~eye_KK).softmax(1)
@@ -243,17 +263,16 @@ def with_directions(seen: Evidence, scale: float) -> list[Explanation]:
 
     for cut in (0.0, *CUTS):
         if cut:
-            transition_KK = found[-1].transition.to(seen.b.dtype)
             free_KK = (transition_KK > cut) & ~eye_KK
             rest = transition_KK[~free_KK & ~eye_KK]
             if not len(rest):
                 continue
             numbers[1] = (rest.mean().clamp_min(1e-4) / transition_KK.diagonal().mean()).log()
         # a class keeps its label more often than it gets any other: log odds stay below 0
-        numbers, best = _ascend(value, numbers, STEPS_AFTER_A_CUT if cut else STEPS, STEP, below_0=2)
-        score = best - price(n, k) * (int(free_KK.sum()) + 1)
-        found.append(Explanation(matrix(*numbers[:2]).double(), numbers[2].exp().item(), score))
-    return found
+        numbers = _ascend(value, numbers, STEPS_AFTER_A_CUT if cut else STEPS, STEP, below_0=2)
+        score = value(*numbers).item() - price(n, k) * (int(free_KK.sum()) + 1)
+        transition_KK = matrix(*numbers[:2])
+        yield Explanation(transition_KK.double(), numbers[2].exp().item(), score)
 
 
 def one_way(seen: Evidence, directions: list[Explanation], scale: float) -> Explanation:
@@ -263,18 +282,19 @@ def one_way(seen: Evidence, directions: list[Explanation], scale: float) -> Expl
     labels best for every class by itself.
     """
     n, k = seen.b.shape
-    eye_KK = torch.eye(k).to(seen.b)
+    part, eye_KK = _part(seen), torch.eye(k).to(seen.b)
     numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
     tried = []
     for found in directions:
         most_K, to_K = (found.transition.to(eye_KK) * (1 - eye_KK)).max(1)
         flips_K = most_K > max(ONE_WAY_FROM, most_K.median().item() / 2)
         tried.append(torch.where(flips_K[:, None], eye_KK[to_K], eye_KK))
-    to_KK = max(tried, key=lambda to_KK: _where_to(seen, to_KK)(*numbers).item())
+    to_KK = max(tried, key=lambda to_KK: _where_to(part, to_KK)(*numbers).item())
     for _ in range(ONE_WAY_TURNS):
-        numbers, _ = _ascend(_where_to(seen, to_KK), numbers, ONE_WAY_STEPS, STEP_ALIKE, below_0=1)
+        numbers = _ascend(_where_to(part, to_KK), numbers, ONE_WAY_STEPS, STEP_ALIKE, below_0=1)
         to_KK = _turned(seen, to_KK, *numbers)
-    numbers, best = _ascend(_where_to(seen, to_KK), numbers, ONE_WAY_STEPS_AFTER, STEP_ALIKE, below_0=1)
+    numbers = _ascend(_where_to(part, to_KK), numbers, ONE_WAY_STEPS_AFTER, STEP_ALIKE, below_0=1)
+    best = _where_to(seen, to_KK)(*numbers).item()
     flips = k - int(to_KK.diagonal().sum())
     score = best - 2 * price(n, k) - k * math.log(k) / n - WORTH_ONE_WAY * flips
     return Explanation(_to(to_KK, *numbers[:2]).double(), numbers[2].exp().item(), score)
@@ -300,10 +320,8 @@ def _turned(seen: Evidence, to_KK: Tensor, odds: Tensor, stray: Tensor, log_scal
     return torch.eye(k).to(p_NK)[gain_KK.fill_diagonal_(0).argmax(1)]
 
 
-def _ascend(
-    value, numbers: list[Tensor], steps: int, rate: float, below_0: int = 0, above_0: int = 0
-) -> tuple[list[Tensor], float]:
-    """Adam (Kingma & Ba 2015) on ``value``; the first so many numbers stay below or above 0. Returns where it ends.
+def _ascend(value, numbers: list[Tensor], steps: int, rate: float, below_0: int = 0, above_0: int = 0) -> list[Tensor]:
+    """Where Adam (Kingma & Ba 2015) on ``value`` ends; the first so many numbers stay below or above 0.
 
     Written out: importing torch's takes longer than all steps do.
     """
@@ -317,20 +335,44 @@ def _ascend(
             values[i] = values[i] + rate * ahead
         values[:below_0] = [v.clamp_max(0) for v in values[:below_0]]
         values[:above_0] = [v.clamp_min(0) for v in values[:above_0]]
-    with torch.no_grad():
-        return values, value(*values).item()
+    return values
 
 
-def explain(seen: Evidence, *, directions: bool = True) -> Explanation:
-    """The matrix with the best score, of those without a direction and, if asked, all others."""
-    level = without_direction(seen)
+def explain(seen: Evidence, kinds: Collection[str] = KINDS) -> Explanation:
+    """The matrix with the best score, of those without a direction and of other :data:`KINDS`.
+
+    Raises:
+        InputError: at a kind that is not known.
+    """
+    for kind in kinds:
+        known("kind of transition", kind, KINDS)
+    k, level = len(seen.share), without_direction(seen)
     found = [level]
-    if directions and len(seen.share) > 1:
-        found += with_directions(seen, level.scale)
-    if directions and len(seen.share) > 2:  # with two classes there is one other to fall on
-        found.append(one_way(seen, found[1:], level.scale))
+    if k > 2 and "nearest" in kinds:  # with two classes there is one other to fall on
         found.append(nearest(seen, level.scale))
+    if k > 2 and "alike" in kinds:
         found.append(between_alike(seen, level.scale))
-        if max(found, key=lambda e: e.score) is found[-1]:
+        if found[-1] is _best(found):
             found.append(class_by_class(seen, found[-1]))
+    if k > 1 and ("directions" in kinds or "one_way" in kinds):
+        found += _directed(seen, level.scale, _best(found).score, kinds)
+    return _best(found)
+
+
+def _directed(seen: Evidence, scale: float, best: float, kinds: Collection[str]) -> list[Explanation]:
+    """Matrices with directions and one way. Entry by entry is dear: where there are many, only if a part is promising.
+
+    ``best`` is the best score of all other kinds.
+    """
+    one = "one_way" in kinds and len(seen.share) > 2
+    if one and seen.b.numel() > SEARCHED:
+        hint = next(with_directions(_part(seen), scale))
+        found = one_way(seen, [hint], scale)
+        if found.score < best - PROMISING:
+            return [found]
+    directions = list(with_directions(seen, scale))
+    return [one_way(seen, directions, scale)] * one + (directions if "directions" in kinds else [])
+
+
+def _best(found: list[Explanation]) -> Explanation:
     return max(found, key=lambda e: e.score)

@@ -90,6 +90,7 @@ SWITCHES = [
     (TINY, {"views": "network+training+anchors"}),
     (TINY, {"average": 0.0}),
     (TINY, {"transition": "symmetric"}),
+    (TINY, {"transition": "nearest+alike"}),
     (TINY, {"begin": "given"}),
     (TINY, {"patches_weight": 0.5}),
     (TINY, {"patches_filters": 8}),

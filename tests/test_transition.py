@@ -7,6 +7,7 @@ import torch
 
 from tadlib import data, noise, patches, transition
 from tadlib.discriminant import evidence
+from tadlib.errors import InputError
 from tadlib.training import one_hot
 from tadlib.transition import (
     Explanation,
@@ -95,7 +96,7 @@ def test_much_noise_is_not_taken_for_none():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_flips_of_nearly_half_the_labels_are_not_taken_for_their_mirror_image(seed):
-    """A class looks most like the one that it gets labels from: to send its own there explains labels nearly as well."""
+    """A class looks most like the one it gets labels from: sending its own there explains labels nearly as well."""
     loaded = data.load_dataset("digits")
     labels = noise.inject(loaded.y_train, "pairflip", 0.45, n_classes=10, seed=seed)
     y, use = one_hot(labels.given_N, 10), torch.ones(len(labels.given_N), dtype=torch.bool)
@@ -125,9 +126,20 @@ def test_the_best_directions_of_exchanged_classes_are_right_though_their_gain_is
 
 def test_directions_can_be_left_out():
     r, _, given = problem(one_way(0.4))
-    found = explain(evidence(r, given), directions=False)
+    found = explain(evidence(r, given), kinds=())
     off = found.transition[~torch.eye(K, dtype=torch.bool)]
     assert off.max() == off.min()
+
+
+def test_kinds_of_matrices_can_be_left_out_and_an_unknown_one_is_refused():
+    r, _, given = problem(one_way(0.4))
+    seen = evidence(r, given)
+    scores = {kind: explain(seen, kinds=(kind,)).score for kind in transition.KINDS}
+    assert max(scores, key=scores.__getitem__) == "one_way"
+    assert explain(seen).score == scores["one_way"]
+    assert scores["directions"] > scores["alike"]
+    with pytest.raises(InputError, match="unknown kind of transition 'two_way'"):
+        explain(seen, kinds=("two_way",))
 
 
 def related(rate, k=6, level=0.0):
@@ -198,7 +210,7 @@ def test_of_many_classes_each_of_which_flips_one_way_most_are_found(flipping):
     r, _, given = problem(T, n=4000, clear=6.0)
     seen = evidence(r, given)
     start = without_direction(seen)
-    directions = with_directions(seen, start.scale)
+    directions = list(with_directions(seen, start.scale))
     found = transition.one_way(seen, directions, start.scale)
     assert error(found.transition, T) < 0.15
     assert found.score > max(e.score for e in [start, *directions])
@@ -276,7 +288,7 @@ def test_a_matrix_between_alike_classes_equals_loops():
 def test_few_entries_are_free_in_the_end_and_each_has_its_price():
     r, _, given = problem(one_way(0.4))
     seen = evidence(r, given)
-    matrices = with_directions(seen, 1.0)
+    matrices = list(with_directions(seen, 1.0))
     distinct = [len(set(m.transition[~torch.eye(K, dtype=torch.bool)].mul(1e4).round().tolist())) for m in matrices]
     assert distinct[0] > 2 * max(distinct[1:]) - 2 > 2
     last = matrices[-1]

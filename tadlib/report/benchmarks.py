@@ -64,7 +64,9 @@ def evaluation(table: pd.DataFrame) -> Figure:
 
 def diversion(table: pd.DataFrame) -> Figure:
     """What the dual loop costs in units of plain training for the same epochs."""
-    return _bars(table[table.method != "mixtures"], "ratio", "processor seconds, plain training = 1")
+    table = table[table.method != "mixtures"]
+    named = table.method + ", " + table.classes.astype(str) + " classes"
+    return _bars(table.assign(method=named), "ratio", "processor seconds, plain training = 1")
 
 
 FIGURES = {

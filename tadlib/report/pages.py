@@ -62,8 +62,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "diversion": (
         "Diversion",
         "Processor time of the dual loop, in units of plain training for as many epochs.",
-        "Horizontal bars, one for each part of the dual loop, of processor time relative to plain training.",
-        {"method": "work", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
+        "Horizontal bars, one for each part of the dual loop and number of classes, of time relative to plain training.",
+        {"method": "work", "classes": "classes", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
     ),
     "expert_training": (
         "Training of experts",
