@@ -25,9 +25,9 @@ The one with the best score wins,
 
 f the number of free numbers: an extended Bayesian information criterion (Chen & Chen 2008), as a direction has to prove
 itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by
-more than chance. One of K choices for every class costs K log K / N (w of kind 3), and ν / 4 for each that flips.
-What is wrong with p_i grows with the classes whose means it needs, K numbers each: w is K² / 100 N for kind 4 and
-K² / 20 N for kind 5. All this is our choice.
+more than chance. One of K choices for every class costs w = K log K / N, and ν / 4 for each that flips (kind 3). As
+much is asked of kind 5 and a tenth of kind 4: what looks alike is seen in the p_i, and goes wrong where they do. All
+this is our choice.
 """
 
 import math
@@ -44,8 +44,7 @@ KINDS = ("directions", "one_way", "nearest", "alike")  # of matrices, besides th
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)  # without a direction
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 WORTH = 1e-3  # ν, log-likelihood per sample
-WORTH_ALIKE = 0.05  # of K² / N, likewise
-WORTH_NEAREST = 0.01  # the same where only the most alike class counts
+WORTH_NEAREST = 0.1  # part of K log K / N that flips to the most alike class have to bring
 WORTH_ONE_WAY = 2.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
 ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
@@ -151,7 +150,7 @@ def nearest(seen: Evidence, scale: float) -> Explanation:
     numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
     found = _ascend(_where_to(_part(seen), to_KK), numbers, NEAREST_STEPS, STEP_ALIKE, below_0=1)
     best = _where_to(seen, to_KK)(*found).item()
-    score = best - 2 * price(n, k) - WORTH_NEAREST * k**2 / n if found[0] < EDGE else -math.inf
+    score = best - 2 * price(n, k) - WORTH_NEAREST * k * math.log(k) / n if found[0] < EDGE else -math.inf
     return Explanation(_to(to_KK, *found[:2]).double(), found[2].exp().item(), score)
 
 
@@ -186,7 +185,7 @@ def between_alike(seen: Evidence, scale: float) -> Explanation:
     best_of = max(tried, key=lambda numbers: family.alone(*numbers).item())
     found = _ascend(family.alone, best_of, ALIKE_STEPS_AFTER, STEP_ALIKE)
     best = _Alike(seen, taken_for_KK).alone(*found).item()
-    score = best - 3 * price(n, k) - WORTH_ALIKE * k**2 / n
+    score = best - 3 * price(n, k) - k * math.log(k) / n
     return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score)
 
 
@@ -205,7 +204,7 @@ def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
     own = [seen.b.new_zeros(()), seen.b.new_zeros(()), *family.numbers(rate, *ALIKE_ANEW, found.scale)]
     own = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
     best = _Alike(seen, taken_for_KK).value(*own).item()
-    score = best - 5 * price(n, k) - WORTH_ALIKE * k**2 / n
+    score = best - 5 * price(n, k) - k * math.log(k) / n
     return Explanation(family.matrix(*own[2:-1], *own[:2]).double(), own[-1].exp().item(), score)
 
 

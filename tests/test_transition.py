@@ -177,7 +177,7 @@ def test_flips_between_alike_classes_have_a_price():
     seen = evidence(centre[true] + 0.35 * torch.randn(4000, 6, generator=rng, dtype=torch.float64), true)
     found = between_alike(seen, 1.0)
     value = objective(seen.view(found.transition, found.scale), true, found.transition).item()
-    assert found.score == pytest.approx(value - 3 * price(4000, 6) - transition.WORTH_ALIKE * 36 / 4000, abs=1e-4)
+    assert found.score == pytest.approx(value - 3 * price(4000, 6) - 6 * math.log(6) / 4000, abs=1e-4)
     assert error(explain(seen).transition, level(0.0, 6)) < 0.05
 
 
@@ -197,7 +197,7 @@ def test_flips_to_the_most_alike_class_are_found_with_two_numbers():
     found = nearest(seen, 1.0)
     assert error(found.transition, T) < 0.1
     value = objective(seen.view(found.transition, found.scale), seen.given, found.transition).item()
-    assert found.score == pytest.approx(value - 2 * price(8000, 6) - transition.WORTH_NEAREST * 36 / 8000, abs=1e-4)
+    assert found.score == pytest.approx(value - 2 * price(8000, 6) - 0.1 * 6 * math.log(6) / 8000, abs=1e-4)
     assert found.score > between_alike(seen, 1.0).score
 
 
@@ -263,7 +263,7 @@ def test_classes_that_are_taken_for_others_may_have_more_noise():
     assert error(found.transition, T) < 0.7 * error(same.transition, T)
     assert found.transition.diagonal().argsort()[:2].sort().values.tolist() == [0, 1]
     value = objective(seen.view(found.transition, found.scale), seen.given, found.transition).item()
-    paid = 5 * price(9000, k) + transition.WORTH_ALIKE * k**2 / 9000
+    paid = 5 * price(9000, k) + k * math.log(k) / 9000
     assert found.score == pytest.approx(value - paid, abs=1e-4)
 
 

@@ -22,6 +22,7 @@ from tadlib.report.tables import (
     recalibration_table,
     refined_table,
     results_table,
+    trust_and_labels_table,
     trust_table,
 )
 
@@ -62,7 +63,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "diversion": (
         "Diversion",
         "Processor time of the dual loop, in units of plain training for as many epochs.",
-        "Horizontal bars, one for each part of the dual loop and number of classes, of time relative to plain training.",
+        "Horizontal bars, one for each part of the dual loop and number of classes, of time by that of plain training.",
         {"method": "work", "classes": "classes", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
     ),
     "expert_training": (
@@ -114,9 +115,9 @@ def markdown(table: pd.DataFrame) -> str:
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``informed``, ``refined``, ``ablation``,
-    ``methods``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the
-    folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``trust_fresh``, ``informed``, ``refined``,
+    ``ablation``, ``methods``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page
+    beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -135,6 +136,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
     texts["trust_32.md"] = _trust_32_fragment(Path(results_dir) / "trust_32.parquet")
+    texts["trust_fresh.md"] = _trust_fresh_fragment(Path(results_dir) / "trust_fresh.parquet")
     texts["informed.md"] = _informed_fragment(Path(results_dir) / "informed.parquet")
     texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
     texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
@@ -199,6 +201,12 @@ def _trust_32_fragment(path: Path) -> str:
     # a file of its own: a row does not tell its resolution
     command = "benchmarks/trust.py --set resolution=32 --results results/trust_32.parquet"
     return _measured(path, "trust-32", trust_table, caption, command)
+
+
+def _trust_fresh_fragment(path: Path) -> str:
+    caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, spaces and labels (%)"
+    command = "benchmarks/trust.py --arms tad --seeds 3 4 5 --results results/trust_fresh.parquet"
+    return _measured(path, "trust-fresh", trust_and_labels_table, caption, command)
 
 
 def _informed_fragment(path: Path) -> str:

@@ -199,6 +199,15 @@ def recalibration_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def trust_and_labels_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting of one arm: AUROC of trust (– on clean labels), then what :func:`recalibration_table` tells."""
+    rows = rows.sort_values([*SETTING, "arm", "seed"], key=_order, ignore_index=True)
+    table = recalibration_table(rows).drop(columns=["arm", "seconds"])
+    auroc = [_over_seeds(runs["trust_auroc"], 1, 3) for _, runs in rows.groupby([*SETTING, "arm"], sort=False)]
+    table.insert(list(table.columns).index("seeds") + 1, "AUROC", auroc)
+    return table
+
+
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a variant of the dual loop, the unchanged one first, then by AUROC: for each noise AUROC of trust and
     right labels among those in use (%, by weight), mean ± half of the 95 % interval over seeds."""
