@@ -25,7 +25,7 @@ The one with the best score wins,
 
 f the number of free numbers: an extended Bayesian information criterion (Chen & Chen 2008), as a direction has to prove
 itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by
-more than chance. One of K choices for every class costs w = K log K / N, and ν / 4 for each that flips (kind 3). As
+more than chance. One of K choices for every class costs w = K log K / N, and .15 ν for each that flips (kind 3). As
 much is asked of kind 5 and a tenth of kind 4: what looks alike is seen in the p_i, and goes wrong where they do. All
 this is our choice.
 """
@@ -45,11 +45,11 @@ RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55,
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 WORTH = 1e-3  # ν, log-likelihood per sample
 WORTH_NEAREST = 0.1  # part of K log K / N that flips to the most alike class have to bring
-WORTH_ONE_WAY = 2.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
+WORTH_ONE_WAY = 1.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
 ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
 ALIKE_ANEW, ALIKE_STEPS_ANEW = (1.5, -2.0), 30  # γ and log odds of u that class_by_class starts from
-PROMISING = 0.02  # log-likelihood per sample that one way from a part of the labels may lack
+PROMISING = 0.04  # log-likelihood per sample that one way from a part of the labels may lack
 SEARCHED = 400_000  # probabilities, samples times classes, on which kinds with few numbers are ascended
 NEAREST_STEPS, EDGE = 30, -0.1  # log odds above which rates are at a half
 ONE_WAY, ONE_WAY_FROM = (-0.8, -3.0), 0.1  # the same of one_way; rate from which a direction is one to start with
@@ -205,7 +205,9 @@ def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
     own = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
     best = _Alike(seen, taken_for_KK).value(*own).item()
     score = best - 5 * price(n, k) - k * math.log(k) / n
-    return Explanation(family.matrix(*own[2:-1], *own[:2]).double(), own[-1].exp().item(), score)
+    row, column, odds, power, stray, log_scale = own
+    transition_KK = family.matrix(odds, power, stray, row, column)
+    return Explanation(transition_KK.double(), log_scale.exp().item(), score)
 
 
 class _Alike:
@@ -236,7 +238,7 @@ class _Alike:
         return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
 
     def value(self, row: Tensor, column: Tensor, *numbers: Tensor) -> Tensor:
-        transition_KK = self.matrix(*numbers[:-1], row, column)
+        transition_KK = self.matrix(*numbers[:-1], row=row, column=column)
         return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
 
 
