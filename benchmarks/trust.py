@@ -34,6 +34,8 @@ SETTINGS = (
     "cifar10:human:random1",
     "cifar10:none",
     "cifar100:symmetric:.4",
+    "cifar100:asymmetric:.4",
+    "cifar100:pairflip:.4",
     "cifar100:human:fine",
     "tiny-imagenet:symmetric:.4",
     "tiny-imagenet:asymmetric:.4",

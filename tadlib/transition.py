@@ -233,13 +233,15 @@ class _Alike:
         flips_KK = torch.lerp(flips_KK, (1 - self.eye) / (len(self.eye) - 1), level.sigmoid())
         return self.eye + (rate + row * self.doubt).sigmoid()[:, None] * (flips_KK - self.eye)
 
-    def alone(self, *numbers: Tensor) -> Tensor:
-        transition_KK = self.matrix(*numbers[:-1])
-        return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
+    def value(
+        self, row: Tensor | float, column: Tensor | float, rate: Tensor, power: Tensor, level: Tensor, log_scale: Tensor
+    ) -> Tensor:
+        transition_KK = self.matrix(rate, power, level, row, column)
+        return objective(self.seen.view(transition_KK, log_scale.exp()), self.seen.given, transition_KK)
 
-    def value(self, row: Tensor, column: Tensor, *numbers: Tensor) -> Tensor:
-        transition_KK = self.matrix(*numbers[:-1], row=row, column=column)
-        return objective(self.seen.view(transition_KK, numbers[-1].exp()), self.seen.given, transition_KK)
+    def alone(self, *numbers: Tensor) -> Tensor:
+        """The value where all classes have the same rate."""
+        return self.value(0.0, 0.0, *numbers)
 
 
 def _centred(values_K: Tensor) -> Tensor:
