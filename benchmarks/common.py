@@ -64,9 +64,9 @@ def clock(work: Callable[[], object], repeats: int = 1) -> dict[str, float]:
     return {"seconds": min(walls), "cpu_seconds": min(processor)}
 
 
-def finish(name: str, table: pd.DataFrame, out: Path, threads: int) -> None:
-    """Write the table with hardware and versions, and the figure made from it."""
-    from tadlib.artifacts import hardware, save_table, versions
+def finish(name: str, table: pd.DataFrame, out: Path, threads: int, device: str = "cpu") -> None:
+    """Write the table with hardware (of ``device``) and versions, and the figure made from it."""
+    from tadlib.artifacts import hardware, processor, save_table, versions
     from tadlib.report.benchmarks import draw
 
     machine = hardware()
@@ -74,7 +74,7 @@ def finish(name: str, table: pd.DataFrame, out: Path, threads: int) -> None:
         out / f"{name}.parquet",
         table.assign(
             threads=threads,
-            hardware=machine.get("gpu") or machine.get("cpu"),
+            hardware=processor(machine, device),
             cores=machine["cores"],
             torch_version=versions()["torch"],
             tadlib_version=versions()["tadlib"],

@@ -1,14 +1,15 @@
-"""What a network learns from each set of labels: given, trusted alone, refined, one label a sample, true.
+"""What a network learns from each set of labels: given, trusted alone, in use, refined, true.
 
     python benchmarks/refined.py --root DATA
     python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --seeds 0
 
-The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at the mass of the given label;
-``refined`` has soft labels of all samples, and ``one`` is the refined set of ``divert_labels="one"``. The same network
-is trained on each for the epochs and with the settings of the auditors, and tested on the true test labels after each
-of the last :data:`TESTED` epochs; the mean of these accuracies swings less than the last one. Finished cells are
-found in ``--results`` and left alone; the stages before are kept under ``--out``, where ``benchmarks/trust.py`` puts
-them too. ``--time-limit MINUTES`` starts no cell after that.
+The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at the weights of their labels in use,
+``trust`` the same samples at their trust, ``alone`` has all labels in use and nothing else, and ``refined`` is the
+refined set, with soft labels of what is not in use. The same network is trained on each for the epochs and with the
+settings of the auditors, and tested on the true test labels after each of the last :data:`TESTED` epochs; the mean of
+these accuracies swings less than the last one. Finished cells are found in ``--results`` and left alone; the stages
+before are kept under ``--out``, where ``benchmarks/trust.py`` puts them too.
+``--time-limit MINUTES`` starts no cell after that.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from tadlib.artifacts import load_table
 from tadlib.config import Config
 from tadlib.errors import InputError
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, accuracy, one_hot, train_epoch
+from tadlib.training import State, accuracy, one_hot, train_epoch
 
 TESTED = 5  # last epochs, whose accuracies are averaged
 
@@ -41,14 +42,14 @@ def trained(config: Config, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, *name: An
     net, loop = cell.network(config), config.divert
     random = generator(config.seed, *name, device=config.torch_device)
     state = State(net.init(config.seed, *name))
-    for _ in range(loop.epochs):
+    for epoch in range(loop.epochs):
         state = train_epoch(
             net,
             state,
             x_NCHW,
             y_NK,
             w_N,
-            sgd=Sgd(loop.lr, loop.momentum, loop.weight_decay),
+            sgd=loop.sgd(epoch),
             batch=loop.batch,
             strategy=loop.augmentation,
             generator=random,
@@ -63,13 +64,12 @@ def accuracies(config: Config) -> dict[str, float]:
     assert true_N is not None
     data, net, epochs = cell.dataset(config), cell.network(config), config.divert.epochs
     ones = torch.ones_like(refined.weight)
-    given_w = refined.weight * refined.y.gather(1, refined.given[:, None])[:, 0]
-    trusted_w = given_w * (refined.space == diversion.TRUSTED)
-    one = stages.load_refined(stages.divert(config.with_params(divert_labels="one"))).to(config.torch_device)
+    given_NK, trusted_N = one_hot(refined.given, data.n_classes), refined.space == diversion.TRUSTED
     sets = {
-        "given": (one_hot(refined.given, data.n_classes), ones),
-        "trusted": (one_hot(refined.given, data.n_classes), trusted_w),
-        "one": (one.y, one.weight),
+        "given": (given_NK, ones),
+        "trusted": (given_NK, refined.in_use * trusted_N * (refined.label == refined.given)),
+        "trust": (given_NK, refined.trust.float() * trusted_N),
+        "alone": (one_hot(refined.label, data.n_classes), refined.in_use),
         "refined": (refined.y, refined.weight),
         "true": (one_hot(true_N.to(ones.device), data.n_classes), ones),
     }

@@ -50,7 +50,7 @@ def clean_then_distill(net, x_NCHW, given_N, n_classes, config, **rest) -> Refin
 
 def loss_filter(config: DiversionConfig) -> DiversionConfig:
     """The settings under which the dual loop is DivideMix's filter, at the training budget of ``config``."""
-    training = ("epochs", "lr", "momentum", "weight_decay", "batch", "augmentation")
+    training = ("epochs", "lr", "cooldown", "momentum", "weight_decay", "batch", "augmentation")
     return DiversionConfig(
         **{name: getattr(config, name) for name in training},
         warmup=config.epochs,

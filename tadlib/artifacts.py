@@ -297,6 +297,11 @@ def hardware() -> dict[str, Any]:
     return {"cpu": cpu, "cores": cores, "gpu": gpu}
 
 
+def processor(hardware: Mapping[str, Any], device: str) -> str | None:
+    """What did the arithmetic of a run on ``device``, out of :func:`hardware`: the GPU's or the processor's name."""
+    return hardware.get("gpu" if device.startswith("cuda") else "cpu")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, tadlib and the packages whose arithmetic ends up in results."""
     packages = ("tadlib", "torch", "torchvision", "numpy", "scikit-learn")

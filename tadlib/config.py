@@ -86,6 +86,9 @@ class Config:
                 f"experts must be trained for {m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more, "
                 f"got expert_epochs {self.expert.epochs}",
             )
+            if self.loops == "per-expert" and self.arm == "tad":
+                name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
+                require(name is None, f"expert_{name} is not for experts that carry a dual loop (loops 'per-expert')")
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):

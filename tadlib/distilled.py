@@ -37,7 +37,11 @@ class Distilled:
     provenance: dict[str, Any]
 
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
-        """Test accuracies of fresh networks under the run's protocol; ``params`` change flat settings of it."""
+        """Test accuracies of fresh networks under the protocol of the run that made the set.
+
+        ``params`` change flat settings of it. A later run that evaluates the same set otherwise has its own figure in
+        its own stage; the file stays as it is.
+        """
         # the labels have been judged: a set of an earlier version may name settings of the dual loop that are gone
         own = {name: value for name, value in self.params.items() if not name.startswith("divert_")}
         config = Config.from_params(**{**own, "root": root, "device": device, **params})

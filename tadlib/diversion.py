@@ -50,14 +50,15 @@ class DiversionConfig:
     targets: str = "posterior"  # auditors train on "posterior" labels of all samples, or on the "refined" set
     bootstrap: float = 1.0  # posterior: its share in what auditors train on, the rest is the given label
     purity: float = 0.93  # posterior: share of labels in use that should be right; doubtful ones count less until so
-    power: float = 1.0  # posterior: a label in use has the mass (its probability)^power, at least; purity may raise it
-    labels: str = "soft"  # posterior: in use are "soft" labels of all samples, or "one" of those not left untrusted
+    purity_alike: float = 0.986  # posterior: the same where T follows likeness, and q takes wrong labels for sure ones
+    power: float = 1.0  # posterior: a label in use weighs (its probability)^power, at least; purity may raise it
+    rest: float = 0.5  # posterior: how much of what a sample has no label in use for is learnt, with q as soft label
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.0  # μ of the moving averages over rounds; 0 = the last round only; they brought nothing
     tau_start: float = 0.3  # τ(e) after warm-up ...
     tau_end: float = 0.3  # ... and in the last round; low, as masses tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
-    minimum: float = 0.05  # share of every class that always stays trusted
+    minimum: float = 0.05  # of N/K samples, so many stay trusted in every class
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off
     confidence_penalty: float = 0.0  # weight of negative entropy in warm-up; 0 = off
     look_every: int = 50  # rounds between two passes over all samples after warm-up; the last round always has one
@@ -67,7 +68,7 @@ class DiversionConfig:
     error: float = 0.37  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
-    holdout: float = 0.1  # share of samples whose labels no auditor trains on; calibration counts on them
+    holdout: float = 0.1  # share of samples whose labels no network trains on (T counts them); calibration is on them
     drop: float = 0.98  # recalibrated samples with a loss above this quantile of trusted ones are dropped; 1 = never
 
     def __post_init__(self):
@@ -77,7 +78,6 @@ class DiversionConfig:
         for kind in self.transition_kinds:
             known("transition", kind, ("estimated", "symmetric", *transition.KINDS))
         known("targets", self.targets, ("posterior", "refined"))
-        known("labels", self.labels, ("soft", "one"))
         known("scope", self.scope, ("class", "global"))
         known("criterion", self.criterion, ("both", "mahalanobis", "cosine"))
         known("belief", self.belief, ("calibrated", "quantile", "fixed"))
@@ -92,7 +92,8 @@ class DiversionConfig:
         for name in ("ema", "average", "tau_start", "tau_end", "minimum", "holdout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
-        for name in ("alpha", "reliability", "error", "drop", "bootstrap", "purity", "cooldown"):
+        shares = ("alpha", "reliability", "error", "drop", "bootstrap", "purity", "purity_alike", "rest", "cooldown")
+        for name in shares:
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
 
@@ -119,10 +120,11 @@ class DiversionConfig:
 class RefinedSet:
     """What leaves the dual loop.
 
-    ``given`` (N,) labels as given; ``y`` (N, K) label distributions in use; ``weight`` (N,) in [0, 1], 0 for the
-    untrusted (small where labels are soft); ``trust`` (N,) float64, probability that the given label is right;
-    ``space`` (N,) index into :data:`SPACES`; ``reliability`` (N,) ρ of the candidate label;
-    ``transition`` (K, K) the estimated T or None; ``history`` one row a round; ``space_history`` (E, N) int8.
+    ``given`` (N,) labels as given; ``y`` (N, K) label distributions and ``weight`` (N,) in [0, 1], what networks
+    learn; ``trust`` (N,) float64, probability that the given label is right; ``space`` (N,) index into :data:`SPACES`;
+    ``reliability`` (N,) ρ of the candidate label; ``sure`` (N,) in [0, 1], the part of the weight with which the
+    likeliest label of ``y`` is in use, 0 for the untrusted; None where that is all of ``weight``; ``transition`` (K, K)
+    the estimated T or None; ``history`` one row a round; ``space_history`` (E, N) int8.
     """
 
     given: Tensor
@@ -131,6 +133,7 @@ class RefinedSet:
     trust: Tensor
     space: Tensor
     reliability: Tensor
+    sure: Tensor | None = None
     transition: Tensor | None = None
     history: tuple[dict, ...] = ()
     space_history: Tensor | None = None
@@ -139,6 +142,11 @@ class RefinedSet:
     def label(self) -> Tensor:
         """Most likely label in use (N,)."""
         return self.y.argmax(1)
+
+    @property
+    def in_use(self) -> Tensor:
+        """Weight (N,) of that label: its part of ``weight``."""
+        return self.weight if self.sure is None else self.sure
 
     @property
     def n_classes(self) -> int:
@@ -150,15 +158,19 @@ class RefinedSet:
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]
 
-    def table(self, true_N: Tensor | None = None) -> pd.DataFrame:
-        """One row per sample: index, given_label, trust, space, label, weight, reliability, true_label if known."""
+    def table(self, true_N: Tensor | None = None, index_N: Tensor | None = None) -> pd.DataFrame:
+        """One row per sample: index, given_label, trust, space, label, weight, reliability, true_label if known.
+
+        ``index`` is the sample's place in the whole training set, ``index_N`` where that is not its place here.
+        ``label`` is the label in use and ``weight`` the weight of it.
+        """
         columns = {
-            "index": range(len(self.given)),
+            "index": range(len(self.given)) if index_N is None else index_N.cpu().numpy(),
             "given_label": self.given.cpu().numpy(),
             "trust": self.trust.cpu().numpy(),
             "space": pd.Categorical.from_codes(self.space.cpu().numpy(), SPACES),
             "label": self.label.cpu().numpy(),
-            "weight": self.weight.cpu().numpy(),
+            "weight": self.in_use.cpu().numpy(),
             "reliability": self.reliability.cpu().numpy(),
         }
         if true_N is not None:
@@ -167,7 +179,7 @@ class RefinedSet:
 
     def metrics(self, true_N: Tensor) -> dict[str, float | int | None]:
         """How good trust and labels are where the truth (N,) is known; fractions, None where undefined."""
-        return _metrics(self.given, self.trust, self.space, self.y, self.weight, true_N)
+        return _metrics(self, true_N)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float | None:
@@ -175,20 +187,21 @@ def _ratio(part: Tensor, whole: Tensor) -> float | None:
     return float(part.sum()) / total if total else None
 
 
-def _metrics(given, trust_N, space, y, weight, true_N) -> dict[str, float | int | None]:
-    true_N = true_N.to(given.device)
-    right = given == true_N
-    trusted, relabelled = space == TRUSTED, space == RECALIBRATED
-    label_right = y.argmax(1) == true_N
-    y_true_N = y.gather(1, true_N[:, None])[:, 0]
+def _metrics(refined: RefinedSet, true_N: Tensor) -> dict[str, float | int | None]:
+    true_N = true_N.to(refined.given.device)
+    right = refined.given == true_N
+    trusted, relabelled = refined.space == TRUSTED, refined.space == RECALIBRATED
+    label_right = refined.label == true_N
+    of_true_N = refined.weight * refined.y.gather(1, true_N[:, None])[:, 0]
     return {
-        "trust_auroc": trust.auroc(trust_N, right),
+        "trust_auroc": trust.auroc(refined.trust, right),
         "trust_precision": _ratio(trusted & right, trusted),
         "trust_recall": _ratio(trusted & right, right),
         "relabel_count": int(relabelled.sum()),
         "relabel_accuracy": _ratio(relabelled & label_right, relabelled),
         "relabel_recall": _ratio(relabelled & label_right & ~right, ~right),
-        "label_accuracy": _ratio(weight * y_true_N, weight),
+        "label_accuracy": _ratio(refined.in_use * label_right, refined.in_use),
+        "mass_accuracy": _ratio(of_true_N, refined.weight),
     }
 
 
@@ -292,9 +305,10 @@ def _in_closed_form(x_NCHW, given_NK, given_N, labelled_N, config: DiversionConf
     )
     seen = discriminant.evidence(r_NK, given_N)
     best = transition.explain(seen, config.transition_kinds)
-    found = {"transition": best.transition, "patches": seen.view(best.transition, best.scale)}
+    p_NK = seen.view(best.transition, best.scale)
+    found = {"transition": best.transition, "alike": torch.tensor(best.alike), "patches": p_NK}
     if config.targets == "posterior" and config.begin == "patches" and "patches" in config.views.split("+"):
-        q_NK = posterior.posterior(found["patches"].double().log(), given_N, best.transition)
+        q_NK = posterior.posterior(p_NK.double().log(), given_N, best.transition)
         found["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)
     return found
 
@@ -331,27 +345,30 @@ def advance(loop: Loop) -> None:
     if len(t["space_history"]):
         row["n_moved"] = int((t["space_history"][-1] != t["space"]).sum())
     if loop.true is not None:
-        row |= _metrics(loop.given, t["trust"], t["space"], t["y"], t["weight"], loop.true)
+        row |= finish(loop).metrics(loop.true)
     t["space_history"] = torch.cat([t["space_history"], t["space"][None]])
     loop.rows.append(row)
 
 
 def _look(loop: Loop) -> list[Tensor]:
-    """Predictions of every auditor, into the moving averages; returns the penultimate features of each.
+    """Predictions of every auditor, into the moving averages; returns the penultimate features (N, D) of each.
 
-    Probabilities and features are means over the image and, if asked, its mirror image.
+    Probabilities and features are means over the image and, if asked, its mirror image. The posterior has no use for
+    features unless anchors are one of its views; then there are none.
     """
     config, t = loop.config, loop.tensors
     sides = [loop.x, loop.x.flip(3)] if config.mirror and "flip" in config.augmentation.split("_") else [loop.x]
     p_NK, features = torch.zeros_like(t["y"]), []
+    asked = config.evidence != "posterior" or "anchors" in config.views.split("+")
     for a in range(config.auditors):
         looks = [predict(loop.net, t.get(f"mean/{a}", t[f"theta/{a}"]), x_NCHW) for x_NCHW in sides]
         p_NK += sum(logits.softmax(1) for logits, _ in looks) / (len(sides) * config.auditors)
-        features.append(sum(features_ND for _, features_ND in looks) / len(sides))
+        if asked:
+            features.append(torch.stack([features_ND for _, features_ND in looks]).mean(0))
     t["p"] = trust.ema(t.get("p"), p_NK, config.look_ema)
     loss_N = -p_NK.clamp_min(1e-12).log().gather(1, loop.given[:, None])[:, 0]
     t["loss"] = trust.ema(t.get("loss"), loss_N, config.look_ema)
-    return [features for _, features in looks]
+    return features
 
 
 def finish(loop: Loop) -> RefinedSet:
@@ -364,6 +381,7 @@ def finish(loop: Loop) -> RefinedSet:
         trust=t["trust"],
         space=t["space"],
         reliability=t["reliability"],
+        sure=t.get("sure"),
         transition=t.get("transition"),
         history=tuple(loop.rows),
         space_history=t["space_history"],
@@ -481,16 +499,12 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
         t["weight"] = torch.where(kept, t["weight"], trusted_N.float())
         t["space"] = torch.where(kept, RECALIBRATED, trusted_N * TRUSTED).to(torch.int8)
     if q_NK is not None:
-        row["power"] = recalibrate.power_for(q_NK, config.purity, config.power)
-        if config.labels == "soft":
-            y_NK, weight_N = recalibrate.in_use(q_NK, row["power"])
-            t["y"], t["weight"] = y_NK.float(), weight_N.float()
-        else:
-            # a hard label at the weight of its probability
-            label_N = t["y"].argmax(1)
-            right_N = q_NK.gather(1, label_N[:, None])[:, 0].float().clamp_min(1e-6)
-            t["y"] = one_hot(label_N, k)
-            t["weight"] = torch.where(t["space"] == UNTRUSTED, 0.0, right_N ** row["power"])
+        right_N = q_NK.max(1).values
+        asked = config.purity_alike if t["alike"] else config.purity
+        row["power"] = recalibrate.power_for(right_N, asked, config.power)
+        sure_N = torch.where(t["space"] == UNTRUSTED, 0.0, right_N ** row["power"])
+        y_NK, weight_N = recalibrate.refined(q_NK, sure_N, config.rest)
+        t["y"], t["weight"], t["sure"] = y_NK.float(), weight_N.float(), sure_N.float()
     if q_NK is not None and config.targets == "posterior":
         t["target"] = torch.lerp(given_NK, q_NK.float(), config.bootstrap)  # soft bootstrapping (Reed et al. 2015)
         t["learn"] = t["labelled"].float()
@@ -502,7 +516,7 @@ def _divert(loop: Loop, features: list[Tensor] | None, epoch: int) -> dict:
 def _posterior(loop: Loop, features: list[Tensor] | None, row: dict) -> Tensor:
     """q (N, K): the posterior of the true label (:mod:`tadlib.posterior`); notes what was estimated."""
     config, t = loop.config, loop.tensors
-    if "anchors" in config.views and features is not None:
+    if features and "anchors" in config.views.split("+"):
         # the responsibilities of the round before say which samples stand for a class
         d_NK, _ = _distances(features, t["target"], t["labelled"].float())
         fitted_N = t["labelled"]

@@ -29,7 +29,7 @@ class Protocol:
     """
 
     networks: int = 5
-    epochs: int = 1000
+    epochs: int = 1001
     batch: int = 256
     lr: float | None = None  # None = the synthetic set's own
     momentum: float = 0.9

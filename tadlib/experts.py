@@ -24,7 +24,7 @@ from tadlib.training import Sgd, State, train_epoch
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """How experts are trained. MTT (FACTS of its code): SGD, lr .01, no momentum, batch 256, DSA, 50 epochs."""
+    """How experts are trained. As in MTT's code: SGD, lr .01, no momentum, batch 256, DSA, 50 epochs."""
 
     count: int = 100  # experts
     epochs: int = 50
@@ -122,6 +122,7 @@ def train_diverting_expert(
         warmup=min(loops.warmup, config.epochs),
         auditors=1,
         lr=config.lr,
+        cooldown=0.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         batch=config.batch,

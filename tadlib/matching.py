@@ -212,11 +212,3 @@ def match(
     require(start_P.shape == target_P.shape, f"start {tuple(start_P.shape)} and target {tuple(target_P.shape)} differ")
     require(not torch.equal(start_P, target_P), "start and target of a segment are the same point")
     return GRADIENTS[gradient](net, start_P, target_P, x_SCHW, y_SK, lr, steps, loss_fn, compile=compile)
-
-
-def take_step(
-    net: Apply, theta_P: Tensor, x: Tensor, y: Tensor, lr: float | Tensor, loss_fn: Callable = soft_cross_entropy
-) -> tuple[Tensor, Tensor]:
-    """One plain SGD step; returns the new parameters and the loss before it."""
-    g_P, loss = grad_and_value(lambda theta: loss_fn(net(theta, x), y))(theta_P)
-    return theta_P - lr * g_P, loss

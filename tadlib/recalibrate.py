@@ -15,8 +15,8 @@ from torch import Tensor
 from tadlib.errors import known, require
 
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
-MOST_POWER = 16.0  # that labels in use are raised to, however little is sure
-BISECTIONS = 15
+MOST_POWER = 64.0  # that probabilities are raised to, however little is sure
+BISECTIONS = 17
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ def believed(rho_N: Tensor, reference_N: Tensor, alpha: float) -> tuple[Tensor, 
     return rho_N > bar, bar
 
 
-def calibrate(
-    rho_N: Tensor, agrees_N: Tensor, reference_N: Tensor, n_classes: int, most: float = 1.0
-) -> tuple[Tensor, float]:
+def calibrate(rho_N: Tensor, agrees_N: Tensor, reference_N: Tensor, n_classes: int) -> tuple[Tensor, float]:
     """Probability that a candidate label is right, the given label known (N,), and the noise rate ε (our choice).
 
     Reliability is a score, not a probability: an over-confident auditor would relabel at will. But how often the
@@ -147,7 +145,6 @@ def calibrate(
     Args:
         agrees_N: whether candidate and given label are the same.
         reference_N: mask of the samples to count on.
-        most: upper bound of ε. The plateau alone takes an auditor that is never sure for noise in the labels.
     """
     rho = rho_N[reference_N].double().cpu().numpy()
     agrees = agrees_N[reference_N].double().cpu().numpy()
@@ -156,7 +153,7 @@ def calibrate(
 
     fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(rho, agrees)
     top = max(1, len(rho) // 20)
-    plateau = min(max(float(agrees[rho.argsort()[-top:]].mean()), 1 - most), 1 - 1 / (top + 1))
+    plateau = min(float(agrees[rho.argsort()[-top:]].mean()), 1 - 1 / (top + 1))
     chance = (1 - plateau) / max(1, n_classes - 1)
     agreement_N = torch.from_numpy(fit.predict(rho_N.double().cpu().numpy())).to(rho_N.device)
     # a is never taken for certain: one more reference sample could have been wrong
@@ -167,42 +164,43 @@ def calibrate(
     return right_N.float(), 1 - plateau
 
 
-def in_use(q_NK: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Label distributions (N, K) and weights (N,) from p(y | x, ỹ): every label y has mass q(y)^power (our choice).
+def purity(right_N: Tensor, power: float) -> float:
+    """Share of labels in use that are right, by weight, if each is with the probability ``right`` and has that to the
+    ``power`` as its weight: Σ r^(power + 1) / Σ r^power."""
+    log_right_N = right_N.clamp_min(1e-12).log()
 
-    The weight of a sample is its mass. At ``power`` 1 it is 1 and the label is q itself; the higher, the less count
-    samples whose label is in doubt, and the harder are the labels of the others.
-    """
-    mass_NK = q_NK.clamp_min(1e-12) ** power
-    weight_N = mass_NK.sum(1)
-    return mass_NK / weight_N[:, None], weight_N
+    def total(power: float) -> Tensor:
+        return (power * log_right_N).clamp_min(-80).exp().sum()  # below, numbers are denormal: ten times the time
 
-
-def purity(q_NK: Tensor, power: float) -> float:
-    """Share of labels in use that are right, by weight, if q is what it says: Σ q^(power + 1) / Σ q^power."""
-    return _purity(q_NK.clamp_min(1e-12).log(), power)
+    return (total(power + 1) / total(power)).item()
 
 
-def _purity(log_q_NK: Tensor, power: float) -> float:
-    def mass(power: float) -> Tensor:
-        return (power * log_q_NK).clamp_min(-80).exp().sum()  # below, numbers are denormal: ten times the time
-
-    return (mass(power + 1) / mass(power)).item()
-
-
-def power_for(q_NK: Tensor, target: float, least: float = 1.0) -> float:
+def power_for(right_N: Tensor, target: float, least: float = 1.0) -> float:
     """The least power, not below ``least`` nor above :data:`MOST_POWER`, at which :func:`purity` reaches ``target``.
 
     :func:`purity` rises with the power, so bisection finds it (our choice).
     """
-    log_q_NK = q_NK.float().clamp_min(1e-12).log()
     low, high = least, max(least, MOST_POWER)
-    if least >= high or _purity(log_q_NK, low) >= target:
+    if least >= high or purity(right_N, low) >= target:
         return low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if _purity(log_q_NK, middle) >= target else (middle, high)
+        low, high = (low, middle) if purity(right_N, middle) >= target else (middle, high)
     return high
+
+
+def refined(q_NK: Tensor, in_use_N: Tensor, rest: float) -> tuple[Tensor, Tensor]:
+    """What networks learn: label distributions (N, K) and weights (N,), from p(y | x, ỹ) and weights of labels in use.
+
+    The most likely label of a sample has its weight u of ``in_use``. What is left of the sample, 1 − u, is no label in
+    use, but images whose label is in doubt teach a network too, if the doubt is told: it stays as ``rest``·(1 − u)·q,
+    the mass u·e + rest·(1 − u)·q in all (our choice). At ``rest`` 0 every sample has one label.
+    """
+    mass_NK = q_NK * (rest * (1 - in_use_N))[:, None]
+    mass_NK = mass_NK.scatter_add(1, q_NK.argmax(1, keepdim=True), in_use_N[:, None])
+    weight_N = mass_NK.sum(1)
+    # without any mass a distribution is still asked for
+    return torch.where(weight_N[:, None] > 0, mass_NK / weight_N.clamp_min(1e-30)[:, None], q_NK), weight_N
 
 
 def quantile(values_N: Tensor, alpha: float) -> float:

@@ -37,7 +37,7 @@ Resume = tuple[dict[str, Tensor], dict] | None
 
 def _start(net, x_NCHW, given_N, n_classes, config: DiversionConfig, networks: int, resume: Resume, **more) -> Loop:
     """Checked input and ``networks`` fresh networks ``theta/0``, ``theta/1``, ...; all labels are trained on."""
-    config = replace(config, auditors=networks, holdout=0.0)
+    config = replace(config, auditors=networks, holdout=0.0, evidence="loss")  # of the dual loop they use nothing
     loop = start(net, x_NCHW, given_N, n_classes, config, **more)
     if resume is not None:
         loop.restore(*resume)

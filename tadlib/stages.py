@@ -32,6 +32,7 @@ from tadlib.artifacts import (
     load_json,
     load_table,
     load_tensors,
+    processor,
     save_json,
     save_table,
     save_tensors,
@@ -43,6 +44,7 @@ from tadlib.config import Config as Config
 from tadlib.data import Dataset
 from tadlib.distill import METHODS
 from tadlib.distill.loop import Loop
+from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled as load_distilled
 from tadlib.distilled import save_distilled
 from tadlib.errors import require
@@ -339,7 +341,7 @@ def divert(config: Config) -> Path:
             )
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
         save_tensors(w.folder.path / "refined.safetensors", tensors)
-        save_table(w.folder.path / "labels.parquet", refined.table(true_N))
+        save_table(w.folder.path / "labels.parquet", refined.table(true_N, data.index))
         if refined.history:
             save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
         counts = torch.bincount(refined.space.long(), minlength=3).tolist()
@@ -348,7 +350,8 @@ def divert(config: Config) -> Path:
             return sizes
         metrics = refined.metrics(true_N)
         if config.arm == "oracle":  # it judges no label, so its trust is no measure of anything
-            metrics = {name: value if name == "label_accuracy" else None for name, value in metrics.items()}
+            of_labels = ("label_accuracy", "mass_accuracy")
+            metrics = {name: value if name in of_labels else None for name, value in metrics.items()}
         return sizes | metrics
 
     return _stage(config, plan(config)["divert"], work)
@@ -392,11 +395,19 @@ def train_experts(config: Config) -> Path:
     return _stage(config, plan(config)["experts"], work)
 
 
+def _enough(config: Config, diverted_at: Path) -> None:
+    """InputError where the arm left a class too few images for ``ipc``: before hours go into experts, not after."""
+    if not StageFolder(plan(config)["distill"].path).is_complete():
+        refined = load_refined(diverted_at)
+        Real.of(refined.y, refined.y, refined.weight, config.method_config.draw_power).enough(config.ipc)
+
+
 def distill(config: Config) -> Path:
     """Stage ``distill``: ``distilled.safetensors`` (:mod:`tadlib.distilled`) and ``history.parquet``, where one is."""
     config = as_used(config)
     method, own = METHODS[config.method], config.method_config
     inputs = {"divert": divert(config)}
+    _enough(config, inputs["divert"])
     if method.needs_experts:
         inputs["experts"] = train_experts(config)
 
@@ -510,7 +521,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
         "peak_memory_bytes": max(peaks, default=None),
         "device": m["distill"]["device"],
-        "hardware": hardware.get("gpu") or hardware.get("cpu"),
+        "hardware": processor(hardware, m["distill"]["device"]),
         "torch_version": versions["torch"],
         "tadlib_version": versions["tadlib"],
         "commit": _commit(),
@@ -545,10 +556,11 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
         "flagged": 1 - found["n_trusted"] / n_train,
         **{name: found.get(name) for name in RELABELLED},
         "label_accuracy": found.get("label_accuracy"),
+        "mass_accuracy": found.get("mass_accuracy"),
         "seconds_divert": m["seconds"],
         "peak_memory_bytes": m["peak_memory_bytes"],
         "device": m["device"],
-        "hardware": m["hardware"].get("gpu") or m["hardware"].get("cpu"),
+        "hardware": processor(m["hardware"], m["device"]),
         "torch_version": m["versions"]["torch"],
         "tadlib_version": m["versions"]["tadlib"],
         "commit": _commit(),

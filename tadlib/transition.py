@@ -63,11 +63,13 @@ STEP, STEP_ALIKE = 0.1, 0.2  # learning rates of Adam, in log odds
 
 @dataclass(frozen=True)
 class Explanation:
-    """A matrix T (K, K) float64, the scale s under which it explains left-out labels best, and its score."""
+    """A matrix T (K, K) float64, the scale s under which it explains left-out labels best, its score, and whether it
+    follows the likeness of classes."""
 
     transition: Tensor
     scale: float
     score: float
+    alike: bool = False
 
 
 def level(rate: float, n_classes: int, device: torch.device | str = "cpu") -> Tensor:
@@ -186,7 +188,7 @@ def between_alike(seen: Evidence, scale: float) -> Explanation:
     found = _ascend(family.alone, best_of, ALIKE_STEPS_AFTER, STEP_ALIKE)
     best = _Alike(seen, taken_for_KK).alone(*found).item()
     score = best - 3 * price(n, k) - k * math.log(k) / n
-    return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score)
+    return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score, alike=True)
 
 
 def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
@@ -207,7 +209,7 @@ def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
     score = best - 5 * price(n, k) - k * math.log(k) / n
     row, column, odds, power, stray, log_scale = own
     transition_KK = family.matrix(odds, power, stray, row, column)
-    return Explanation(transition_KK.double(), log_scale.exp().item(), score)
+    return Explanation(transition_KK.double(), log_scale.exp().item(), score, alike=True)
 
 
 class _Alike:

@@ -2,9 +2,9 @@
 
 Legend: N samples, K classes, M columns of a padded table (samples of a class).
 
-Per class k, the evidence against the given label, u_i (by default fused from several signals; the paper's is the
-loss ℓ_i), is scaled to [0, 1] and modelled by two Gaussians; the sample is trusted iff the posterior of the lower
-one exceeds τ(e). See DESIGN of the book: "What the paper fixes, and what we chose".
+Per class k, the evidence against the given label, u_i (the paper's loss ℓ_i, or ranks fused from two margins), is
+scaled to [0, 1] and modelled by two Gaussians; the sample is trusted iff the posterior of the lower one exceeds τ(e).
+By default trust comes from :mod:`tadlib.posterior` instead, of which τ(e) is the only part here.
 """
 
 from dataclasses import dataclass

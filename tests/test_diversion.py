@@ -49,17 +49,23 @@ def assert_consistent(refined: RefinedSet, config: DiversionConfig):
     trusted, new = refined.space == TRUSTED, refined.space == RECALIBRATED
     untrusted = refined.space == UNTRUSTED
     assert (trusted | new | untrusted).all()
-    if config.labels == "one" or config.evidence != "posterior":
-        assert (refined.weight[untrusted] == 0).all()
-    else:  # the mass of the given label is a power of its probability
-        of_given = refined.weight * refined.y.gather(1, refined.given[:, None])[:, 0]
-        torch.testing.assert_close(of_given, refined.trust.float() ** refined.history[-1]["power"], atol=1e-5, rtol=0)
+    assert (refined.in_use[untrusted] == 0).all()
+    if config.evidence == "posterior":
+        # what is no label in use has the share ``rest`` of what is left of a sample
+        torch.testing.assert_close(
+            refined.weight, refined.in_use + config.rest * (1 - refined.in_use), atol=1e-5, rtol=0
+        )
+        of_given = (refined.weight * refined.y.gather(1, refined.given[:, None])[:, 0]).double()
+        of_given -= refined.in_use * (refined.label == refined.given)
+        torch.testing.assert_close(
+            of_given, config.rest * (1 - refined.in_use.double()) * refined.trust, atol=1e-5, rtol=0
+        )
     if config.evidence == "posterior":
         assert ((refined.weight[trusted] > 0) & (refined.weight[trusted] <= 1.0001)).all()
     else:
         assert (refined.weight[trusted] == 1).all()
     assert ((refined.weight[new] > 0) & (refined.weight[new] <= 1.0001)).all()
-    if config.labels == "one" or config.evidence != "posterior":
+    if config.evidence != "posterior":
         assert torch.equal(refined.label[trusted], refined.given[trusted])
         assert torch.equal(refined.y[trusted], one_hot(refined.given[trusted], refined.n_classes))
     assert (refined.label[new] != refined.given[new]).all()
@@ -98,7 +104,8 @@ SWITCHES = [
     (TINY, {"bootstrap": 0.3}),
     (TINY, {"power": 3.0}),
     (TINY, {"purity": 1.0}),
-    (TINY, {"labels": "one"}),
+    (TINY, {"rest": 0.0}),
+    (TINY, {"rest": 1.0}),
     (TINY, {"look_every": 2, "warmup": 1}),
     (TINY, {"ema": 0.5}),
     (TINY, {"tau_start": 0.99, "tau_end": 0.99}),
@@ -331,6 +338,7 @@ def test_metrics_by_hand():
             "relabel_accuracy": 1.0,
             "relabel_recall": 2 / 3,
             "label_accuracy": 3 / 4,
+            "mass_accuracy": 3 / 4,
         }
     )
     clean = refined.metrics(given)
@@ -477,3 +485,34 @@ def test_images_that_are_not_numbers_are_refused(tiny):
 def test_bad_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):
         replace(TINY, **change)
+
+
+def test_where_noise_follows_likeness_labels_in_use_have_to_be_purer(tiny):
+    x, given, _ = tiny
+    powers = []
+    for alike in (False, True):
+        loop = diversion.start(SMALL, x, given, K, replace(TINY, purity=0.5), seed=0)
+        assert not loop.tensors["alike"]  # digits flip from each class to the next
+        loop.tensors["alike"] = torch.tensor(alike)
+        while loop.epoch < TINY.epochs:
+            diversion.advance(loop)
+        powers.append(loop.rows[-1]["power"])
+    assert powers[0] == 1 < powers[1]
+
+
+@pytest.mark.parametrize("auditors, augmentation, sides", [(1, "none", 1), (2, "none", 1), (2, "crop_flip", 2)])
+def test_a_look_gives_one_set_of_features_for_every_auditor(tiny, auditors, augmentation, sides):
+    x, given, _ = tiny
+    config = replace(TINY, evidence="loss", auditors=auditors, augmentation=augmentation, average=0.0)
+    loop = diversion.start(SMALL, x, given, K, config, seed=0)
+    features = diversion._look(loop)
+    assert len(features) == auditors
+    for a in range(auditors):
+        looks = [predict(SMALL, loop.tensors[f"theta/{a}"], x)[1]]
+        looks += [predict(SMALL, loop.tensors[f"theta/{a}"], x.flip(3))[1]] * (sides == 2)
+        torch.testing.assert_close(features[a], sum(looks) / sides)
+
+
+def test_a_look_keeps_no_features_that_nothing_asks_for(tiny):
+    x, given, _ = tiny
+    assert diversion._look(diversion.start(SMALL, x, given, K, TINY, seed=0)) == []

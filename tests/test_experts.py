@@ -218,7 +218,7 @@ def test_size_and_time_are_known_before_the_run(tmp_path):
     assert 0 < store.path(0).stat().st_size - found.n_bytes / 3 < 500  # the header
     assert estimate(replace(config, half=True, rho=0.1), NET.n_parameters, 24, 144.0).seconds == 2 * found.seconds
     assert estimate(replace(config, half=True), NET.n_parameters, 24).n_bytes == 3 * NET.n_parameters * (4 + 3 * 2)
-    # FACTS of the reference: 100 experts of 50 epochs on CIFAR-10 take 6.5 GB
+    # of the reference code: 100 experts of 50 epochs on CIFAR-10 take 6.5 GB
     assert "6.53 GB" in str(estimate(ExpertConfig(), 320010, 50000))
     assert "about 3.5 h" in str(estimate(ExpertConfig(), 320010, 50000, 20000))
     assert images_per_second(NET, x, y, w, config) > 0

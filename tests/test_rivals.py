@@ -55,6 +55,7 @@ def test_every_rival_finds_wrong_labels_and_relabels_none(arm, digits, refined):
     ("arm", "rates"),
     [
         ("tad", [0.1, 0.1, 0.1, 0.05]),
+        ("clean-then-distill", [0.1, 0.1, 0.1, 0.05]),
         ("gce", [0.1, 0.1, 0.1, 0.05]),
         ("co-teaching", [0.1, 0.1]),  # of its two rounds the last half is one
         ("confident-learning", 4 * [0.1, 0.1, 0.1, 0.05]),
@@ -118,7 +119,16 @@ def test_the_budget_is_what_the_docstring_says(digits, monkeypatch):
 def test_settings_that_a_rival_ignores_do_not_count(arm):
     base = arms.settings_used(arm, CONFIG)
     assert arms.settings_used(arm, DiversionConfig(**vars(CONFIG) | {"ema": 0.1, "tau_start": 0.9})) == base
-    assert arms.settings_used(arm, DiversionConfig(**vars(CONFIG) | {"lr": 0.1})) != base
+    for used in (
+        {"epochs": CONFIG.epochs + 1},
+        {"lr": 0.1},
+        {"cooldown": 0.5},
+        {"momentum": 0.5},
+        {"weight_decay": 0.1},
+        {"batch": 7},
+        {"augmentation": "flip"},
+    ):
+        assert arms.settings_used(arm, DiversionConfig(**vars(CONFIG) | used)) != base, used
     changed = arms.settings_used(arm, DiversionConfig(**vars(CONFIG) | {"warmup": 3})) != base
     assert changed == (arm == "co-teaching")
 

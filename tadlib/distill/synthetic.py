@@ -3,7 +3,7 @@
 Legend: N samples, S synthetic images, K classes, C H W image, B batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,20 +34,26 @@ class Drawing:
     labels are hard, as in every arm but ``tad``).
     """
 
-    draw_power: float = 4.0
+    draw_power: float = 8.0
 
 
 @dataclass(frozen=True)
 class Real:
     """The refined set as methods draw from it: a class is its label in use.
 
-    ``x`` (N, C, H, W), ``label`` (N,), ``chance`` (N,) of a sample among those of its class, up to a factor.
+    ``x`` (N, C, H, W), ``label`` (N,), ``chance`` (N,) of a sample among those of its class, up to a factor;
+    ``counts`` of samples with a chance, class by class (counted once: a GPU would be waited for at every draw).
     """
 
     x: Tensor
     label: Tensor
     chance: Tensor
     n_classes: int
+    counts: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self):
+        counts_K = torch.bincount(self.label[self.chance > 0], minlength=self.n_classes)
+        object.__setattr__(self, "counts", tuple(counts_K.tolist()))
 
     @staticmethod
     def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, power: float) -> "Real":
@@ -59,21 +65,24 @@ class Real:
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Places (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
         chance_N = torch.where(self.label == k, self.chance, 0.0)
-        available = int((chance_N > 0).sum())
-        return torch.multinomial(chance_N, min(n, available), generator=generator)
+        return torch.multinomial(chance_N, min(n, self.counts[k]), generator=generator)
+
+    def enough(self, ipc: int) -> None:
+        """Raises InputError when a class has fewer than ``ipc`` images of positive weight."""
+        require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
+        least = min(range(self.n_classes), key=self.counts.__getitem__)
+        require(
+            self.counts[least] >= ipc,
+            f"ipc must not exceed the images of a class: class {least} has {self.counts[least]}, got {ipc}",
+        )
 
     def choose(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
 
         Raises:
-            InputError: when a class has fewer than ``ipc`` images of positive weight.
+            InputError: as :meth:`enough`.
         """
-        require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
-        counts = torch.bincount(self.label[self.chance > 0], minlength=self.n_classes).tolist()
-        for k, available in enumerate(counts):
-            require(
-                available >= ipc, f"ipc must not exceed the images of a class: class {k} has {available}, got {ipc}"
-            )
+        self.enough(ipc)
         index_S = torch.cat([self.draw(k, ipc, generator) for k in range(self.n_classes)])
         y_SK = torch.eye(self.n_classes, dtype=self.x.dtype, device=self.x.device).repeat_interleave(ipc, 0)
         return self.x[index_S].clone(), y_SK

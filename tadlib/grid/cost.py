@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from tadlib.arms import LEARNED
-from tadlib.artifacts import MANIFEST, StageFolder, load_table
+from tadlib.artifacts import MANIFEST, StageFolder, load_table, processor
 from tadlib.config import METHODS, Config
 from tadlib.errors import InputError
 from tadlib.grid.jobs import Job
@@ -127,7 +127,7 @@ def measured(out: Path, results: Path) -> dict[str, Machine]:
         except (InputError, KeyError):  # damaged, or of a version with other parameters
             continue
         if m["stage"] in STAGES:
-            name = _machine(m["device"], m["hardware"].get("gpu") or m["hardware"].get("cpu"))
+            name = _machine(m["device"], processor(m["hardware"], m["device"]))
             machines.setdefault(name, Machine()).note(m["stage"], config, m["seconds"], m["peak_memory_bytes"])
     for path in sorted(results.glob("*.parquet")):
         for row in load_table(path).to_dict("records"):

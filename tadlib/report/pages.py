@@ -35,8 +35,8 @@ SCALES = {
 }
 # told in the caption where all rows agree
 FOLDED = ("dataset", "images", "rate", "method", "ipc", "seeds", "interval over")
-# figures of others, from files beside the book's pages: name of the file, caption
-# of each table of others' figures: caption and sources; LaTeX takes no citation within a caption
+# tables of others' figures, from files beside the book's pages: name of the file, then caption and sources
+# (LaTeX takes no citation within a caption)
 PUBLISHED = {
     "noisy": ("Published test accuracy (%) under wrong labels, CIFAR-10.", "kim2025rdc"),
     "clean": (

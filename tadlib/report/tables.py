@@ -13,7 +13,7 @@ from tadlib.presets import PRESETS
 
 CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset"]  # what the arms of one cell share
 SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
-SETS = ("given", "trusted", "one", "refined", "true")  # what benchmarks/refined.py trains on
+SETS = ("given", "trusted", "trust", "alone", "refined", "true")  # what benchmarks/refined.py trains on
 RECALIBRATION = {
     "flagged": "flagged",
     "precision": "trust_precision",
