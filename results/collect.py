@@ -22,6 +22,7 @@ from tadlib.artifacts import StageFolder, load_table, replacing, save_table, wri
 from tadlib.errors import InputError
 from tadlib.report.tables import CELL
 from tadlib.stages import load_distilled, load_refined, result_table
+from tadlib.training import one_hot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -68,7 +69,7 @@ def leftover(stages: Path, row) -> pd.DataFrame:
     distilled = distilled_at(stages, row)
     diverted = stages / "divert" / distilled.manifest()["inputs"]["divert"]
     refined, names = load_refined(diverted), load_distilled(distilled.path / "distilled.safetensors").class_names
-    mass_NK = pd.DataFrame((refined.y * refined.weight[:, None]).numpy(), columns=names)
+    mass_NK = pd.DataFrame((one_hot(refined.label, len(names)) * refined.in_use[:, None]).numpy(), columns=names)
     true_N = load_table(diverted / "labels.parquet")["true_label"].map(lambda k: names[k]).rename("true_label")
     share = (mass_NK.groupby(true_N).sum() / mass_NK.sum().sum()).rename_axis(columns="label").stack()
     table = share[share > 0].sort_values(ascending=False).rename("share").reset_index()
@@ -89,7 +90,7 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
     """Add rows to a table, in place of those of the same cell, arm and seed."""
     tables = [rows]
     if path.exists():
-        old, same = load_table(path), [name for name in (*CELL, "arm", "seed", "evaluate_network") if name in rows]
+        old, same = load_table(path), [name for name in (*CELL, "arm", "seed") if name in rows]
         new = pd.MultiIndex.from_frame(rows[same].astype(object))
         tables = [old[~pd.MultiIndex.from_frame(old[same].astype(object)).isin(new)], rows]
     save_table(path, result_table([table for table in tables if len(table)]))

@@ -37,7 +37,24 @@ def configurations(options: Cells) -> "list[Config]":
     cells = stages.cells(base, arm=arms, seed=seeds)
     for cell in cells:
         stages.check(cell)
+    asked = options.n_train is not None or options.resolution is not None
+    if not asked and (part := share_of_data(base)):
+        print(f"tad: {part}", file=sys.stderr)
     return cells
+
+
+def share_of_data(config: "Config") -> str | None:
+    """How much of its data set a preset takes, where that is not all of it."""
+    from tadlib import cell
+
+    data = cell.plain_dataset(config)
+    n, side = len(data.y_train), data.image_shape[1]
+    if n == data.n_full and config.resolution is None:
+        return None
+    return (
+        f"{n} of the {data.n_full} training images of {config.dataset}, {side} x {side} pixels (preset "
+        f"{config.preset}); --n-train and --resolution ask for more"
+    )
 
 
 def settings(assignments: tuple[str, ...]) -> Json:
@@ -114,7 +131,8 @@ def divert(options: Divert) -> Answer:
     artifacts.save_json(out / "metrics.json", metrics)
     files = sorted([*manifest["files"], "metrics.json"])
     document = {"stage": str(folder.path), "out": str(out), "files": files, "metrics": metrics}
-    return OK, document, f"{listing(metrics)}\n{', '.join(files)} in {out}"
+    units = "rate, trust, relabel and accuracy figures are fractions; seconds are of diversion"
+    return OK, document, f"{listing(metrics)}\n({units})\n{', '.join(files)} in {out}"
 
 
 def distill(options: Distill) -> Answer:
@@ -147,7 +165,7 @@ def evaluate(options: Evaluate) -> Answer:
     else:
         for f in fields(Cells):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
-            require(theirs, f"--{f.name.replace('_', '-')} comes from the distilled set when a path is given")
+            require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
         held = stages.load_distilled(options.path)
         machine = {name: getattr(options, name) for name in MACHINE}
         accuracies = held.evaluate(**(machine | settings(options.set)))

@@ -66,12 +66,11 @@ class Config:
 
     def __post_init__(self):
         known("data set", self.dataset, DATASETS)
-        known("noise", self.noise.partition(":")[0], noise.NOISE_MODELS)
         known("arm", self.arm, arms.ARMS)
         known("method", self.method, METHODS)
         known("preset", self.preset, presets.PRESETS)
         known("loops", self.loops, ("shared", "per-expert"))
-        require(0 <= self.rate < 1, f"rate must be in [0, 1), got {self.rate}")
+        noise.check(self.noise, self.rate, self.dataset)
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
         require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         for section in (f.name for f in fields(self) if _nested(f)):

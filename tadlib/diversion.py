@@ -254,8 +254,13 @@ def start(
     ``true_N`` is used for the history's metrics alone. ``name`` separates the random numbers of several loops.
 
     Raises:
-        InputError: on labels of the wrong length or out of range, or a class without any sample.
+        InputError: on images that are not float32 (N, C, H, W), labels that are not int64 (N,), of the wrong length or
+            out of range, or a class without any sample.
     """
+    for what, value, dtype, ndim in (("images", x_NCHW, torch.float32, 4), ("labels", given_N, torch.int64, 1)):
+        fits = isinstance(value, Tensor) and value.dtype == dtype and value.ndim == ndim
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        require(fits, f"{what} must be a {str(dtype).removeprefix('torch.')} tensor of {ndim} dimensions, got {got}")
     require(len(given_N) > 0, "the dual loop needs at least one sample, got 0")
     require(len(x_NCHW) == len(given_N), f"got {len(x_NCHW)} images and {len(given_N)} labels; expected as many")
     require(

@@ -47,7 +47,8 @@ class Cells(Output):
     seed: tuple[int, ...] = (0,)
     """Seed of all randomness, noise included; one or several."""
     preset: str = "smoke"
-    """Scale: smoke (seconds), lite (minutes on two cores), paper (published hyper-parameters)."""
+    """Scale: smoke (seconds; to try commands out), lite (minutes on two cores; a part of the data, small images), paper
+    (published hyper-parameters)."""
     loops: str = "shared"
     """Where the dual loop runs: shared (once, ahead of all experts) or per-expert."""
     device: str = "auto"
@@ -67,7 +68,8 @@ class Run(Cells):
 
 @dataclass(frozen=True, kw_only=True)
 class Divert(Cells):
-    """Run one cell up to diversion; write the refined set to OUT/labels.parquet and metrics.json beside it."""
+    """Run one cell (one arm, one seed) up to diversion; write the refined set to OUT/labels.parquet and metrics.json
+    beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -251,7 +251,7 @@ def test_distill_tells_where_the_set_lies_and_evaluate_reads_it(ran, capsys):
     assert of_cell["accuracy_mean"] == row["accuracy_mean"]
     assert of_cell["accuracy_ci95"] == row["accuracy_ci95"]
     assert cli.main(["evaluate", cell["path"], "--ipc", "3"]) == 2
-    assert "--ipc comes from the distilled set" in capsys.readouterr().err
+    assert "--ipc is not for a distilled set, which was made with its own" in capsys.readouterr().err
 
 
 def test_export_writes_pictures_tensors_and_recipe(distilled, tmp_path, capsys):
@@ -332,3 +332,10 @@ def test_settings_are_typed_by_their_values():
         "download": True,
         "root": "a=b",
     }
+
+
+def test_what_a_preset_leaves_out_is_said():
+    whole = stages.Config.from_params(dataset="digits")
+    assert cli.share_of_data(whole) is None
+    part = cli.share_of_data(whole.with_params(n_train=200))
+    assert part.startswith("200 of the 1297 training images of digits, 8 x 8 pixels (preset smoke)")

@@ -76,6 +76,8 @@ def test_cells_that_differ_in_another_setting_alone_have_it_in_their_names(tmp_p
         ("dataset: digits", "dataset: digit", "some.yml:2: unknown data set 'digit'"),
         ("[vanilla, tad]", "\n    - vanilla\n    - tads", "some.yml:5: unknown arm 'tads'"),
         ("[0.2, 0.4]", "[0.2, 1.4]", "some.yml:7: rate must be in [0, 1), got 1.4"),
+        ("[0.2, 0.4]", "[0, 0.4]", "some.yml:7: rate must be above 0 for noise pairflip, got 0"),
+        ("noise: none\n", "noise: asymmetric\n    rate: 0.4\n", "asymmetric noise follows a map between the classes"),
         ("seed: [0, 1]", "seed: [0, one]", "some.yml:8: seed must be int, got 'one'"),
         ("seed: [0, 1]", "seed: [0, 0]", "some.yml:8: seed has a value twice"),
         ("seed: [0, 1]", "seed: []", "some.yml:8: seed must be a list with at least one entry"),

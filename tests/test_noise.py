@@ -369,8 +369,12 @@ def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
 @pytest.mark.parametrize(
     "values, options, message",
     [
-        (list(range(9)), {}, "must hold 10 labels, one for each training image, or 10, got 9"),
-        (list(range(10)) * 2, {"index_N": torch.arange(10), "n_full": 30}, "must hold 30 labels, .* or 10, got 20"),
+        (list(range(9)), {}, "must hold 10 labels, one for each training image, got 9"),
+        (
+            list(range(10)) * 2,
+            {"index_N": torch.arange(10), "n_full": 30},
+            "must hold 30 labels, .* or 10, one for each image in use, got 20",
+        ),
         ([*range(9), 10], {}, r"labels in .*a\.npy must be in \[0, 10\), got 10 at 9"),
         ([*range(9), -1], {}, r"must be in \[0, 10\), got -1 at 9"),
         ([*range(1, 10), 0], {}, "every label differs from the true one"),

@@ -219,7 +219,8 @@ def test_params_survive_the_round_trip_through_json(params):
     "params, message",
     [
         ({"ipc": 21}, "ipc must not exceed the images of a class: class 0 has 20 under the given labels, got 21"),
-        ({"noise": "none"}, "noise none takes no rate"),
+        ({"noise": "none"}, "rate must be 0 for noise none, which has the rate that it has, got 0.3"),
+        ({"rate": 0}, "rate must be above 0 for noise pairflip, got 0"),
         ({"noise": "pairflip:x"}, "noise pairflip has no variants"),
         ({"noise": "asymmetric"}, "asymmetric noise follows a map between the classes of a data set"),
         ({"noise": "human:worse", "rate": 0}, "human labels exist for"),

@@ -19,6 +19,7 @@ from tadlib.config import METHODS, Config
 from tadlib.errors import InputError
 from tadlib.grid.jobs import Job
 from tadlib.networks import Network, NetworkSpec
+from tadlib.noise import FIXED_RATE
 
 STAGES = ("divert", "experts", "distill", "evaluate")
 # channels, side, classes, training images as published
@@ -133,7 +134,10 @@ def measured(out: Path, results: Path) -> dict[str, Machine]:
         for row in load_table(path).to_dict("records"):
             names = ("dataset", "noise", "arm", "method", "ipc", "preset", "n_train")
             try:
-                config = Config.from_params(**{name: row[name] for name in names})
+                fixed = row["noise"].partition(":")[0] in FIXED_RATE
+                config = Config.from_params(
+                    **{name: row[name] for name in names}, rate=0.0 if fixed else row["rate_nominal"]
+                )
             except (InputError, KeyError):
                 continue
             machine = machines.setdefault(_machine(row["device"], row["hardware"]), Machine())

@@ -3,7 +3,7 @@
 from tadlib.class_maps import ASYMMETRIC_MAPS
 from tadlib.noise.files import HUMAN_LABELS, human_checksum, list_checksum
 from tadlib.noise.labels import NoisyLabels, transition
-from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, inject
+from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, check, inject
 
 __all__ = [
     "ASYMMETRIC_MAPS",
@@ -11,6 +11,7 @@ __all__ = [
     "HUMAN_LABELS",
     "NOISE_MODELS",
     "NoisyLabels",
+    "check",
     "inject",
     "human_checksum",
     "list_checksum",

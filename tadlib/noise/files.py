@@ -40,22 +40,28 @@ OTHER_TASK = {
 COLUMN = "given_label"  # as in the labels.parquet of a refined set
 
 
+def human_set(dataset: str, variant: str) -> tuple[str, str]:
+    """File of a set of human labels of ``dataset``, and the set's name there; InputError where there is none."""
+    require(dataset in HUMAN_LABELS, f"human labels exist for: {', '.join(HUMAN_LABELS)}, got {dataset}")
+    file, sets = HUMAN_LABELS[dataset]
+    other = OTHER_TASK.get((dataset, variant))
+    require(other is None, f"{other}, got {dataset}")
+    known(f"set of human labels of {dataset}", variant, sets)
+    return file, sets[variant]
+
+
 def human(request: Request) -> Answer:
     """CIFAR-N. Rate and transition matrix of the whole file are the nominal ones, those of ``true_N`` the realised."""
-    dataset, named = str(request.dataset), ", ".join(HUMAN_LABELS)
-    require(request.dataset in HUMAN_LABELS, f"human labels exist for: {named}, got {request.dataset}")
+    dataset = str(request.dataset)
     require(not request.rate, f"human labels have the rate they have: rate must be 0 or None, got {request.rate}")
-    file, sets = HUMAN_LABELS[dataset]
-    other = OTHER_TASK.get((dataset, request.variant))
-    require(other is None, f"{other}, got {dataset}")
-    known(f"set of human labels of {dataset}", request.variant, sets)
+    file, name = human_set(dataset, request.variant)
     path = _find(file, request.root)
-    clean_M, given_M = _read_human(path, "clean_label", sets[request.variant])
+    clean_M, given_M = _read_human(path, "clean_label", name)
     if dataset == "cifar100-coarse":  # the file has the true classes, not their superclasses
         require_labels(f"clean_label in {path}", clean_M, 100)
         clean_M = torch.tensor(superclass_of())[clean_M]
     require_labels(f"clean_label in {path}", clean_M, request.n_classes)
-    require_labels(f"{sets[request.variant]} in {path}", given_M, request.n_classes)
+    require_labels(f"{name} in {path}", given_M, request.n_classes)
 
     index_N = torch.arange(len(request.true_N)) if request.index_N is None else request.index_N
     n, m = len(index_N), len(clean_M)
@@ -90,7 +96,8 @@ def listed(request: Request) -> Answer:
         full = n if index_N is None else request.n_full or int(index_N.max()) + 1
         exact = index_N is None or request.n_full is not None
         fits = m == full if exact else m >= full
-        require(fits, f"{path} must hold {full} labels, one for each training image, or {n}, got {m}")
+        part = "" if full == n else f", or {n}, one for each image in use"
+        require(fits, f"{path} must hold {full} labels, one for each training image{part}, got {m}")
         assert index_N is not None
         chosen = index_N
     if true_M is not None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from tadlib.class_maps import ASYMMETRIC_MAPS, superclass_groups
 from tadlib.data import require_labels
 from tadlib.errors import known, require
-from tadlib.noise.files import human, listed
+from tadlib.noise.files import human, human_set, listed
 from tadlib.noise.instance import instance_dependent
 from tadlib.noise.labels import Answer, NoisyLabels, Request, require_rate
 from tadlib.rng import generator
@@ -78,6 +78,24 @@ def inject(
     return NoisyLabels(given_N, true_N.clone(), n_classes, kind, nominal, seed, transition_nominal)
 
 
+def check(kind: str, rate: float, dataset: str) -> None:
+    """What is wrong with a noise before any data is read, as an InputError; a rate where one is needed among it."""
+    name, _, variant = kind.partition(":")
+    known("noise", name, NOISE_MODELS)
+    require(kind == name or name in WITH_VARIANT, f"noise {name} has no variants, got {kind!r}")
+    require(0 <= rate < 1, f"rate must be in [0, 1), got {rate}")
+    if name in FIXED_RATE:
+        require(rate == 0, f"rate must be 0 for noise {name}, which has the rate that it has, got {rate:g}")
+    else:
+        require(rate > 0, f"rate must be above 0 for noise {name}, got {rate:g}")
+    if name == "asymmetric":
+        _asymmetric_map(dataset)
+    elif name == "superclass":
+        _require_superclasses(dataset)
+    elif name == "human":
+        human_set(dataset, variant)
+
+
 def _none(request: Request) -> Answer:
     require(not request.rate, f"noise none takes no rate (0 or None), got {request.rate}")
     return request.true_N.clone(), 0.0, torch.eye(request.n_classes, dtype=torch.float64)
@@ -98,23 +116,31 @@ def _symmetric(request: Request) -> Answer:
     return _flip(request, (request.true_N + shift_N) % K, target_KK, range(K))
 
 
-def _asymmetric(request: Request) -> Answer:
+def _asymmetric_map(dataset: str | None) -> Callable[[int], dict[int, int]]:
     named = ", ".join(ASYMMETRIC_MAPS)
     require(
-        request.dataset in ASYMMETRIC_MAPS,
+        dataset in ASYMMETRIC_MAPS,
         f"asymmetric noise follows a map between the classes of a data set; it must be one of: {named}, "
-        f"got {request.dataset} (pairflip is defined for every data set)",
+        f"got {dataset} (pairflip is defined for every data set)",
     )
-    return _mapped(request, ASYMMETRIC_MAPS[str(request.dataset)](request.n_classes))
+    return ASYMMETRIC_MAPS[str(dataset)]
+
+
+def _asymmetric(request: Request) -> Answer:
+    return _mapped(request, _asymmetric_map(request.dataset)(request.n_classes))
 
 
 def _pairflip(request: Request) -> Answer:
     return _mapped(request, {k: (k + 1) % request.n_classes for k in range(request.n_classes)})
 
 
-def _superclass(request: Request) -> Answer:
-    K, dataset = request.n_classes, request.dataset
+def _require_superclasses(dataset: str | None) -> None:
     require(dataset == "cifar100", f"superclass noise is defined for cifar100 alone, got {dataset}")
+
+
+def _superclass(request: Request) -> Answer:
+    K = request.n_classes
+    _require_superclasses(request.dataset)
     require(K == 100, f"the superclasses of cifar100 hold 100 classes, got n_classes {K}")
     groups = torch.tensor(superclass_groups())
     group_K, place_K = torch.empty(2, K, dtype=torch.int64)

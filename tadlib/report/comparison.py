@@ -87,7 +87,7 @@ def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> p
 
 def _left(leftover: pd.DataFrame, of: dict) -> str:
     """The two largest shares of wrong labels in use, over the seeds of a cell, as true class → label."""
-    same = [name for name in CELL if name not in ("method", "ipc")]
+    same = [name for name in CELL if name not in ("method", "ipc", "evaluate_network")]
     own = leftover[(leftover[same] == pd.Series(of)[same]).all(axis=1)]
     if own.empty:
         return "–"

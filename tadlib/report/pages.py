@@ -184,7 +184,7 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
     for preset, own in rows.groupby("preset", sort=False):
         auroc = (
             f"Area under the ROC curve of trust as a score of right labels, at scale {preset}: {SCALES[str(preset)]}. "
-            "Mean ± half of the 95 % interval over seeds; without an interval where there is one seed."
+            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
         )
         spaces = f"Spaces and labels that leave each arm (%), and its cost in seconds, at scale {preset}."
         parts.append(
@@ -247,7 +247,7 @@ def _measured(
         preset = of[0]
         text = (
             f"{caption}, on {own['n_train'].iloc[0]} images of {', '.join(own['dataset'].unique())} at scale {preset}. "
-            "Mean ± half of the 95 % interval over seeds; without an interval where there is one seed."
+            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
         )
         parts.append(
             f"{captioned(table(own), '-'.join((name, *of)), text)}\n\n{provenance(own)}\n\n"
@@ -271,7 +271,7 @@ def _methods_fragment(results: pd.DataFrame) -> str:
         own = clean[clean["preset"] == preset]
         caption = (
             f"Test accuracy (%) of each method by images a class, at scale {preset}: {SCALES[preset]}. Mean ± half of "
-            "the 95 % interval over seeds, or over networks where there is one seed."
+            "the 95 % interval over seeds, or over networks where there is one seed; none where there are two."
         )
         shown = captioned(table[table["preset"] == preset].drop(columns="preset"), f"methods-{preset}", caption)
         parts.append(

@@ -113,7 +113,9 @@ def accuracies(results: pd.DataFrame, cell: tuple) -> dict[str, float]:
     rows = summarise(results) if len(results) else results
     for name, column in (("dataset", "dataset"), ("noise", "noise"), ("method", "method"), ("preset", "preset")):
         rows = rows[rows[column] == of[name]]
-    rows = rows[(rows["ipc"] == of["ipc"]) & np.isclose(rows["rate_nominal"].astype(float), float(of["rate"]))]
+    rows = rows[rows["ipc"] == of["ipc"]]
+    if float(of["rate"]):  # labels of people and of files have the rate that they have
+        rows = rows[np.isclose(rows["rate_nominal"].astype(float), float(of["rate"]))]
     return dict(zip(rows["arm"], rows["accuracy"].astype(float))) if len(rows) else {}
 
 
@@ -123,7 +125,8 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
     digits_first = sorted(sets.items(), key=lambda item: item[0][0] != "digits")
     for cell, arms in digits_first[:MOST_GROUPS]:
         of, known = dict(zip(ABOUT, cell)), accuracies(results, cell)
-        name = f"{of['dataset']}, {of['noise']} {100 * float(of['rate']):.0f} %, {of['method']}, {of['preset']}"
+        rate = f" {100 * float(of['rate']):.0f} %" if float(of["rate"]) else ""
+        name = f"{of['dataset']}, {of['noise']}{rate}, {of['method']}, {of['preset']}"
         if len(arms) and of["ipc"] != 10:
             name += f", {of['ipc']} a class"
         names: tuple[str, ...] = ()

@@ -11,7 +11,8 @@ from tadlib.config import METHODS
 from tadlib.evaluate import mean_ci95
 from tadlib.presets import PRESETS
 
-CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset"]  # what the arms of one cell share
+# what the arms of one cell share
+CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]
 SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
 SETS = ("given", "trusted", "trust", "alone", "refined", "true")  # what benchmarks/refined.py trains on
 RECALIBRATION = {
@@ -23,7 +24,7 @@ RECALIBRATION = {
     "wrong labels mended": "relabel_recall",
     "labels in use right": "label_accuracy",
 }
-NEEDED = {*CELL, "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+NEEDED = {*CELL[:-1], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -35,7 +36,11 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     tables = [table.astype(object) for table in tables if {*table.columns} >= NEEDED and len(table)]
     if not tables:
         return pd.DataFrame(columns=sorted(NEEDED))
-    rows = pd.concat(tables, ignore_index=True).drop_duplicates([*CELL, "arm", "seed"], keep="last")
+    rows = pd.concat(tables, ignore_index=True)
+    if "evaluate_network" not in rows:
+        rows["evaluate_network"] = "convnet"
+    rows["evaluate_network"] = rows["evaluate_network"].fillna("convnet")
+    rows = rows.drop_duplicates([*CELL, "arm", "seed"], keep="last")
     return rows.sort_values([*CELL, "arm", "seed"], key=_order, ignore_index=True).infer_objects()
 
 
@@ -48,7 +53,8 @@ def _order(column: pd.Series) -> pd.Series:
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each cell and arm: mean accuracy, half-width of its 95 % interval (fractions), and over what it is.
 
-    Over seeds (Student's t over the seeds' means) where there are several, else over the networks of the one seed.
+    Over seeds (Student's t over the seeds' means) where there are three or more, over the networks of the one seed
+    where there is one, none where there are two.
     The row of arm tad also tells the gap closed: seed by seed, then mean and interval over seeds. It is undefined
     where for some seed the oracle is no better than vanilla.
     """
@@ -56,15 +62,21 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     for cell, runs in results.groupby(CELL, sort=False):
         for arm, own in runs.groupby("arm", sort=False):
             means = own["accuracy_mean"].astype(float).tolist()
-            mean, half = mean_ci95(means)
+            mean, half = _interval(means)
             if len(means) == 1:
                 half = own["accuracy_ci95"].astype(float).iloc[0]
             row = dict(zip(CELL, cell)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": len(means)}
-            row["interval"] = "seeds" if len(means) > 1 else "networks"
+            row["interval"] = "networks" if len(means) == 1 else "seeds" if len(means) > 2 else "–"
             gaps = _gaps(runs) if arm == "tad" else []
-            row["gap"], row["gap_half"] = mean_ci95(gaps) if gaps else (None, None)
+            row["gap"], row["gap_half"] = _interval(gaps) if gaps else (None, None)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and half of the 95 % interval from three values on: of two it is twelve times their deviation."""
+    mean, half = mean_ci95(values)
+    return mean, half if len(values) > 2 else None
 
 
 def _gaps(runs: pd.DataFrame) -> list[float]:
@@ -81,7 +93,9 @@ def setting_names(of: dict) -> dict[str, object]:
     """Names and values of a cell (``CELL``) as columns of a table that is read; the scale stands in its caption."""
     names = {"n_train": "images", "rate_nominal": "rate"}
     shown = of | {"rate_nominal": f"{100 * float(of['rate_nominal']):.0f} %"}
-    return {names.get(name, name): shown[name] for name in CELL if name != "preset"}
+    if of["evaluate_network"] != "convnet":
+        shown["method"] = f"{of['method']}, tested on {of['evaluate_network']}"
+    return {names.get(name, name): shown[name] for name in CELL if name not in ("preset", "evaluate_network")}
 
 
 def results_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -263,4 +277,4 @@ def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, d
 
 def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
     known = values.astype(float).dropna().tolist()
-    return with_interval(*mean_ci95(known), scale, digits) if known else "–"
+    return with_interval(*_interval(known), scale, digits) if known else "–"
