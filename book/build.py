@@ -2,7 +2,7 @@
 
     python book/build.py                   run every notebook, then render _build/html/index.html
     python book/build.py --only 02_trust   run this one (and reuse the others as last run), then render
-    python book/build.py --html-only       render the notebooks as last run
+    python book/build.py --html-only       render the notebooks as last run here, or as committed
     python book/build.py --in-place        run every notebook and put its outputs into notebooks/; render nothing
     python book/build.py --pdf             render the notebooks as last run as _build/latex/book.pdf (needs LaTeX)
 
@@ -185,11 +185,15 @@ def code_of(path: Path) -> list[str]:
 
 
 def check_executed(sources: Iterable[Path], folder: Path) -> None:
-    """Raise :class:`BuildError` unless ``folder`` holds an executed copy of every notebook; tell which are outdated."""
+    """See that ``folder`` holds an executed copy of every notebook; tell which are outdated.
+
+    One that was never run there is shown with the outputs that it is committed with.
+    """
     for source in sources:
         executed = folder / source.name
         if not executed.exists():
-            raise BuildError(f"{source.name} has not been run yet: python book/build.py --only {source.stem}")
+            shutil.copy2(source, executed)
+            print(f"note: {source.name} is shown as committed; make book runs it", flush=True)
         if code_of(source) != code_of(executed):
             print(f"note: {source.name} has changed since it was run", flush=True)
 
@@ -234,7 +238,7 @@ def stage(root: Path, staged: Path) -> None:
         if orphan.name not in names:
             orphan.unlink()
     (staged / "notebooks").mkdir(parents=True, exist_ok=True)
-    ignore = shutil.ignore_patterns("*.py", "__pycache__", ".*", "_static", "generated")
+    ignore = shutil.ignore_patterns("build.py", "collect.py", "__pycache__", ".*", "_*", "generated")
     for folder in ("book", "results"):
         if (root / folder).is_dir():
             shutil.copytree(root / folder, staged / folder, ignore=ignore)

@@ -363,7 +363,7 @@ def label_bars(given_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor
         for kind, count in counts.items():
             colour, hatch, ink = looks[kind]
             edge = WRONG if kind == "wrong" else colour
-            name = None if row == 0 else {"left out": "untrusted, left out"}.get(kind, f"label in use {kind}")
+            name = None if row == 0 else {"left out": "untrusted: no label in use"}.get(kind, f"label in use {kind}")
             ax.barh(row, count, 0.62, left=start, facecolor=colour, hatch=hatch, edgecolor=edge, label=name)
             if count > 0.05 * len(given):
                 box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"} if hatch else None

@@ -45,7 +45,8 @@ def matching_loss(history: pd.DataFrame, *, window: int = 10) -> Figure:
     running = history["loss"].astype(float).rolling(window, min_periods=1, center=True).mean()
     ax.plot(iteration, running, color=INK, label=f"mean of {window} iterations")
     ax.set(xlabel="iteration", ylabel=r"matching loss $L$", ylim=(0, None))
-    ax.legend(loc="upper right")
+    ax.set_ylim(0, 1.25 * history["loss"].max())  # room for the legend
+    ax.legend(loc="upper right", ncols=2)
     axes[0, 1].plot(iteration, history["lr"], color=INK)
     axes[0, 1].set(xlabel="iteration", ylabel=r"student's learning rate $\beta$")
     for ax in axes[0]:
@@ -72,7 +73,7 @@ def gradient_agreement(table: pd.DataFrame) -> Figure:
         fontsize=7,
         color=MUTED,
         ha="right",
-        va="top",
+        va="bottom",
     )
     axes[0, 1].set(ylabel="angle (degrees)", ylim=(0, None))
     for ax in axes[0]:

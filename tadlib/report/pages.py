@@ -17,6 +17,7 @@ from tadlib.report.tables import (
     ablation_table,
     informed_table,
     methods_table,
+    noisy_cells,
     read_results,
     read_trust,
     recalibration_table,
@@ -33,6 +34,7 @@ SCALES = {
     "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
 }
+UNTOUCHED = 3  # the seed of grid lite by which nothing was chosen
 # told in the caption where all rows agree
 FOLDED = ("dataset", "images", "rate", "method", "ipc", "seeds", "interval over")
 # tables of others' figures, from files beside the book's pages: name of the file, then caption and sources
@@ -48,7 +50,9 @@ PUBLISHED = {
 BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "meta_gradient": (
         "Meta-gradient of trajectory matching",
-        "Processor time and peak memory of one gradient through N student steps: exact, or unrolled.",
+        "Processor time and peak memory of one gradient through N student steps: *exact*, the same *compiled*, "
+        "*unrolled*, and *unrolled-plain* in a process as Python and torch leave it, which is how reference codes run. "
+        "A dash: more memory than was allowed.",
         "Line charts over the number of student steps, a column for each width of network. Time grows alike for both "
         "ways; the memory of the unrolled gradient grows with the steps, that of the exact one hardly does.",
         {
@@ -62,13 +66,16 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "diversion": (
         "Diversion",
-        "Processor time of the dual loop, in units of plain training for as many epochs.",
+        "Processor time of the dual loop, in units of plain training of the same network for as many epochs. "
+        "*Mixtures*: Gaussian mixtures of 200 classes of 500 samples each.",
         "Horizontal bars, one for each part of the dual loop and number of classes, of time by that of plain training.",
         {"method": "work", "classes": "classes", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
     ),
     "expert_training": (
         "Training of experts",
-        "Images that one expert trains on in a second of processor time.",
+        "Images that one expert trains on in a second of processor time. *reference*: a plain PyTorch loop that goes "
+        "about it as the code of MTT does; *eager*: ours; *compiled*: ours through `torch.compile`; *bfloat16*: with "
+        "products in that precision.",
         "Horizontal bars, one for each way to train an expert, of images per processor second.",
         {
             "method": "way",
@@ -80,7 +87,9 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "trajectory_store": (
         "Trajectory store",
-        "Time of one random read of an expert's parameters.",
+        "Time of one random read of an expert's parameters. *whole list*: a list of float32 vectors that is loaded "
+        "whole, as reference codes keep theirs; the others read one vector of a file, as it is, rounded (*float16*, "
+        "*bfloat16*) or as differences from the start (*half*). Errors are relative to float32.",
         "Horizontal bars, one for each way to keep trajectories, of milliseconds a read.",
         {
             "method": "way",
@@ -92,7 +101,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "evaluation": (
         "Evaluation",
-        "Processor time to train the same networks on one distilled set.",
+        "Processor time to train the same networks on one distilled set: *one by one* with steps differentiated by "
+        "torch.func, *side by side* as the library does, *stacked* into one step, or *compiled*.",
         "Horizontal bars, one for each way to train several networks, of processor seconds.",
         {
             "method": "way",
@@ -116,8 +126,8 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
     ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``trust_fresh``, ``informed``, ``refined``,
-    ``ablation``, ``methods``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page
-    beside the folder ``results``.
+    ``ablation``, ``methods``, ``untouched``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be
+    included by a page beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -140,6 +150,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["informed.md"] = _informed_fragment(Path(results_dir) / "informed.parquet")
     texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
     texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
+    texts["untouched.md"] = _untouched_fragment(results)
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
@@ -276,7 +287,7 @@ def _methods_fragment(results: pd.DataFrame) -> str:
         shown = captioned(table[table["preset"] == preset].drop(columns="preset"), f"methods-{preset}", caption)
         parts.append(
             f"{shown}\n\n{provenance(own)}\n\n"
-            f"To make these rows again:\n\n```console\n{chr(10).join(_commands(own))}\n```"
+            f":::{{dropdown}} To make these rows again\n```console\n{chr(10).join(_commands(own))}\n```\n:::"
         )
     return "\n\n".join(parts) or NONE_YET
 
@@ -317,18 +328,18 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _results_fragment(results: pd.DataFrame, preset: str) -> str:
+    results = noisy_cells(results)
+    if results.empty:
+        return ""
     runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
     runs["config_hash"] = [f"`{value}`" for value in runs["config_hash"]]
     runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
     commands = "\n".join(_commands(results))
-    table = results_table(results)
-    if table.empty:
-        return ""
-    table, told = folded(table.drop(columns="preset"))
+    table, told = folded(results_table(results).drop(columns="preset"))
     caption = f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval. {told}"
     return (
         f"{captioned(table, f'results-{preset}', caption)}\n\n{provenance(results)}\n\n"
-        f"To make these rows again:\n\n```console\n{commands}\n```\n\n"
+        f":::{{dropdown}} To make these rows again\n```console\n{commands}\n```\n:::\n\n"
         f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
     )
 
@@ -352,6 +363,19 @@ def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFr
     return f"{text}\n\n{captioned(short, f'short-{preset}', caption)}"
 
 
+def _untouched_fragment(results: pd.DataFrame) -> str:
+    """Test accuracy of every arm on the seed of grid ``lite`` that chose nothing."""
+    rows = noisy_cells(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
+    if rows.empty:
+        return NONE_YET
+    wide = rows.assign(accuracy=100 * rows["accuracy_mean"].astype(float)).pivot(
+        index=["dataset", "method", "noise"], columns="arm", values="accuracy"
+    )
+    wide = wide[[arm for arm in ARMS if arm in wide]].round(1).reset_index()
+    caption = f"Test accuracy (%) by arm on seed {UNTOUCHED} alone, at scale lite: means over the networks of a run."
+    return captioned(wide, "untouched", caption)
+
+
 def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
     parts = []
     if len(results):
@@ -373,8 +397,8 @@ def _commands(results: pd.DataFrame) -> Iterable[str]:
         arms = " ".join(name for name in ARMS if name in {*runs["arm"]})
         seeds = " ".join(str(seed) for seed in sorted({*runs["seed"]}))
         yield (
-            f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} "
-            f"--method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}"
+            f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} \\\n"
+            f"    --method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}"
         )
 
 
@@ -402,10 +426,11 @@ def provenance(results: pd.DataFrame) -> str:
             found = dict.fromkeys(value[:12] + "+" * value.endswith("+") for value in found)
         return ", ".join(found) or "unknown"
 
+    changed = " (+: with changes not committed)" if "+" in values("commit") else ""
     networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
     return (
         f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
-        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit')}."
+        f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit')}{changed}."
     )
 
 

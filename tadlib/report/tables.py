@@ -35,7 +35,7 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     tables = [load_table(path) for path in sorted(Path(folder).glob("*.parquet"))]
     tables = [table.astype(object) for table in tables if {*table.columns} >= NEEDED and len(table)]
     if not tables:
-        return pd.DataFrame(columns=sorted(NEEDED))
+        return pd.DataFrame(columns=sorted({*NEEDED, *CELL}))
     rows = pd.concat(tables, ignore_index=True)
     if "evaluate_network" not in rows:
         rows["evaluate_network"] = "convnet"
@@ -103,7 +103,7 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
 
     Cells of clean labels where nothing but those labels was tried are :func:`methods_table`'s.
     """
-    results = results[~_clean_only(results)]
+    results = noisy_cells(results)
     if results.empty:
         return pd.DataFrame()
     rows, shown = [], {*results["arm"]}
@@ -120,6 +120,11 @@ def results_table(results: pd.DataFrame) -> pd.DataFrame:
         row["interval over"] = " or ".join(dict.fromkeys(arms["interval"]))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def noisy_cells(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of cells in which something was done about labels; the others are :func:`methods_table`'s."""
+    return results[~_clean_only(results)]
 
 
 def _clean_only(results: pd.DataFrame) -> pd.Series:
