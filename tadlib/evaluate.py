@@ -35,7 +35,7 @@ class Protocol:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    compile: bool = False  # compile the training step: pays for many epochs of wide networks
+    compile: bool = False  # compile the step, on a CPU (a GPU stacks networks): pays for many epochs of wide networks
 
     def __post_init__(self):
         require(self.networks >= 1, f"networks must be at least 1, got {self.networks}")

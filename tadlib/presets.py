@@ -166,7 +166,8 @@ _DATM_NAMES = (
 )
 # outer_steps and inner_epochs by images a class (DC's code)
 DSA: Mapping[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-_LARGE = ("cifar10", "cifar100", "tiny-imagenet")
+_CIFAR = ("cifar10", "cifar100")
+_LARGE = (*_CIFAR, "tiny-imagenet")
 
 
 def _segments(method: str, **values: Any) -> Settings:
@@ -193,7 +194,7 @@ def _published(method: str, dataset: str, ipc: int) -> Settings | None:
     if method == "datm" and cell in DATM:
         own = _segments(method, **dict(zip(_DATM_NAMES, DATM[cell])), lr_teacher=0.01, momentum_y=0.9)
         return own | FLAT | {"zca": True, "evaluate_networks": 5, "evaluate_batch": 128}
-    if method == "dsa" and dataset in _LARGE and ipc in DSA:
+    if method == "dsa" and dataset in _CIFAR and ipc in DSA:
         outer_steps, inner_epochs = DSA[ipc]
         return _of(method, outer_steps=outer_steps, inner_epochs=inner_epochs) | {"evaluate_networks": 20}
     if method in ("dm", "random") and dataset in _LARGE:
@@ -205,7 +206,8 @@ def _paper(method: str, dataset: str, ipc: int) -> Settings:
     """Published settings; what is not named here is a default of the settings' classes, published as well."""
     values = _published(method, dataset, ipc)
     tables: Mapping[str, Mapping[Cell, tuple]] = {"mtt": MTT, "tesla": TESLA, "ftd": FTD, "datm": DATM}
-    cells = [f"{d} ipc {i}" for d, i in tables.get(method, {})] or [f"{d} ipc 1, 10 and 50" for d in _LARGE]
+    large = _CIFAR if method == "dsa" else _LARGE
+    cells = [f"{d} ipc {i}" for d, i in tables.get(method, {})] or [f"{d} ipc 1, 10 and 50" for d in large]
     if values is None:
         raise InputError(
             f"preset paper has published settings of {method} for {', '.join(cells)}; got {dataset} ipc {ipc}"

@@ -414,6 +414,8 @@ def distill(config: Config) -> Path:
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
         store = experts.TrajectoryStore(inputs["experts"]) if method.needs_experts else None
+        if store is not None:
+            store.verify(network(config).n_parameters)  # before hours of matching
         with w.bar(own.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
 
             def on_iteration(state: Loop) -> None:
