@@ -65,7 +65,7 @@ class DiversionConfig:
     recalibrate_every: int = 1  # diversions between inner loops; 0 = never
     criterion: str = "both"  # loss, fused: candidates by "both", "mahalanobis" or "cosine"
     belief: str = "calibrated"  # relabel by calibrated probability, by "quantile" of ρ, or by "fixed" ρ
-    error: float = 0.37  # calibrated: largest probability of error of a label that is believed
+    error: float = 0.39  # calibrated: largest probability of error of a label that is believed
     alpha: float = 0.3  # quantile: believed above this quantile of ρ over trusted samples
     reliability: float = 0.9  # fixed: believed above this ρ
     holdout: float = 0.1  # share of samples whose labels no network trains on (T counts them); calibration is on them

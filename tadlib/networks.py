@@ -16,12 +16,20 @@ from torch.func import functional_call
 from tadlib.errors import known, require
 from tadlib.rng import derive_seed
 
+
+class ContiguousGroupNorm(nn.GroupNorm):
+    """GroupNorm in one memory layout, whatever the convolution before it chose: others round differently."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous())
+
+
 Shape = tuple[int, int, int]  # C H W
 
 # What the DC code base calls instance, group and layer norm. Batch norm is missing: its running statistics are state.
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
-    "instance": lambda shape: nn.GroupNorm(shape[0], shape[0]),
-    "group": lambda shape: nn.GroupNorm(4, shape[0]),
+    "instance": lambda shape: ContiguousGroupNorm(shape[0], shape[0]),
+    "group": lambda shape: ContiguousGroupNorm(4, shape[0]),
     "layer": lambda shape: nn.LayerNorm(list(shape)),  # an affine map of its own for every place
     "none": lambda shape: nn.Identity(),
 }

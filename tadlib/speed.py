@@ -43,13 +43,15 @@ def keep_memory() -> bool:
 
 class _Fusible(TorchFunctionMode):
     """While a step is traced: group norm in plain arithmetic, which the compiler fuses with its neighbours and which
-    works in any memory layout; convolutions as :class:`_Conv` differentiates them."""
+    works in any memory layout; no copies into the plain layout; convolutions as :class:`_Conv` differentiates them."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "group_norm":
             return _group_norm(*args, **kwargs)
+        if name == "contiguous" and len(args) == 1 and not kwargs and args[0].ndim == 4:
+            return args[0]
         if name == "conv2d":
             return _conv2d(*args, **kwargs)
         return func(*args, **kwargs)
