@@ -160,14 +160,15 @@ def test_tables_show_mean_and_interval_by_setting_and_arm():
     clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
     both = pd.concat([rows(), clean])
     table = report.trust_table(both)
-    assert table["measure"].tolist() == ["AUROC", "flagged, %"]
-    assert table["gce"].tolist() == ["0.860 ± 0.025", "2.0 ± 0.0"]  # 4.303 · .01 / √3
-    assert table["tad"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0"]
-    assert table["wrong"].tolist() == ["40 %", "0 %"]
-    second = report.recalibration_table(both)
+    assert table["gce"].tolist() == ["0.860 ± 0.025", "2.0 ± 0.0 %"]  # 4.303 · .01 / √3
+    assert table["tad"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0 %"]
+    assert table["noise"].tolist() == ["symmetric, 40 %", "none"]
+    second = report.spaces_table(both)
     assert second["arm"].tolist() == ["gce", "tad"] * 2
-    assert second["relabelled"][1] == "10.0 ± 0.0"
-    assert second["of these right"][1] == "85.0 ± 0.0"
+    assert second["precision"][1] == "90.0 ± 0.0"
+    third = report.labels_table(both)
+    assert third["relabelled"].tolist() == ["10.0 ± 0.0"] * 2
+    assert third["of these right"].tolist() == ["85.0 ± 0.0"] * 2
 
 
 def test_fresh_seeds_have_a_table_of_their_own(tmp_path):

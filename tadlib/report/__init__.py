@@ -38,11 +38,12 @@ from tadlib.report.pages import write_book_tables, write_published, write_readme
 from tadlib.report.pictures import write_book_pictures
 from tadlib.report.style import style
 from tadlib.report.tables import (
+    labels_table,
     methods_table,
     read_results,
     read_trust,
-    recalibration_table,
     results_table,
+    spaces_table,
     stage_table,
     summarise,
     trust_table,
@@ -70,7 +71,7 @@ __all__ = [
     "mixtures",
     "read_results",
     "read_trust",
-    "recalibration_table",
+    "labels_table",
     "results_table",
     "roc_curves",
     "score_histograms",
@@ -83,6 +84,7 @@ __all__ = [
     "trajectories",
     "transition_maps",
     "trust_over_rounds",
+    "spaces_table",
     "trust_table",
     "verdict",
     "weighed_labels",

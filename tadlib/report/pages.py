@@ -16,14 +16,14 @@ from tadlib.report.tables import (
     CELL,
     ablation_table,
     informed_table,
+    labels_table,
     methods_table,
     noisy_cells,
     read_results,
     read_trust,
-    recalibration_table,
     refined_table,
     results_table,
-    trust_and_labels_table,
+    spaces_table,
     trust_table,
 )
 
@@ -195,12 +195,16 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
     for preset, own in rows.groupby("preset", sort=False):
         auroc = (
             f"Area under the ROC curve of trust as a score of right labels, at scale {preset}: {SCALES[str(preset)]}. "
+            "Behind each noise the share of wrong labels; without noise, marked %, the share of samples flagged. "
             "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
         )
-        spaces = f"Spaces and labels that leave each arm (%), and its cost in seconds, at scale {preset}."
+        spaces = f"What each arm trusts (%), and its cost in seconds, at scale {preset}."
+        labels = f"Labels that leave the arm tad (%), at scale {preset}."
         parts.append(
             f"{_folded_table(trust_table(own), f'trust-{preset}', auroc)}\n\n"
-            f"{_folded_table(recalibration_table(own), f'spaces-{preset}', spaces)}\n\n"
+            f"{_folded_table(labels_table(own), f'labels-{preset}', labels)}\n\n"
+            f"::::{{dropdown}} What each arm trusts, and what it costs\n"
+            f"{_folded_table(spaces_table(own), f'spaces-{preset}', spaces)}\n::::\n\n"
             f"{provenance(own)}\n\nTo make these rows again:\n\n"
             f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
         )
@@ -217,7 +221,7 @@ def _trust_32_fragment(path: Path) -> str:
 def _trust_fresh_fragment(path: Path) -> str:
     caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, spaces and labels (%)"
     command = "benchmarks/trust.py --arms tad --seeds 3 4 5 --results results/trust_fresh.parquet"
-    return _measured(path, "trust-fresh", trust_and_labels_table, caption, command)
+    return _measured(path, "trust-fresh", labels_table, caption, command)
 
 
 def _informed_fragment(path: Path) -> str:
@@ -256,12 +260,14 @@ def _measured(
     parts = []
     for of, own in load_table(path).groupby(["preset", "dataset"] if by_dataset else ["preset"], sort=False):
         preset = of[0]
+        shown, told = folded(table(own))
         text = (
             f"{caption}, on {own['n_train'].iloc[0]} images of {', '.join(own['dataset'].unique())} at scale {preset}. "
-            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
+            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds. "
+            f"{told}"
         )
         parts.append(
-            f"{captioned(table(own), '-'.join((name, *of)), text)}\n\n{provenance(own)}\n\n"
+            f"{captioned(shown, '-'.join((name, *of)), text.rstrip())}\n\n{provenance(own)}\n\n"
             f"```console\n$ python {command} --root DATA --preset {preset}{_settings(own) if by_dataset else ''}\n```"
         )
     return "\n\n".join(parts)

@@ -15,14 +15,13 @@ from tadlib.presets import PRESETS
 CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]
 SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
 SETS = ("given", "trusted", "trust", "alone", "refined", "true")  # what benchmarks/refined.py trains on
-RECALIBRATION = {
-    "flagged": "flagged",
-    "precision": "trust_precision",
-    "recall": "trust_recall",
+JUDGED = {"flagged": "flagged", "precision": "trust_precision", "recall": "trust_recall"}
+MENDED = {
     "relabelled": "relabelled",
     "of these right": "relabel_accuracy",
     "wrong labels mended": "relabel_recall",
     "labels in use right": "label_accuracy",
+    "all that is learned right": "mass_accuracy",
 }
 NEEDED = {*CELL[:-1], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
@@ -190,41 +189,42 @@ def read_trust(path: Path | str) -> pd.DataFrame:
 def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: AUROC of every arm that judges labels, mean ± half of the 95 % interval over seeds.
 
-    Without wrong labels there is no AUROC; such a row tells the percentage of samples flagged instead.
+    Without wrong labels there is no AUROC; such a row tells the percentage of samples flagged instead, with a % sign.
     """
     found = []
     for setting, runs in rows.groupby(SETTING, sort=False):
-        measure = "AUROC" if (runs["rate_realised"].astype(float) > 0).any() else "flagged, %"
-        column, scale, digits = ("trust_auroc", 1, 3) if measure == "AUROC" else ("flagged", 100, 1)
-        row = _setting(setting, runs) | {"measure": measure}
-        found.append(row | _by_arm(runs, rows, column, scale, digits))
+        noisy = (runs["rate_realised"].astype(float) > 0).any()
+        shown = _by_arm(runs, rows, *(("trust_auroc", 1, 3) if noisy else ("flagged", 100, 1)))
+        found.append(_setting(setting, runs) | (shown if noisy else {arm: f"{text} %" for arm, text in shown.items()}))
     return pd.DataFrame(found).fillna("–")
 
 
-def recalibration_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each setting and arm: what is flagged, relabelled and right, in %, mean ± half of the 95 % interval.
-
-    Columns: samples not trusted as given; right labels among the trusted; trusted among the right ones; samples that
-    got a new label, how many of these are right, and how many wrong labels that mends; right labels among all in use,
-    by weight; seconds.
-    """
+def spaces_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting and arm, in %, mean ± half of the 95 % interval: samples not trusted as given, right
+    labels among the trusted, trusted among the right ones; and seconds."""
     found = []
     for (*setting, arm), runs in rows.groupby([*SETTING, "arm"], sort=False):
-        relabelled = runs["relabel_count"].astype(float) / runs["n_train"].astype(float)
-        runs = runs.assign(relabelled=relabelled)
         row = _setting(setting, runs) | {"arm": arm}
-        found.append(row | {name: _over_seeds(runs[column], 100, 1) for name, column in RECALIBRATION.items()})
+        found.append(row | {name: _over_seeds(runs[column], 100, 1) for name, column in JUDGED.items()})
         found[-1]["seconds"] = f"{runs['seconds_divert'].astype(float).mean():.0f}"
     return pd.DataFrame(found)
 
 
-def trust_and_labels_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting of one arm: AUROC of trust (– on clean labels), then what :func:`recalibration_table` tells."""
-    rows = rows.sort_values([*SETTING, "arm", "seed"], key=_order, ignore_index=True)
-    table = recalibration_table(rows).drop(columns=["arm", "seconds"])
-    auroc = [_over_seeds(runs["trust_auroc"], 1, 3) for _, runs in rows.groupby([*SETTING, "arm"], sort=False)]
-    table.insert(list(table.columns).index("seeds") + 1, "AUROC", auroc)
-    return table
+def labels_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting of the arm tad, the one that gives new labels, in %, mean ± half of the 95 % interval.
+
+    Columns: AUROC of trust (– on clean labels); samples that got a new label, how many of these are right, and how many
+    wrong labels that mends; right labels among those in use, by weight; the same of all that networks learn, soft
+    labels of what has no label in use among it.
+    """
+    rows = rows[rows["arm"] == "tad"].sort_values([*SETTING, "seed"], key=_order, ignore_index=True)
+    rows = rows.assign(relabelled=rows["relabel_count"].astype(float) / rows["n_train"].astype(float))
+    found = []
+    for setting, runs in rows.groupby(SETTING, sort=False):
+        row = _setting(setting, runs) | {"AUROC": _over_seeds(runs["trust_auroc"], 1, 3)}
+        shown = {name: _over_seeds(runs[column], 100, 1) for name, column in MENDED.items() if column in runs}
+        found.append(row | shown)
+    return pd.DataFrame(found)
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -270,8 +270,9 @@ def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
     of = dict(zip(SETTING, setting))
     each = runs.groupby("arm")["seed"].nunique()  # of every arm
     seeds = each.max() if each.min() == each.max() else f"{each.min()} to {each.max()}"
-    rate = f"{100 * runs['rate_realised'].astype(float).mean():.0f} %"
-    return {"data set": of["dataset"], "images": of["n_train"], "noise": of["noise"], "wrong": rate, "seeds": seeds}
+    rate = runs["rate_realised"].astype(float).mean()
+    noise = f"{of['noise']}, {100 * rate:.0f} %" if rate else of["noise"]
+    return {"data set": of["dataset"], "images": of["n_train"], "noise": noise, "seeds": seeds}
 
 
 def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, digits: int) -> dict[str, str]:
