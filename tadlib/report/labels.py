@@ -33,6 +33,7 @@ from tadlib.report.style import (
 )
 from tadlib.trust import Partition, auroc
 
+FEWEST = 10  # samples of a bin whose share is drawn
 MOST_TICKS = 20  # class names beside a matrix; with more classes only the axes are named
 
 
@@ -318,7 +319,10 @@ def anchor_picture(
 
 
 def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int = 10) -> Figure:
-    """Share of right candidate labels (N, bool) against reliability (N,), above; below, the samples in each bin."""
+    """Share of right candidate labels (N, bool) against reliability (N,), above; below, the samples in each bin.
+
+    A bin of fewer than :data:`FEWEST` samples has no share: it would be chance.
+    """
     made, axes = figure(3.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": [2.4, 1]})
     edges = np.linspace(0, 1, bins + 1)
     width = 0.8 / bins / len(cases)
@@ -327,7 +331,7 @@ def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
         rho, correct = array(rho_N).astype(float), array(correct_N).astype(float)
         place = np.clip(np.digitize(rho, edges) - 1, 0, bins - 1)
         counts = np.bincount(place, minlength=bins)
-        used = counts > 0
+        used = counts >= FEWEST
         mean_rho, share = (np.bincount(place, values, bins)[used] / counts[used] for values in (rho, correct))
         axes[0, 0].plot(mean_rho, share, color=colour, linestyle=line, marker="os^D"[i], markersize=4.5, label=name)
         centre = (edges[:-1] + edges[1:]) / 2 + (i - (len(cases) - 1) / 2) * width
