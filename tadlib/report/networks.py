@@ -66,15 +66,17 @@ def gradient_agreement(table: pd.DataFrame) -> Figure:
         axes[0, 1].plot(rows["steps"], np.degrees(np.arccos(rows["cosine"].clip(-1, 1))), **look)
     axes[0, 0].set(yscale="log", ylabel="relative error")
     axes[0, 0].axhline(np.finfo(float).eps, color=MUTED, linewidth=0.8, linestyle=(0, (1, 1.2)))
-    axes[0, 0].text(
-        table["steps"].max(),
-        np.finfo(float).eps,
+    axes[0, 0].annotate(
         "rounding unit of float64",
+        (table["steps"].max(), np.finfo(float).eps),
+        (0, -3),
+        textcoords="offset points",
         fontsize=7,
         color=MUTED,
         ha="right",
-        va="bottom",
+        va="top",
     )
+    axes[0, 0].set_ylim(1e-18, None)
     axes[0, 1].set(ylabel="angle (degrees)", ylim=(0, None))
     for ax in axes[0]:
         ax.set_xlabel("student steps $N$")
