@@ -70,7 +70,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "auditors learn given labels": {"divert_bootstrap": 0.0},
     "auditors learn the refined set": {"divert_targets": "refined"},
     "no held-out labels": {"divert_holdout": 0.0},
-    "labels as pure where noise follows likeness": {"divert_purity_alike": 0.93},
     "a look every round": {"divert_look_every": 1},
     "a falling threshold": {"divert_tau_start": 0.5},
     "with consistency": {"divert_consistency": 0.5},
