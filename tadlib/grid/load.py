@@ -99,7 +99,8 @@ class _File:
         try:
             root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except FileNotFoundError as error:
-            raise InputError(f"there is no grid {path}") from error
+            others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yml"))) or "none"
+            raise InputError(f"there is no grid {path}; grids beside it: {others}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         except yaml.MarkedYAMLError as error:
