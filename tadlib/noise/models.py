@@ -103,7 +103,8 @@ def _none(request: Request) -> Answer:
 
 def _symmetric(request: Request) -> Answer:
     K, n = request.n_classes, len(request.true_N)
-    known("variant of symmetric noise", request.variant, ("", "included"))
+    if request.variant:
+        known("variant of symmetric noise", request.variant, ("included",))
     if request.variant == "included":
         rate = request.asked_rate
         chosen = torch.randperm(n, generator=request.rng)[: int(rate * n)]
