@@ -443,7 +443,7 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
             "unknown noise 'symetric'; expected one of: none, symmetric, asymmetric, pairflip, superclass, instance, "
             "human, file",
         ),
-        ("symmetric:2", 0.4, {}, "unknown variant of symmetric noise '2'; expected one of: , included"),
+        ("symmetric:2", 0.4, {}, "unknown variant of symmetric noise '2'; expected one of: included"),
         ("pairflip:2", 0.4, {}, "noise pairflip has no variants, got 'pairflip:2'"),
         ("none", 0.4, {}, r"noise none takes no rate \(0 or None\), got 0\.4"),
         ("symmetric", 0.4, {"n_classes": 1}, "n_classes must be at least 2, got 1"),
