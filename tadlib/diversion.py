@@ -56,7 +56,7 @@ class DiversionConfig:
     scope: str = "class"  # loss, fused: mixtures per given "class" (TAD) or one "global" (DivideMix)
     ema: float = 0.0  # μ of the moving averages over rounds; 0 = the last round only; they brought nothing
     tau_start: float = 0.3  # τ(e) after warm-up ...
-    tau_end: float = 0.3  # ... and in the last round; low, as masses tell likely from unlikely labels
+    tau_end: float = 0.3  # ... and in the last round; low, as weights tell likely from unlikely labels
     delta: float = 0.5  # a class whose mixture separates by less than δ(σ₀ + σ₁) is clean
     minimum: float = 0.05  # of N/K samples, so many stay trusted in every class
     consistency: float = 0.0  # weight of KL(p̄ ‖ p(augmented x)) at full strength; it brought nothing, so it is off

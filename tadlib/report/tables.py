@@ -36,9 +36,8 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=sorted({*NEEDED, *CELL}))
     rows = pd.concat(tables, ignore_index=True)
-    if "evaluate_network" not in rows:
-        rows["evaluate_network"] = "convnet"
-    rows["evaluate_network"] = rows["evaluate_network"].fillna("convnet")
+    network = rows.get("evaluate_network", pd.Series(index=rows.index, dtype=object))
+    rows["evaluate_network"] = network.fillna("convnet")  # rows from before there was a choice
     rows = rows.drop_duplicates([*CELL, "arm", "seed"], keep="last")
     return rows.sort_values([*CELL, "arm", "seed"], key=_order, ignore_index=True).infer_objects()
 
