@@ -1,22 +1,27 @@
 """What the dual loop costs on top of plain training of the same network, for the same epochs.
 
     python benchmarks/diversion.py [--width 32] [--side 16] [--images 10000] [--epochs 15] [--warmup 5]
-                                   [--classes 10 100]
+                                   [--classes 10 100] [--device cpu]
 
 ``plain training`` and ``dual loop`` take turns epoch by epoch in one process, so that a slow spell of a shared machine
 hits both; what the dual loop does before its first epoch is part of it, and is ``the auditor in closed form`` by
-itself. ``a look every round`` is the setting ``divert_look_every=1``. ``mixtures`` is one round of the class-wise
-mixtures for 200 classes of 500 samples. Random images: the cost does not depend on what they show.
+itself. ``a look every round`` (not on a GPU) is the setting ``divert_look_every=1``. ``mixtures`` is one round of the
+class-wise mixtures for 200 classes of 500 samples. Random images: the cost does not depend on what they show. Seconds
+are those of the processor, on a GPU those of the clock.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 from common import clock, finish, in_own_process, parser
 
 
-def measure(width: int, side: int, images: int, epochs: int, warmup: int, classes: int, threads: int, **_) -> dict:
-    """Processor seconds of each method over all epochs, and of the mixtures."""
+def measure(
+    width: int, side: int, images: int, epochs: int, warmup: int, classes: int, threads: int, device: str, **_
+) -> dict:
+    """Seconds of each method over all epochs, and of the mixtures."""
     import torch
 
     from tadlib import diversion, speed, trust
@@ -25,23 +30,28 @@ def measure(width: int, side: int, images: int, epochs: int, warmup: int, classe
     from tadlib.training import Sgd, State, one_hot, train_epoch
 
     speed.prepare(threads)
-    net = Network(NetworkSpec((3, side, side), classes, width=width, depth=3))
-    random = generator(0, "benchmark")
-    x = torch.randn(images, 3, side, side, generator=random)
-    given = torch.arange(images) % classes
+    net = Network(NetworkSpec((3, side, side), classes, width=width, depth=3), torch.device(device))
+    random = generator(0, "benchmark", device=device)
+    x = torch.randn(images, 3, side, side, generator=random, device=device)
+    given = torch.arange(images, device=device) % classes
     config = diversion.DiversionConfig(epochs=epochs, warmup=warmup, augmentation="color_crop_flip_scale_rotate")
     loops, seconds = {}, {"plain training": 0.0}
+
+    def took(work: Callable[[], object], repeats: int = 1) -> float:
+        if device == "cpu":
+            return clock(work, repeats)["cpu_seconds"]
+        return clock(lambda: (work(), torch.cuda.synchronize()), repeats)["seconds"]
 
     def start(name: str, config: diversion.DiversionConfig) -> None:
         loops[name] = diversion.start(net, x, given, classes, config, seed=0)
 
-    for name, config_of in {
-        "dual loop": config,
-        "a look every round": diversion.replace(config, look_every=1),
-    }.items():
-        seconds[name] = clock(lambda name=name, config_of=config_of: start(name, config_of))["cpu_seconds"]
+    methods = {"dual loop": config}
+    if device == "cpu":
+        methods["a look every round"] = replace(config, look_every=1)
+    for name, config_of in methods.items():
+        seconds[name] = took(lambda name=name, config_of=config_of: start(name, config_of))
     closed_form = seconds["dual loop"]
-    state, y, w = State(net.init(0)), one_hot(given, classes), torch.ones(images)
+    state, y, w = State(net.init(0)), one_hot(given, classes), torch.ones(images, device=device)
 
     def plain() -> None:
         nonlocal state
@@ -50,13 +60,13 @@ def measure(width: int, side: int, images: int, epochs: int, warmup: int, classe
         state = train_epoch(net, state, x, y, w, **common)
 
     for _ in range(epochs):
-        seconds["plain training"] += clock(plain)["cpu_seconds"]
+        seconds["plain training"] += took(plain)
         for name, loop in loops.items():
-            seconds[name] += clock(lambda loop=loop: diversion.advance(loop))["cpu_seconds"]
-    evidence = torch.rand(200 * 500, generator=random)
-    of_200 = torch.arange(len(evidence)) % 200
+            seconds[name] += took(lambda loop=loop: diversion.advance(loop))
+    evidence = torch.rand(200 * 500, generator=random, device=device)
+    of_200 = torch.arange(len(evidence), device=device) % 200
     seconds["the auditor in closed form"] = closed_form
-    seconds["mixtures"] = clock(lambda: trust.partition(evidence, of_200, 200, tau=0.5), repeats=3)["cpu_seconds"]
+    seconds["mixtures"] = took(lambda: trust.partition(evidence, of_200, 200, tau=0.5), repeats=3)
     return seconds
 
 
@@ -68,6 +78,7 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=15, help="epochs of each (default: 15)")
     options.add_argument("--warmup", type=int, default=5, help="epochs before the first diversion (default: 5)")
     options.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="of the data set (default: 10 100)")
+    options.add_argument("--device", default="cpu", help="default: cpu")
     args = options.parse_args()
     if args.one:
         print(json.dumps(measure(**json.loads(args.one))))
@@ -81,7 +92,8 @@ def main() -> None:
         rows["ratio"] = rows.cpu_seconds / seconds["plain training"]
         tables.append(rows.drop(columns="threads"))
     table = pd.concat(tables, ignore_index=True)
-    finish("diversion", table, args.out, args.threads)
+    name = "diversion" if args.device == "cpu" else "diversion_gpu"
+    finish(name, table, args.out, args.threads, args.device)
     print(table.to_string(index=False))
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tadlib.errors import known, require
+from tadlib.rng import derive_seed
 
 # strengths as in DSA's published strategy color_crop_cutout_flip_scale_rotate
 SCALE, ROTATE_DEGREES, CROP_RATIO, CUTOUT_RATIO = 1.2, 15.0, 0.125, 0.5
@@ -61,7 +62,7 @@ def _crop(x: Tensor, p: Tensor) -> Tensor:
     """Shift by whole pixels, zeros moving in: what padding and cropping back amounts to."""
     n, _, height, width = x.shape
     reach_h, reach_w = int(height * CROP_RATIO + 0.5), int(width * CROP_RATIO + 0.5)
-    shift = (p * torch.tensor([2 * reach_h + 1, 2 * reach_w + 1], device=p.device)).floor().long()
+    shift = torch.stack([p[:, 0] * (2 * reach_h + 1), p[:, 1] * (2 * reach_w + 1)], 1).floor().long()
     padded = F.pad(x, (reach_w, reach_w, reach_h, reach_h))
     rows = shift[:, :1] + torch.arange(height, device=x.device)
     columns = shift[:, 1:] + torch.arange(width, device=x.device)
@@ -136,8 +137,16 @@ def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
     choices = operations(strategy)
     if not choices:
         return ()
-    pick = int(torch.randint(len(choices), (), generator=generator, device=generator.device))
-    return tuple(Draw(op, _uniform(n, *OPERATIONS[op][:3], generator)) for op in choices[pick])
+    chosen = choices[_below(len(choices), generator)]
+    return tuple(Draw(op, _uniform(n, *OPERATIONS[op][:3], generator)) for op in chosen)
+
+
+def _below(n: int, generator: torch.Generator) -> int:
+    """A random integer in [0, n). That of a GPU's generator comes from a hash of its state: the host would have to
+    wait for a number drawn on the device, and the device then for the host."""
+    if generator.device.type == "cpu":
+        return int(torch.randint(n, (), generator=generator))
+    return derive_seed(generator.initial_seed(), generator.get_offset()) % n
 
 
 def apply(draws: tuple[Draw, ...], x_NCHW: Tensor) -> Tensor:

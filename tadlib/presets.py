@@ -13,7 +13,7 @@ Settings = dict[str, object]
 
 GREY = "crop_scale_rotate"  # digits and garments: no flip, no colour
 COLOUR = "color_crop_cutout_flip_scale_rotate"  # DSA's published strategy
-WEAK = "crop_flip"
+JUDGED = "color_crop_flip_scale_rotate"  # without cutout: auditors judge the images that they are trained on
 
 SMOKE: Settings = {
     "width": 32,
@@ -41,7 +41,7 @@ LITE: Settings = {
     "divert_epochs": 15,
     "divert_warmup": 5,
     "divert_batch": 128,
-    "divert_augmentation": "color_crop_flip_scale_rotate",
+    "divert_augmentation": JUDGED,
     "expert_count": 3,
     "expert_epochs": 10,
     "expert_lr": 0.02,
@@ -215,9 +215,9 @@ def _paper(method: str, dataset: str, ipc: int) -> Settings:
     return {
         "width": 128,
         "depth": 4 if dataset == "tiny-imagenet" else 3,
-        "divert_epochs": 50,
-        "divert_warmup": 10,
-        "divert_augmentation": COLOUR,
+        "divert_epochs": 20,  # of our own, as all of the dual loop
+        "divert_warmup": 5,
+        "divert_augmentation": JUDGED,
         "evaluate_epochs": 1001,  # the codes count from 0 to 1000 inclusive
         "evaluate_batch": 256,
     } | values

@@ -16,6 +16,7 @@ else 0. A :class:`tadlib.diversion.Loop` holds their state; ``on_round`` and ``r
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from tadlib import augment, trust
 from tadlib.diversion import TRUSTED, DiversionConfig, Loop, RefinedSet, start
 from tadlib.errors import InputError, known, require
 from tadlib.networks import Network
-from tadlib.training import State, batches, one_hot, predict, train_epoch
+from tadlib.training import Loss, State, batches, one_hot, predict, train_epoch
 
 QUALITIES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")  # of cleanlab's labels
 
@@ -117,15 +118,22 @@ def gce(
     )  # fmt: skip
     y_NK, w_N = one_hot(given_N, n_classes), torch.ones(len(given_N), device=given_N.device)
 
-    def loss(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor) -> Tensor:
-        return generalised_cross_entropy(logits_BK, y_BK, w_B, q)
-
     while loop.epoch < config.epochs:
-        _train(loop, 0, y_NK, w_N, loss_fn=loss)
+        _train(loop, 0, y_NK, w_N, loss_fn=_generalised(q))
         loop.rows.append({"epoch": loop.epoch})
         on_round(loop)
     split = trust.partition(_losses(loop, 0), given_N, n_classes, tau=0.5, scope="global", delta=0.0)
     return _refined(loop, split.trust, split.trusted)
+
+
+@lru_cache
+def _generalised(q: float) -> Loss:
+    """One function for each q: steps on a GPU are kept by the function that is their loss."""
+
+    def loss(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor) -> Tensor:
+        return generalised_cross_entropy(logits_BK, y_BK, w_B, q)
+
+    return loss
 
 
 def generalised_cross_entropy(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor, q: float) -> Tensor:

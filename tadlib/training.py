@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 from tadlib import augment
 from tadlib.errors import require
 from tadlib.networks import Network
-from tadlib.speed import Compiled, channels_last
+from tadlib.speed import Compiled, Recorded, channels_last
 
 EVAL_BATCH = 1000  # images per forward pass when nothing is learned
 
@@ -118,6 +118,25 @@ def _compiled_step(net: Network, sgd: Sgd, state: State, loss_fn: Loss, x_B: Ten
     return State(*out)
 
 
+@lru_cache(maxsize=16)
+def _recorded(net: Network, sgd: Sgd, loss_fn: Loss) -> Recorded:
+    """One step for a GPU ``(θ, v, x, y, w, lr) -> (θ[, v], logits before it)``; kept like :func:`_compiled`."""
+
+    def step(theta_P, velocity_P, x_B, y_B, w_B, lr):
+        logits: list[Tensor] = []
+
+        def loss(theta: Tensor) -> Tensor:
+            logits.append(net(theta, x_B))
+            return loss_fn(logits[-1], y_B, w_B)
+
+        rule = replace(sgd, lr=lr)
+        g_P = rule.direction(partial(gradient, loss), theta_P)
+        moved = rule.step(theta_P, g_P, velocity_P)
+        return *(moved if sgd.momentum else moved[:1]), logits[0].detach()
+
+    return Recorded(step)
+
+
 def train_epoch(
     net: Network,
     state: State,
@@ -164,6 +183,9 @@ def train_epoch(
 
     n = len(x_NCHW) if places is None else len(places)
     require(n >= 1, "training needs a sample of positive weight, got none")
+    recorded = x_NCHW.is_cuda and extra is None and not compile
+    if recorded:
+        lr, step = state.theta.new_tensor(sgd.lr), _recorded(net, replace(sgd, lr=0.0), loss_fn)
     for index_B in batches(n, batch, generator):
         if places is not None:
             index_B = places[index_B]
@@ -171,6 +193,12 @@ def train_epoch(
         seen = x_B, y_NK[index_B], w_N[index_B]
         if compile:
             state = _compiled_step(net, sgd, state, loss_fn, *seen)
+        elif recorded:
+            before_P = torch.zeros_like(state.theta) if state.velocity is None else state.velocity
+            *moved, logits_BK = step(state.theta, before_P, *seen, lr)
+            state = State(*moved)
+            if on_step is not None:
+                on_step(index_B, logits_BK, state.theta)
         else:
             logits.clear()
             g_P = sgd.direction(partial(_slope, loss, (*seen, index_B)), state.theta)
