@@ -151,6 +151,11 @@ def _group_norm(x: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-
     return (y if bias is None else y + bias.view(shape)).to(x.dtype)
 
 
+def _reason(error: Exception) -> str:
+    """The first two lines of an error, in one: the compiler's cause is on the second."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+
+
 class Compiled:
     """``f`` of tensors, compiled for each set of shapes that it is called with; ``f`` itself where that fails.
 
@@ -178,8 +183,7 @@ class Compiled:
                 compiled = torch.compile(traced, dynamic=False, mode=mode)
                 compiled(*args)
         except Exception as error:  # no C++ compiler, no inductor, an operation it cannot do: all the same to us
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.warning("torch.compile cannot be used here, steps run uncompiled: %s", reason)
+            logger.warning("torch.compile cannot be used here, steps run uncompiled: %s", _reason(error))
             return self.f
         if mode is None:
             return compiled
@@ -199,6 +203,7 @@ class Recorded:
     def __init__(self, f: Callable[..., Any]):
         self.f = f
         self.made: dict[tuple, Callable[..., Any]] = {}
+        self.memory: Any = None  # of its graphs: one runs at a time, and what it returns is copied
 
     def __call__(self, *args: Tensor):
         key = tuple((a.shape, a.dtype, a.device) for a in args)
@@ -217,11 +222,11 @@ class Recorded:
                     self.f(*places)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=_graph_memory()):
+            with torch.cuda.graph(graph, pool=self.memory):
                 results = self.f(*places)
+            self.memory = graph.pool()
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.warning("no CUDA graph can be recorded here, steps are launched one by one: %s", reason)
+            logger.warning("no CUDA graph is recorded, steps are launched one by one: %s", _reason(error))
             return self.f
 
         def replay(*args: Tensor):
@@ -231,12 +236,6 @@ class Recorded:
             return tree_map(Tensor.clone, results)
 
         return replay
-
-
-@lru_cache
-def _graph_memory():
-    """One pool for all graphs: they run one at a time, and what they return is copied."""
-    return torch.cuda.graph_pool_handle()
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:

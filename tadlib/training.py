@@ -118,7 +118,7 @@ def _compiled_step(net: Network, sgd: Sgd, state: State, loss_fn: Loss, x_B: Ten
     return State(*out)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # each keeps the memory of a step
 def _recorded(net: Network, sgd: Sgd, loss_fn: Loss) -> Recorded:
     """One step for a GPU ``(θ, v, x, y, w, lr) -> (θ[, v], logits before it)``; kept like :func:`_compiled`."""
 
