@@ -16,6 +16,7 @@ label, where T has a direction it knows which of two likely classes is the sourc
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -46,9 +47,12 @@ def pool(views_VNK: Sequence[Tensor], weights: Sequence[float] | None = None) ->
 
 def log_likelihoods(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float) -> Tensor:
     """log p(ỹ | x) = log Σ_y p(y | x)^b T[y, ỹ] (normalised over y) of every sample (N,), float64."""
-    p_NK = (log_p_NK.double() * b).softmax(1)
-    # of T only the column of the given label is asked for
-    return (p_NK * transition_KK[:, given_N].T).sum(1).clamp_min(1e-12).log()
+    return _log_likelihoods(log_p_NK.double(), transition_KK[:, given_N].T, b)
+
+
+def _log_likelihoods(log_p_NK: Tensor, of_given_NK: Tensor, b: float) -> Tensor:
+    """The same; of T only the column of the given label is asked for."""
+    return ((log_p_NK * b).softmax(1) * of_given_NK).sum(1).clamp_min(1e-12).log()
 
 
 def sharpness(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float:
@@ -58,17 +62,29 @@ def sharpness(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> float
     difference. Errors that T does not know of, those of labels that depend on the image, make the likeliest exponent
     too large; the samples cannot tell it from the smaller one, which is the safer claim. Few samples could not tell
     anything from it, so it is no smaller than :data:`LEAST` of the likeliest (our choice).
+
+    The likelihood is taken to have one peak, so that a part of the grid is enough to find it.
     """
-    l_BN = torch.stack([log_likelihoods(log_p_NK, given_N, transition_KK, b) for b in SHARPNESS])
-    best = int(l_BN.mean(1).argmax())
-    behind_BN = l_BN[best] - l_BN
-    n = max(2, len(given_N))
-    allowed_B = DOUBT * (behind_BN.var(1, correction=0) / (n - 1)).sqrt()
-    places = (behind_BN.mean(1) <= allowed_B).nonzero()[:, 0].tolist()
-    return next(SHARPNESS[place] for place in places if SHARPNESS[place] >= LEAST * SHARPNESS[best])
+    log_p_NK, of_given_NK = log_p_NK.double(), transition_KK[:, given_N].T.contiguous()
+
+    @cache
+    def likelihoods(place: int) -> Tensor:
+        return _log_likelihoods(log_p_NK, of_given_NK, SHARPNESS[place])
+
+    low, high = 0, len(SHARPNESS) - 1
+    while low < high:
+        middle = (low + high) // 2
+        rises = likelihoods(middle).mean() < likelihoods(middle + 1).mean()
+        low, high = (middle + 1, high) if rises else (low, middle)
+    best, n = low, max(2, len(given_N))
+    for place in range(best):
+        if SHARPNESS[place] >= LEAST * SHARPNESS[best]:
+            behind_N = likelihoods(best) - likelihoods(place)
+            if behind_N.mean() <= DOUBT * (behind_N.var(correction=0) / (n - 1)).sqrt():
+                return SHARPNESS[place]
+    return SHARPNESS[best]
 
 
 def posterior(log_p_NK: Tensor, given_N: Tensor, transition_KK: Tensor, b: float = 1.0) -> Tensor:
     """q (N, K) float64: q_i(y) ∝ p(y | x_i)^b T[y, ỹ_i]."""
-    log_q_NK = (log_p_NK.double() * b).log_softmax(1) + transition_KK[:, given_N].T.clamp_min(1e-12).log()
-    return log_q_NK.softmax(1)
+    return (log_p_NK.double() * b + transition_KK.clamp_min(1e-12).log()[:, given_N].T).softmax(1)

@@ -80,7 +80,7 @@ def level(rate: float, n_classes: int, device: torch.device | str = "cpu") -> Te
 
 def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
     """Mean log Σ_y p(y | x) T[y, ỹ] of p(y | x) (N, K), a number."""
-    at_given_N = (p_NK @ transition_KK.to(p_NK.dtype)).gather(1, given_N[:, None])[:, 0]
+    at_given_N = (p_NK * transition_KK.T.to(p_NK.dtype)[given_N]).sum(1)  # columns that are not asked for cost time
     return at_given_N.clamp_min(1e-9).log().mean()
 
 
