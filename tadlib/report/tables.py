@@ -1,5 +1,6 @@
 """Tables of results: from rows, one for each run, to tables that are read."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -194,7 +195,8 @@ def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
     for setting, runs in rows.groupby(SETTING, sort=False):
         noisy = (runs["rate_realised"].astype(float) > 0).any()
         shown = _by_arm(runs, rows, *(("trust_auroc", 1, 3) if noisy else ("flagged", 100, 1)))
-        found.append(_setting(setting, runs) | (shown if noisy else {arm: f"{text} %" for arm, text in shown.items()}))
+        shown = shown if noisy else {arm: text if text == "–" else f"{text} %" for arm, text in shown.items()}
+        found.append(_setting(setting, runs) | shown)
     return pd.DataFrame(found).fillna("–")
 
 
@@ -205,7 +207,8 @@ def spaces_table(rows: pd.DataFrame) -> pd.DataFrame:
     for (*setting, arm), runs in rows.groupby([*SETTING, "arm"], sort=False):
         row = _setting(setting, runs) | {"arm": arm}
         found.append(row | {name: _over_seeds(runs[column], 100, 1) for name, column in JUDGED.items()})
-        found[-1]["seconds"] = f"{runs['seconds_divert'].astype(float).mean():.0f}"
+        seconds = runs["seconds_divert"].astype(float).mean()
+        found[-1]["seconds"] = "–" if math.isnan(seconds) else f"{seconds:.0f}"
     return pd.DataFrame(found)
 
 
