@@ -215,15 +215,16 @@ class Recorded:
     def _make(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
         places = tuple(a.clone(memory_format=torch.contiguous_format) for a in args)
         try:
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # libraries make their choices and plans before anything is recorded
-                for _ in range(RECORDED_AFTER):
-                    self.f(*places)
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.memory):
-                results = self.f(*places)
+            with torch.cuda.device(args[0].device):
+                aside = torch.cuda.Stream()
+                aside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(aside):  # libraries make their choices and plans before anything is recorded
+                    for _ in range(RECORDED_AFTER):
+                        self.f(*places)
+                torch.cuda.current_stream().wait_stream(aside)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self.memory):
+                    results = self.f(*places)
             self.memory = graph.pool()
         except Exception as error:
             logger.warning("no CUDA graph is recorded, steps are launched one by one: %s", _reason(error))

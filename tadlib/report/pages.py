@@ -127,9 +127,9 @@ def markdown(table: pd.DataFrame) -> str:
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``trust_fresh``, ``informed``, ``refined``,
-    ``ablation``, ``methods``, ``untouched``, ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be
-    included by a page beside the folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``trust_images``, ``trust_fresh``,
+    ``informed``, ``refined``, ``ablation``, ``methods``, ``untouched``, ``benchmarks`` and ``costs``. They are MyST
+    fragments (``.md``), to be included by a page beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -148,6 +148,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
     texts["trust_32.md"] = _trust_32_fragment(Path(results_dir) / "trust_32.parquet")
+    texts["trust_images.md"] = _trust_images_fragment(Path(results_dir) / "trust_images.parquet")
     texts["trust_fresh.md"] = _trust_fresh_fragment(Path(results_dir) / "trust_fresh.parquet")
     texts["informed.md"] = _informed_fragment(Path(results_dir) / "informed.parquet")
     texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
@@ -221,6 +222,12 @@ def _trust_32_fragment(path: Path) -> str:
     return _measured(path, "trust-32", trust_table, caption, command)
 
 
+def _trust_images_fragment(path: Path) -> str:
+    caption = "The arm tad with more images: AUROC of trust, spaces and labels (%)"
+    command = "benchmarks/trust.py --arms tad --seeds 0 --set n_train=50000 --results results/trust_images.parquet"
+    return _measured(path, "trust-images", labels_table, caption, command)
+
+
 def _trust_fresh_fragment(path: Path) -> str:
     caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, spaces and labels (%)"
     command = "benchmarks/trust.py --arms tad --seeds 3 4 5 --results results/trust_fresh.parquet"
@@ -268,8 +275,9 @@ def _measured(
     for of, own in load_table(path).groupby(["preset", "dataset"] if by_dataset else ["preset"], sort=False):
         preset = of[0]
         shown, told = folded(table(own))
+        images = f"{own['n_train'].iloc[0]} images of " if own["n_train"].nunique() == 1 else ""
         text = (
-            f"{caption}, on {own['n_train'].iloc[0]} images of {', '.join(own['dataset'].unique())} at scale {preset}. "
+            f"{caption}, on {images}{', '.join(own['dataset'].unique())} at scale {preset}. "
             "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds. "
             f"{told}"
         )
