@@ -25,9 +25,9 @@ The one with the best score wins,
 
 f the number of free numbers: an extended Bayesian information criterion (Chen & Chen 2008), as a direction has to prove
 itself among K(K−1) that could have been found. However many the samples, it also has to bring ν, as p_i is wrong by
-more than chance. One of K choices for every class costs w = K log K / N, and .15 ν for each that flips (kind 3). As
-much is asked of kind 5 and a tenth of kind 4: what looks alike is seen in the p_i, and goes wrong where they do. All
-this is our choice.
+more than chance. One of K choices for every class costs w = K log K / N, but no less than with N = 10,000, for the same
+reason, and .15 ν for each that flips (kind 3). As much is asked of kind 5 and a tenth of kind 4: what looks alike is
+seen in the p_i, and goes wrong where they do. All this is our choice.
 """
 
 import math
@@ -44,7 +44,8 @@ KINDS = ("directions", "one_way", "nearest", "alike")  # of matrices, besides th
 RATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)  # without a direction
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # s to choose from, without a direction
 WORTH = 1e-3  # ν, log-likelihood per sample
-WORTH_NEAREST = 0.1  # part of K log K / N that flips to the most alike class have to bring
+WORTH_CHOICE = 1e-4  # part of K log K that one choice for every class has to bring, however many the samples
+WORTH_NEAREST = 0.1  # part of such a choice that flips to the most alike class have to bring
 WORTH_ONE_WAY = 1.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
 ALIKE = ((0.05, 1.0), (0.4, 3.0))  # rates e and exponents γ that the ascent starts from
 ALIKE_STEPS, ALIKE_STEPS_AFTER = 10, 30  # from every start, and on from the best
@@ -87,6 +88,11 @@ def objective(p_NK: Tensor, given_N: Tensor, transition_KK: Tensor) -> Tensor:
 def price(n: int, n_classes: int) -> float:
     """What one free number of T has to bring, per sample: (½ log N + log K(K−1)) / N + ν."""
     return (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + WORTH
+
+
+def price_of_choice(n: int, n_classes: int) -> float:
+    """What one choice among K for every class has to bring, per sample: K log K / N, or :data:`WORTH_CHOICE`."""
+    return n_classes * math.log(n_classes) * max(1 / n, WORTH_CHOICE)
 
 
 def without_direction(seen: Evidence) -> Explanation:
@@ -152,7 +158,7 @@ def nearest(seen: Evidence, scale: float) -> Explanation:
     numbers = [seen.b.new_tensor(v) for v in (*ONE_WAY, math.log(scale))]
     found = _ascend(_where_to(_part(seen), to_KK), numbers, NEAREST_STEPS, STEP_ALIKE, below_0=1)
     best = _where_to(seen, to_KK)(*found).item()
-    score = best - 2 * price(n, k) - WORTH_NEAREST * k * math.log(k) / n if found[0] < EDGE else -math.inf
+    score = best - 2 * price(n, k) - WORTH_NEAREST * price_of_choice(n, k) if found[0] < EDGE else -math.inf
     return Explanation(_to(to_KK, *found[:2]).double(), found[2].exp().item(), score)
 
 
@@ -187,7 +193,7 @@ def between_alike(seen: Evidence, scale: float) -> Explanation:
     best_of = max(tried, key=lambda numbers: family.alone(*numbers).item())
     found = _ascend(family.alone, best_of, ALIKE_STEPS_AFTER, STEP_ALIKE)
     best = _Alike(seen, taken_for_KK).alone(*found).item()
-    score = best - 3 * price(n, k) - k * math.log(k) / n
+    score = best - 3 * price(n, k) - price_of_choice(n, k)
     return Explanation(family.matrix(*found[:-1]).double(), found[-1].exp().item(), score, alike=True)
 
 
@@ -206,7 +212,7 @@ def class_by_class(seen: Evidence, found: Explanation) -> Explanation:
     own = [seen.b.new_zeros(()), seen.b.new_zeros(()), *family.numbers(rate, *ALIKE_ANEW, found.scale)]
     own = _ascend(family.value, own, ALIKE_STEPS_ANEW, STEP_ALIKE, above_0=2)
     best = _Alike(seen, taken_for_KK).value(*own).item()
-    score = best - 5 * price(n, k) - k * math.log(k) / n
+    score = best - 5 * price(n, k) - price_of_choice(n, k)
     row, column, odds, power, stray, log_scale = own
     transition_KK = family.matrix(odds, power, stray, row, column)
     return Explanation(transition_KK.double(), log_scale.exp().item(), score, alike=True)
@@ -301,7 +307,7 @@ def one_way(seen: Evidence, directions: list[Explanation], scale: float) -> Expl
     numbers = _ascend(_where_to(part, to_KK), numbers, ONE_WAY_STEPS_AFTER, STEP_ALIKE, below_0=1)
     best = _where_to(seen, to_KK)(*numbers).item()
     flips = k - int(to_KK.diagonal().sum())
-    score = best - 2 * price(n, k) - k * math.log(k) / n - WORTH_ONE_WAY * flips
+    score = best - 2 * price(n, k) - price_of_choice(n, k) - WORTH_ONE_WAY * flips
     return Explanation(_to(to_KK, *numbers[:2]).double(), numbers[2].exp().item(), score)
 
 

@@ -19,6 +19,7 @@ from tadlib.transition import (
     nearest,
     objective,
     price,
+    price_of_choice,
     taken_for,
     with_directions,
     without_direction,
@@ -72,6 +73,9 @@ def test_objective_and_price_equal_loops():
     likelihood = sum(math.log(sum(p[i, y].item() * T[y, given[i]].item() for y in range(K))) for i in range(40)) / 40
     assert objective(p, given, T).item() == pytest.approx(likelihood, rel=1e-10)
     assert price(40, K) == pytest.approx((0.5 * math.log(40) + math.log(20)) / 40 + transition.WORTH)
+    assert price_of_choice(500, K) == pytest.approx(K * math.log(K) / 500)
+    # what images say is wrong however many there are
+    assert price_of_choice(10**6, K) == price_of_choice(10**4, K) == pytest.approx(K * math.log(K) / 10**4)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6])
