@@ -260,15 +260,25 @@ def _copies(net: Network, n: int) -> tuple[Network, ...]:
     return tuple(replace(net) for _ in range(n))
 
 
-def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
-    places = w_N.nonzero()[:, 0]
-    require(len(places) >= 1, "training needs a sample of positive weight, got none")
+@lru_cache(maxsize=4)
+def _stacked_gradient(net: Network) -> Recorded:
+    """Gradients (R, P) of R networks at once, of ``(θ (R, P), x (R, B, C, H, W), y (R, B, K), w (R, B))``."""
 
     def losses(theta_RP, x_RB, y_RB, w_RB):
         def loss(theta_P, x_B, y_B, w_B):
             return weighted_loss(net(theta_P, x_B), y_B, w_B)
 
         return vmap(loss)(theta_RP, x_RB, y_RB, w_RB).sum()  # networks share nothing: each gets its own gradient
+
+    return Recorded(partial(gradient, losses))
+
+
+def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
+    places = w_N.nonzero()[:, 0]
+    require(len(places) >= 1, "training needs a sample of positive weight, got none")
+
+    recorded = _stacked_gradient(net)
+    slope: Callable[..., Tensor] = recorded if x_NCHW.is_cuda else recorded.f
 
     def seen(index_B: Tensor, generator: torch.Generator) -> Tensor:
         return augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
@@ -279,7 +289,7 @@ def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, st
     for indices in zip(*(batches(len(places), batch, g) for g in generators), strict=True):
         index_RB = places[torch.stack(indices)]
         x_RB = torch.stack([seen(index_B, g) for index_B, g in zip(index_RB, generators, strict=True)])
-        g_RP = gradient(losses, theta_RP, x_RB, y_NK[index_RB], w_N[index_RB])
+        g_RP = slope(theta_RP, x_RB, y_NK[index_RB], w_N[index_RB])
         theta_RP, velocity_RP = sgd.step(theta_RP, g_RP, velocity_RP)
     return [State(theta_RP[r], None if velocity_RP is None else velocity_RP[r]) for r in range(len(states))]
 
