@@ -224,7 +224,10 @@ def _trust_32_fragment(path: Path) -> str:
 
 def _trust_images_fragment(path: Path) -> str:
     caption = "The arm tad with more images: AUROC of trust, spaces and labels (%)"
-    command = "benchmarks/trust.py --arms tad --seeds 0 --set n_train=50000 --results results/trust_images.parquet"
+    command = (
+        "benchmarks/trust.py --arms tad --seeds 0 --set n_train=50000 --results results/trust_images.parquet "
+        "--settings cifar10:human:worse cifar10:human:random1 cifar100:symmetric:.4 cifar100:human:fine"
+    )
     return _measured(path, "trust-images", labels_table, caption, command)
 
 
