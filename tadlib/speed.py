@@ -156,12 +156,8 @@ def _reason(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
 
 
-class Compiled:
-    """``f`` of tensors, compiled for each set of shapes that it is called with; ``f`` itself where that fails.
-
-    ``f`` may use :mod:`torch.func`; Python code in it runs once for a set of shapes. On a GPU the compiled code is
-    captured as a CUDA graph (``reduce-overhead``).
-    """
+class _ByShape:
+    """``f`` of tensors; what :meth:`_make` makes of it, for each set of shapes that it is called with."""
 
     def __init__(self, f: Callable[..., Any]):
         self.f = f
@@ -172,6 +168,17 @@ class Compiled:
         if key not in self.made:
             self.made[key] = self._make(args)
         return self.made[key](*args)
+
+    def _make(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
+        raise NotImplementedError
+
+
+class Compiled(_ByShape):
+    """``f`` of tensors, compiled for each set of shapes that it is called with; ``f`` itself where that fails.
+
+    ``f`` may use :mod:`torch.func`; Python code in it runs once for a set of shapes. On a GPU the compiled code is
+    captured as a CUDA graph (``reduce-overhead``).
+    """
 
     def _make(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
         mode = "reduce-overhead" if args[0].is_cuda else None
@@ -190,7 +197,7 @@ class Compiled:
         return lambda *args: tree_map(Tensor.clone, compiled(*args))  # a captured graph reuses its memory
 
 
-class Recorded:
+class Recorded(_ByShape):
     """``f`` of tensors on a GPU, recorded once for each set of shapes as a CUDA graph; ``f`` itself where that fails.
 
     The kernels of a small network's step take less time than launching them one by one; a graph is launched at once.
@@ -201,16 +208,12 @@ class Recorded:
     lock = threading.Lock()  # inputs and results of a graph lie at fixed places
 
     def __init__(self, f: Callable[..., Any]):
-        self.f = f
-        self.made: dict[tuple, Callable[..., Any]] = {}
+        super().__init__(f)
         self.memory: Any = None  # of its graphs: one runs at a time, and what it returns is copied
 
     def __call__(self, *args: Tensor):
-        key = tuple((a.shape, a.dtype, a.device) for a in args)
         with self.lock:
-            if key not in self.made:
-                self.made[key] = self._make(args)
-            return self.made[key](*args)
+            return super().__call__(*args)
 
     def _make(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
         places = tuple(a.clone(memory_format=torch.contiguous_format) for a in args)
