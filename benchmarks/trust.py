@@ -97,17 +97,21 @@ def parse(setting: str) -> dict[str, Any]:
         return {"dataset": dataset, "noise": rest}
 
 
+def judged(**params: Any) -> Config:
+    """A cell of which labels are judged and nothing is distilled: at scale paper methods of trajectories, which that
+    preset is of by default, would ask for whitened images in some cells."""
+    return Config.from_params(**({"method": "random"} if params.get("preset") == "paper" else {}) | params)
+
+
 def cells(
     settings: Sequence[str], arms: Sequence[str], seeds: Sequence[int], **common: Any
 ) -> Iterator[tuple[str, Config]]:
     """Names and configurations, seed by seed, so that an interrupted table covers all settings and arms before it gains
     a second seed."""
-    if common.get("preset") == "paper":  # whose trajectory methods ask for whitened images in some cells
-        common = {"method": "random"} | common
     for seed in seeds:
         for setting in settings:
             for arm in arms:
-                yield arm, Config.from_params(**parse(setting), arm=arm, seed=seed, **common)
+                yield arm, judged(**parse(setting), arm=arm, seed=seed, **common)
 
 
 def ablation(settings: Sequence[str], seeds: Sequence[int], **common: Any) -> Iterator[tuple[str, Config]]:
@@ -115,7 +119,7 @@ def ablation(settings: Sequence[str], seeds: Sequence[int], **common: Any) -> It
     for seed in seeds:
         for setting in settings:
             for variant, changed in VARIANTS.items():
-                yield variant, Config.from_params(**parse(setting), arm="tad", seed=seed, **common, **changed)
+                yield variant, judged(**parse(setting), arm="tad", seed=seed, **common, **changed)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -223,7 +223,7 @@ def _trust_32_fragment(path: Path) -> str:
 
 
 def _trust_images_fragment(path: Path) -> str:
-    caption = "The arm tad with more images: AUROC of trust, spaces and labels (%)"
+    caption = "The arm tad with more images: AUROC of trust, and the labels that leave it (%)"
     command = (
         "benchmarks/trust.py --arms tad --seeds 0 --set n_train=50000 --results results/trust_images.parquet "
         "--settings cifar10:human:worse cifar10:human:random1 cifar100:symmetric:.4 cifar100:human:fine"
@@ -232,7 +232,7 @@ def _trust_images_fragment(path: Path) -> str:
 
 
 def _trust_fresh_fragment(path: Path) -> str:
-    caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, spaces and labels (%)"
+    caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, and the labels that leave it (%)"
     command = "benchmarks/trust.py --arms tad --seeds 3 4 5 --results results/trust_fresh.parquet"
     return _measured(path, "trust-fresh", labels_table, caption, command)
 
