@@ -33,7 +33,7 @@ OUT ?= runs
 PROFILE ?= local
 CORES ?= 1
 DATA ?= $(TADLIB_DATA_ROOT)
-GRID_RUN = $(BIN)/python -m tadlib.grid $(GRID) --out $(OUT) --profile $(PROFILE) --cores $(CORES) \
+GRID_RUN = $(BIN)/python -m workflow $(GRID) --out $(OUT) --profile $(PROFILE) --cores $(CORES) \
   $(if $(DATA),--root $(DATA)) $(if $(GPUS),--gpus $(GPUS))
 
 .PHONY: book html pdf notebooks tables grid grid-plan grid-kill-test slurm-test test lint format env lock clean
@@ -51,7 +51,7 @@ notebooks: $(STAMP)
 	$(BIN)/python book/build.py --in-place
 
 tables: $(STAMP)
-	$(BIN)/python -c 'from tadlib import report; report.write_readme_table("results", "README.md")'
+	$(BIN)/python -c 'from tadlib import report; tadbook.write_readme_table("results", "README.md")'
 
 grid: $(STAMP)
 	$(GRID_RUN)

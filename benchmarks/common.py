@@ -66,8 +66,8 @@ def clock(work: Callable[[], object], repeats: int = 1) -> dict[str, float]:
 
 def finish(name: str, table: pd.DataFrame, out: Path, threads: int, device: str = "cpu") -> None:
     """Write the table with hardware (of ``device``) and versions, and the figure made from it."""
-    from tadlib.artifacts import hardware, processor, save_table, versions
-    from tadlib.report.benchmarks import draw
+    from tadbook.benchmarks import draw
+    from tadlib.store import hardware, processor, save_table, versions
 
     machine = hardware()
     save_table(

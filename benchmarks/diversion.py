@@ -24,10 +24,11 @@ def measure(
     """Seconds of each method over all epochs, and of the mixtures."""
     import torch
 
-    from tadlib import diversion, speed, trust
-    from tadlib.networks import Network, NetworkSpec
+    from tadlib import diversion, trust
+    from tadlib.nn import speed
+    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.nn.training import Sgd, State, one_hot, train_epoch
     from tadlib.rng import generator
-    from tadlib.training import Sgd, State, one_hot, train_epoch
 
     speed.prepare(threads)
     net = Network(NetworkSpec((3, side, side), classes, width=width, depth=3), torch.device(device))

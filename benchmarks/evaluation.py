@@ -25,11 +25,12 @@ def measure(method: str, width: int, side: int, images: int, epochs: int, networ
     import torch
     from torch.func import grad
 
-    from tadlib import evaluate, speed, training
-    from tadlib.artifacts import save_tensors
-    from tadlib.networks import Network, NetworkSpec
+    from tadlib import evaluate
+    from tadlib.nn import speed, training
+    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.nn.training import Sgd
     from tadlib.rng import generator
-    from tadlib.training import Sgd
+    from tadlib.store import save_tensors
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -82,7 +83,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(**json.loads(args.one))))
         return
-    from tadlib.artifacts import load_tensors
+    from tadlib.store import load_tensors
 
     case = {name: getattr(args, name) for name in ("width", "side", "images", "epochs", "networks")}
     rows = []

@@ -37,7 +37,7 @@ def _reference_step(x, params, op):
     """One DSA operation as the reference does it: parameters of warps image by image, in Python."""
     import torch
 
-    from tadlib import augment
+    from tadlib.nn import augment
 
     if op not in ("scale", "rotate"):
         return augment.OPERATIONS[op][3](x, params)
@@ -58,8 +58,8 @@ def _reference(spec, start_P, x, y, epochs: int):
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    from tadlib import augment
-    from tadlib.networks import NETWORKS
+    from tadlib.nn import augment
+    from tadlib.nn.networks import NETWORKS
     from tadlib.rng import generator
 
     module = NETWORKS[spec.name](spec)
@@ -82,10 +82,10 @@ def measure(method: str, width: int, images: int, epochs: int, root: str | None,
     import torch
     from torch import nn
 
-    from tadlib import speed
-    from tadlib.networks import Network, NetworkSpec
+    from tadlib.nn import speed
+    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.nn.training import Sgd, State, one_hot, train_epoch
     from tadlib.rng import generator
-    from tadlib.training import Sgd, State, one_hot, train_epoch
 
     if method == "reference":
         torch.set_num_threads(threads)

@@ -25,13 +25,14 @@ from refined import trained
 from torch import Tensor
 from trust import SETTINGS, cells
 
-from tadlib import cell, posterior, speed, stages, trust
-from tadlib.artifacts import load_table
+from tadlib import cell, pipeline, posterior, trust
 from tadlib.config import Config
 from tadlib.errors import InputError, require
+from tadlib.nn import speed
+from tadlib.nn.training import one_hot, predict
 from tadlib.noise import transition
 from tadlib.rng import generator
-from tadlib.training import one_hot, predict
+from tadlib.store import load_table
 
 FOLDS = 5
 RIGHT = 0.85  # of new labels
@@ -100,11 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
     speed.prepare(1)
     predictions: dict[tuple, Tensor] = {}  # true labels are the same under every noise
     for config in todo:
-        diverted_at = stages.divert(config)
-        row = stages.trust_row(config, diverted_at)
+        diverted_at = pipeline.divert(config)
+        row = pipeline.trust_row(config, diverted_at)
         if row["key"] in known:
             continue
-        labels, refined = stages.load_labels(stages.inject_noise(config)), stages.load_refined(diverted_at)
+        labels, refined = pipeline.load_labels(pipeline.inject_noise(config)), pipeline.load_refined(diverted_at)
         device = config.torch_device
         given_N, true_N, refined = labels.given_N.to(device), labels.true_N.to(device), refined.to(device)
         of = config.dataset, config.seed
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         p_NK = predictions[of]
         row |= {"informed_accuracy": (p_NK.argmax(1) == true_N).double().mean().item(), **judged(p_NK, given_N, true_N)}
         row["mended"] = mended(refined.reliability, refined.label, given_N, true_N)
-        stages.merge_results(options.results, pd.DataFrame([row]))
+        pipeline.merge_results(options.results, pd.DataFrame([row]))
         print(
             f"{config.dataset} {config.noise} {config.rate:g} {config.seed}: AUROC {row['trust_auroc']:.3f}, informed "
             f"{row['informed_auroc']:.3f}; mended {row['mended']:.3f}, informed {row['informed_mended']:.3f}",

@@ -26,11 +26,11 @@ def measure(method: str, steps: int, width: int, batch: int, threads: int, memor
     """Seconds and peak memory of one meta-gradient, above what the process held before it."""
     import torch
 
-    from tadlib import augment, speed
     from tadlib.matching import Step, match
-    from tadlib.networks import Network, NetworkSpec
+    from tadlib.nn import augment, speed
+    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.pipeline import peak_memory
     from tadlib.rng import generator
-    from tadlib.stages import peak_memory
 
     if method == "unrolled-plain":
         torch.set_num_threads(threads)

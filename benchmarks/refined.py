@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 from trust import SETTINGS, cells
 
-from tadlib import cell, diversion, speed, stages
-from tadlib.artifacts import load_table
+from tadlib import cell, diversion, pipeline
 from tadlib.config import Config
 from tadlib.errors import InputError
+from tadlib.nn import speed
+from tadlib.nn.training import State, accuracy, one_hot, train_epoch
 from tadlib.rng import generator
-from tadlib.training import State, accuracy, one_hot, train_epoch
+from tadlib.store import load_table
 
 TESTED = 5  # last epochs, whose accuracies are averaged
 
@@ -59,8 +60,8 @@ def trained(config: Config, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, *name: An
 
 def accuracies(config: Config) -> dict[str, float]:
     """Test accuracy after training on each set, as fractions, averaged over the last epochs."""
-    refined = stages.load_refined(stages.divert(config)).to(config.torch_device)
-    true_N = stages.load_labels(stages.inject_noise(config)).true_N
+    refined = pipeline.load_refined(pipeline.divert(config)).to(config.torch_device)
+    true_N = pipeline.load_labels(pipeline.inject_noise(config)).true_N
     assert true_N is not None
     data, net, epochs = cell.dataset(config), cell.network(config), config.divert.epochs
     ones = torch.ones_like(refined.weight)
@@ -108,12 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.time_limit is not None and time.monotonic() - started > 60 * options.time_limit:
             print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
             break
-        row = stages.trust_row(config, stages.divert(config))
+        row = pipeline.trust_row(config, pipeline.divert(config))
         if row["key"] in known:
             continue
         found = accuracies(config)
         row |= {f"accuracy_{name}": value for name, value in found.items()}
-        stages.merge_results(options.results, pd.DataFrame([row]))
+        pipeline.merge_results(options.results, pd.DataFrame([row]))
         text = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         print(
             f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {config.seed}: {text}",

@@ -44,13 +44,14 @@ def main() -> None:
 
     import torch
 
-    from tadlib import augment, experts, speed
-    from tadlib.artifacts import load_tensors, save_tensors
+    from tadlib import experts
     from tadlib.data import load_dataset
     from tadlib.matching import Step, match
-    from tadlib.networks import Network, NetworkSpec
+    from tadlib.nn import augment, speed
+    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.nn.training import one_hot
     from tadlib.rng import generator
-    from tadlib.training import one_hot
+    from tadlib.store import load_tensors, save_tensors
 
     speed.prepare(args.threads)
     rng = generator(0, "benchmark")

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from tadlib import stages
+from tadlib import pipeline
 from tadlib.arms import ARMS
 from tadlib.config import Config
 from tadlib.errors import InputError, require
@@ -154,13 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
             break
         try:
-            row = stages.trust_row(config, stages.divert(config))
+            row = pipeline.trust_row(config, pipeline.divert(config))
         except Exception as error:  # one failing cell must not stop a table that takes hours
             failed += 1
             print(f"{cell}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
         row |= {"variant": name} if options.ablation else {}
-        stages.merge_results(results, pd.DataFrame([row]))
+        pipeline.merge_results(results, pd.DataFrame([row]))
         auroc = "–" if row["trust_auroc"] is None else f"{row['trust_auroc']:.3f}"
         print(f"{cell}: AUROC {auroc}, flagged {row['flagged']:.3f}, {row['seconds_divert']:.0f} s", flush=True)
     (results.parent / ".results.lock").unlink(missing_ok=True)

@@ -42,25 +42,9 @@ CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
-    "api_labels": (
-        *(
-            "noise",
-            "class_maps",
-            "trust",
-            "patches",
-            "discriminant",
-            "transition",
-            "posterior",
-            "recalibrate",
-            "diversion",
-        ),
-        *("arms", "rivals"),
-    ),
-    "api_distillation": (
-        *("distill", "distilled", "experts", "matching", "networks", "training", "augment", "whiten", "speed"),
-        *("evaluate", "export"),
-    ),
-    "api_report": ("report",),
+    "api_labels": ("tadlib.noise", "tadlib.trust"),
+    "api_distillation": ("tadlib.nn", "tadlib.experts", "tadlib.matching", "tadlib.distill", "tadlib.evaluate"),
+    "api_report": ("tadbook",),
 }
 
 
@@ -151,17 +135,17 @@ def keep_costs(path: Path, chapter: str, seconds: float, processor_seconds: floa
     """Put what a chapter took into the table at ``path``, in place of what it took before."""
     import pandas as pd
 
-    from tadlib import artifacts
+    from tadlib import store
 
-    machine, versions = artifacts.hardware(), artifacts.versions()
+    machine, versions = store.hardware(), store.versions()
     row = {"chapter": chapter, "seconds": seconds, "processor_seconds": processor_seconds, "hardware": machine["cpu"]}
     row |= {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "cores": machine["cores"]}
     row |= {"torch_version": versions["torch"], "tadlib_version": versions["tadlib"]}
     rows = pd.DataFrame([row])
     if path.exists():
-        before = artifacts.load_table(path)
+        before = store.load_table(path)
         rows = pd.concat([before[before["chapter"] != chapter], rows])
-    artifacts.save_table(path, rows.sort_values("chapter", ignore_index=True))
+    store.save_table(path, rows.sort_values("chapter", ignore_index=True))
 
 
 def stderr_of(notebook: nbformat.NotebookNode) -> str:
@@ -245,8 +229,9 @@ def stage(root: Path, staged: Path) -> None:
     for folder in ("_static", "_ext", "_templates", "_latex"):
         if (root / "book" / folder).is_dir():
             shutil.copytree(root / "book" / folder, staged / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    if (root / "tadlib").is_dir():  # pages show its code
-        shutil.copytree(root / "tadlib", staged / "tadlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("tadlib", "tadbook"):  # pages show their code
+        if (root / package).is_dir():
+            shutil.copytree(root / package, staged / package, ignore=shutil.ignore_patterns("__pycache__"))
     copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
@@ -283,23 +268,23 @@ def without_launch_buttons(config: dict) -> None:
 def write_generated(root: Path, target: Path) -> None:
     """Write the generated parts of pages: API, tables and pictures of results, the rules for contributors."""
     target.mkdir(parents=True, exist_ok=True)
-    for name, text in api_pages(root / "tadlib").items():
+    for name, text in api_pages(root / "tadlib", root / "tadbook").items():
         (target / f"{name}.md").write_text(text, encoding="utf-8")
     if (root / "CONTRIBUTING.md").exists():
         title, _, rest = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n")
         (target / "contributing.md").write_text(rest, encoding="utf-8")
-    if (root / "tadlib" / "report").exists():
-        report = importlib.import_module("tadlib.report")
-        report.write_book_tables(root / "results", target)
-        report.write_published(root / "book" / "published", target)
-        report.write_book_pictures(root / "results", target)
+    if (root / "tadbook").exists():
+        tadbook = importlib.import_module("tadbook")
+        tadbook.write_book_tables(root / "results", target)
+        tadbook.write_published(root / "book" / "published", target)
+        tadbook.write_book_pictures(root / "results", target)
 
 
-def api_pages(package: Path) -> dict[str, str]:
+def api_pages(*packages: Path) -> dict[str, str]:
     """The text of each of ``API_PAGES``: an autodoc section for every public module, so that none can be forgotten."""
     sections: dict[str, dict[str, str]] = {page: {} for page in API_PAGES}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
+    for path in sorted(path for package in packages for path in package.rglob("*.py")):
+        parts = path.relative_to(packages[0].parent).with_suffix("").parts
         if parts[-1] == "__init__":
             # What a package re-exports is documented where it is defined; a second target would make it ambiguous.
             parts, options = parts[:-1], ""
@@ -308,7 +293,7 @@ def api_pages(package: Path) -> dict[str, str]:
         else:
             options = "   :members:\n"
         name = ".".join(parts)
-        page = next((p for p, first in API_PAGES.items() if len(parts) > 1 and parts[1] in first), "api")
+        page = next((p for p, own in API_PAGES.items() if f"{name}.".startswith(tuple(f"{m}." for m in own))), "api")
         sections[page][name] = f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n"
     return {page: "\n".join(own[name] for name in sorted(own)) for page, own in sections.items()}
 
@@ -379,8 +364,8 @@ def prepare(root: Path, *, only: str | None = None, rerun: bool = True) -> Path:
     check_executed(sources, staged / "notebooks")
     for path in sources:
         note = ""
-        if (root / "tadlib" / "report").exists():
-            note = importlib.import_module("tadlib.report").chapter_note(root / "results", path.stem)
+        if (root / "tadbook").exists():
+            note = importlib.import_module("tadbook").chapter_note(root / "results", path.stem)
         dress(path, staged / "notebooks" / path.name, note)
     return staged
 

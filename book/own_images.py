@@ -12,7 +12,7 @@ from torchvision.utils import save_image
 
 from tadlib.distill import dm
 from tadlib.diversion import DiversionConfig, divert
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
 
 SIDE, IPC = 32, 10
 prepared = v2.Compose([v2.PILToTensor(), v2.Resize(SIDE), v2.CenterCrop(SIDE), v2.ToDtype(torch.float32, scale=True)])

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadlib import report
-from tadlib.artifacts import StageFolder, load_table, replacing, save_table, write_atomic
+import tadbook
+from tadbook.tables import CELL
 from tadlib.errors import InputError
-from tadlib.report.tables import CELL
-from tadlib.stages import load_distilled, load_refined, result_table
-from tadlib.training import one_hot
+from tadlib.nn.training import one_hot
+from tadlib.pipeline import load_distilled, load_refined, result_table
+from tadlib.store import StageFolder, load_table, replacing, save_table, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -98,7 +98,7 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
 
 def overview() -> None:
     """The README's picture: the digits' distilled images by arm."""
-    results = report.read_results(RESULTS)
+    results = tadbook.read_results(RESULTS)
     rows = results[(results.dataset == "digits") & (results.seed == 0) & results.arm.isin(SHOWN)]
     kept = (row for row in rows.itertuples() if distilled_path(row).exists())  # of one cell
     sets = {row.arm: load_distilled(distilled_path(row)) for row in kept}
@@ -109,8 +109,8 @@ def overview() -> None:
         "tad": "tad: labels that deserve trust",
         "oracle": "oracle: true labels",
     }
-    report.style()
-    figure = report.synthetic_images({titles[a]: sets[a].pixels for a in SHOWN}, sets["tad"].class_names)
+    tadbook.style()
+    figure = tadbook.synthetic_images({titles[a]: sets[a].pixels for a in SHOWN}, sets["tad"].class_names)
     with replacing(PICTURE) as path:
         figure.savefig(path, dpi=150, metadata={"Software": None})
 
@@ -124,13 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for runs in options.runs:
             merge(runs, options.sets)
-        changed = report.write_readme_table(RESULTS, README, check=options.check)
+        changed = tadbook.write_readme_table(RESULTS, README, check=options.check)
         if not options.check:
             overview()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"README: {'updated' if changed else 'up to date'}; {len(report.read_results(RESULTS))} rows")
+    print(f"README: {'updated' if changed else 'up to date'}; {len(tadbook.read_results(RESULTS))} rows")
     return 0
 
 

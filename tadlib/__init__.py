@@ -17,7 +17,7 @@ _PUBLIC = {
     "distill": ("tadlib.distill", None),
     "evaluate": ("tadlib.evaluate", "evaluate"),
     "load_distilled": ("tadlib.distilled", "load_distilled"),
-    "Config": ("tadlib.stages", "Config"),
+    "Config": ("tadlib.pipeline", "Config"),
 }
 __all__ = ["__version__", *_PUBLIC]
 

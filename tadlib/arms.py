@@ -12,8 +12,8 @@ from torch import Tensor
 from tadlib import diversion, rivals
 from tadlib.diversion import TRUSTED, DiversionConfig, RefinedSet
 from tadlib.errors import known, require
-from tadlib.networks import Network
-from tadlib.training import one_hot
+from tadlib.nn.networks import Network
+from tadlib.nn.training import one_hot
 
 
 def _as_they_are(given_N: Tensor, label_N: Tensor, n_classes: int) -> RefinedSet:

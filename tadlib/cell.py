@@ -5,7 +5,7 @@ from typing import Any
 
 from tadlib.config import Config
 from tadlib.data import Dataset, load_dataset
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
 
 OF_A_MACHINE = ("root", "out", "download", "device", "threads")
 

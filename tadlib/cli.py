@@ -27,16 +27,16 @@ MACHINE = ("root", "download", "device", "threads")  # options that say where a 
 
 def configurations(options: Cells) -> "list[Config]":
     """One configuration for every arm and seed, each checked as far as can be before work starts."""
-    from tadlib import stages
+    from tadlib import pipeline
 
     require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
     given = {f.name: getattr(options, f.name) for f in fields(Cells) if f.name not in ("json", "arm", "seed", "set")}
     params = {name: value for name, value in given.items() if value is not None} | settings(options.set)
-    base = stages.Config.from_params(**params)
+    base = pipeline.Config.from_params(**params)
     arms, seeds = (tuple(dict.fromkeys(values)) for values in (options.arm, options.seed))
-    cells = stages.cells(base, arm=arms, seed=seeds)
+    cells = pipeline.cells(base, arm=arms, seed=seeds)
     for cell in cells:
-        stages.check(cell)
+        pipeline.check(cell)
     asked = options.n_train is not None or options.resolution is not None
     if not asked and (part := share_of_data(base)):
         print(f"tad: {part}", file=sys.stderr)
@@ -91,9 +91,9 @@ def over_cells(options: Cells, work: "Callable[[Config], Json]") -> tuple[int, l
 
 
 def run(options: Run) -> Answer:
-    from tadlib import stages
+    from tadlib import pipeline
 
-    status, rows, failed = over_cells(options, stages.run)
+    status, rows, failed = over_cells(options, pipeline.run)
     closed = gap_closed(rows)
     path = str(Path(options.out) / "results.parquet")
     columns: dict[str, Callable[[Json], str]] = {
@@ -113,22 +113,22 @@ def run(options: Run) -> Answer:
 
 
 def divert(options: Divert) -> Answer:
-    from tadlib import artifacts, stages
+    from tadlib import pipeline, store
 
     require(
         len(options.arm) == len(options.seed) == 1,
         f"tad divert writes one refined set: expected one arm and one seed, got {options.arm} and {options.seed}",
     )
     (config,) = configurations(options)
-    folder = artifacts.StageFolder(stages.divert(config))
+    folder = store.StageFolder(pipeline.divert(config))
     manifest = folder.manifest()
-    noise = artifacts.StageFolder(stages.inject_noise(config)).manifest()
+    noise = store.StageFolder(pipeline.inject_noise(config)).manifest()
     metrics = {**noise["extra"], **manifest["extra"], "seconds": manifest["seconds"]}
     out = Path(options.out)
     (out / "history.parquet").unlink(missing_ok=True)  # of an arm that learned, from an earlier call
     for name in manifest["files"]:
-        artifacts.write_atomic(out / name, (folder.path / name).read_bytes())
-    artifacts.save_json(out / "metrics.json", metrics)
+        store.write_atomic(out / name, (folder.path / name).read_bytes())
+    store.save_json(out / "metrics.json", metrics)
     files = sorted([*manifest["files"], "metrics.json"])
     document = {"stage": str(folder.path), "out": str(out), "files": files, "metrics": metrics}
     units = "rate, trust, relabel and accuracy figures are fractions; seconds are of diversion"
@@ -136,11 +136,11 @@ def divert(options: Divert) -> Answer:
 
 
 def distill(options: Distill) -> Answer:
-    from tadlib import stages
+    from tadlib import pipeline
 
     def work(config: "Config") -> Json:
-        path = stages.distill(config)
-        manifest = stages.StageFolder(path).manifest()
+        path = pipeline.distill(config)
+        manifest = pipeline.StageFolder(path).manifest()
         return {
             "arm": config.arm,
             "seed": config.seed,
@@ -154,10 +154,10 @@ def distill(options: Distill) -> Answer:
 
 
 def evaluate(options: Evaluate) -> Answer:
-    from tadlib import stages
+    from tadlib import pipeline
 
     def work(config: "Config") -> Json:
-        accuracies = stages.load_json(stages.evaluate(config) / "accuracies.json")
+        accuracies = pipeline.load_json(pipeline.evaluate(config) / "accuracies.json")
         return {"arm": config.arm, "seed": config.seed, **summary(accuracies)}
 
     if options.path is None:
@@ -166,7 +166,7 @@ def evaluate(options: Evaluate) -> Answer:
         for f in fields(Cells):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
             require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
-        held = stages.load_distilled(options.path)
+        held = pipeline.load_distilled(options.path)
         machine = {name: getattr(options, name) for name in MACHINE}
         accuracies = held.evaluate(**(machine | settings(options.set)))
         status, failed = OK, []
@@ -181,14 +181,14 @@ def evaluate(options: Evaluate) -> Answer:
 
 
 def export(options: Export) -> Answer:
-    from tadlib import artifacts, distilled
+    from tadlib import distilled, store
     from tadlib import export as formats
 
     require(bool(options.format), f"--format needs at least one of: {', '.join(formats.FORMATS)}")
     for name in options.format:
         known("format", name, formats.FORMATS)
     held = distilled.load_distilled(options.path)
-    out = artifacts.claim_output(options.out)
+    out = store.claim_output(options.out)
     formats.tensors(held, out)
     for name in options.format:
         formats.FORMATS[name](held, out)
@@ -198,16 +198,16 @@ def export(options: Export) -> Answer:
 
 
 def info(options: Info) -> Answer:
-    from tadlib import artifacts, stages
+    from tadlib import pipeline, store
 
     path = options.path
     if path.is_dir():
-        folder = artifacts.StageFolder(path)
+        folder = store.StageFolder(path)
         folder.verify()
         manifest = folder.manifest()
         shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
         return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
-    d = stages.load_distilled(path)  # compares its checksum
+    d = pipeline.load_distilled(path)  # compares its checksum
     document: Json = {
         "path": str(path),
         "verified": True,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tadlib import arms, augment, diversion, experts, noise, presets
+from tadlib import arms, diversion, experts, noise, presets
 from tadlib.data import DATASETS
 from tadlib.distill import METHODS as METHODS
 from tadlib.distill.datm import DatmConfig
@@ -20,7 +20,8 @@ from tadlib.distill.random import RandomConfig
 from tadlib.distill.tesla import TeslaConfig
 from tadlib.errors import InputError, known, require
 from tadlib.evaluate import Protocol
-from tadlib.networks import NETWORKS
+from tadlib.nn import augment
+from tadlib.nn.networks import NETWORKS
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tadlib import cell, speed
-from tadlib.artifacts import load_metadata, load_tensors, save_tensors
+from tadlib import cell
 from tadlib.config import Config
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
 from tadlib.evaluate import evaluate
+from tadlib.nn import speed
+from tadlib.store import load_metadata, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

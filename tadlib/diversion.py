@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tadlib import discriminant, patches, posterior, recalibrate, transition, trust
 from tadlib.errors import known, require
-from tadlib.networks import Network
+from tadlib.nn.networks import Network
+from tadlib.nn.training import Sgd, State, one_hot, predict, train_epoch
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, one_hot, predict, train_epoch
 
 UNTRUSTED, RECALIBRATED, TRUSTED = 0, 1, 2
 SPACES = ("untrusted", "recalibrated", "trusted")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
-from tadlib.networks import Network
+from tadlib.nn.networks import Network
+from tadlib.nn.training import Sgd, State, accuracy, train_epoch_together
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, accuracy, train_epoch_together
 
 
 @dataclass(frozen=True)

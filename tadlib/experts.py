@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tadlib import diversion
-from tadlib.artifacts import load_tensors, save_tensors
 from tadlib.errors import InputError, require
-from tadlib.networks import Network
+from tadlib.nn.networks import Network
+from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, train_epoch
+from tadlib.store import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

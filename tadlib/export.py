@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.io import encode_png
 
-from tadlib.artifacts import replacing, save_json, save_tensors, write_atomic
 from tadlib.distilled import Distilled
+from tadlib.store import replacing, save_json, save_tensors, write_atomic
 
 # Mean and standard deviation that DD-Ranking normalises a data set by (ddranking/utils/data.py), whose figures for
 # the two CIFAR sets are the same

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
-from tadlib import augment
 from tadlib.errors import known, require
-from tadlib.speed import Compiled, channels_last
-from tadlib.training import gradient
+from tadlib.nn import augment
+from tadlib.nn.speed import Compiled, channels_last
+from tadlib.nn.training import gradient
 
 Apply = Callable[[Tensor, Tensor], Tensor]  # (theta_P, x_NCHW) -> logits_NK
 

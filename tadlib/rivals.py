@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn.functional import cross_entropy
 
-from tadlib import augment, trust
+from tadlib import trust
 from tadlib.diversion import TRUSTED, DiversionConfig, Loop, RefinedSet, start
 from tadlib.errors import InputError, known, require
-from tadlib.networks import Network
-from tadlib.training import Loss, State, batches, one_hot, predict, train_epoch
+from tadlib.nn import augment
+from tadlib.nn.networks import Network
+from tadlib.nn.training import Loss, State, batches, one_hot, predict, train_epoch
 
 QUALITIES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")  # of cleanlab's labels
 

@@ -27,7 +27,7 @@ MEASURED = [f"seconds_{s}" for s in ("divert", "experts", "distill", "evaluate")
 
 
 def command(grid: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tadlib.grid", str(grid), "--out", str(out), "--device", "cpu", *options]
+    return [sys.executable, "-m", "workflow", str(grid), "--out", str(out), "--device", "cpu", *options]
 
 
 def start(grid: Path, out: Path, *options: str) -> subprocess.Popen:

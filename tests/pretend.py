@@ -151,15 +151,15 @@ def main(arm: str, *settings: str) -> None:
         refused = False
     except RuntimeError:
         refused = True
-    from tadlib import stages
+    from tadlib import pipeline
     from tadlib.config import Config
 
     more = {name: value if value.isalpha() else float(value) for name, value in (s.split("=") for s in settings)}
     with tempfile.TemporaryDirectory() as out:
         params = {"dataset": "digits", "noise": "pairflip", "rate": 0.4, "preset": "smoke", "threads": 1, "out": out}
         config = Config.from_params(**params | {"arm": arm, "device": str(DEVICE)} | more)
-        refined = stages.load_refined(stages.divert(config))
-        right_N = refined.given == stages.load_labels(stages.inject_noise(config)).true_N
+        refined = pipeline.load_refined(pipeline.divert(config))
+        right_N = refined.given == pipeline.load_labels(pipeline.inject_noise(config)).true_N
     from tadlib.trust import auroc
 
     found = {"refused": refused, "device": str(x.device), "auroc": auroc(refined.trust, right_N)}

@@ -98,7 +98,7 @@ echo "SLURM $(sinfo --version | cut -d' ' -f2) is up on $host"
 # unless told otherwise
 python=.venv/bin/python
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-$python -m tadlib.grid tests/grids/few.yml --profile slurm --out "$work/runs" --device cpu \
+$python -m workflow tests/grids/few.yml --profile slurm --out "$work/runs" --device cpu \
   --slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2 \
   --default-resources mem_mb=1000 runtime=10
 
@@ -110,12 +110,12 @@ sys.path.insert(0, "tests")
 import pandas as pd
 from kill_grid import MEASURED, journal, table
 
-from tadlib import stages
-from tadlib.grid.load import load_grid
+from tadlib import pipeline
+from workflow.load import load_grid
 
 work = Path(sys.argv[1])
 cells = load_grid("tests/grids/few.yml", out=str(work / "local"), device="cpu").cells
-local = stages.result_table([pd.DataFrame([stages.run(cell.config) for cell in cells])]).drop(columns=MEASURED)
+local = pipeline.result_table([pd.DataFrame([pipeline.run(cell.config) for cell in cells])]).drop(columns=MEASURED)
 completed = [line for line in (work / "completed.txt").read_text().splitlines() if "JobState=COMPLETED" in line]
 done = [event for event in journal(work / "runs", "few") if event["event"] == "done"]
 assert len(done) == len(completed) > 0, f"{len(done)} jobs of the grid, {len(completed)} jobs of SLURM"

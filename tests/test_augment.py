@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import affine
 
-from tadlib import augment
-from tadlib.augment import Draw
 from tadlib.errors import InputError
+from tadlib.nn import augment
+from tadlib.nn.augment import Draw
 
 N, C, H, W = 6, 3, 8, 10
 ALL = "color_crop_cutout_flip_scale_rotate"

@@ -5,9 +5,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from tadlib.artifacts import load_table
+from tadbook import benchmarks
 from tadlib.errors import InputError
-from tadlib.report import benchmarks
+from tadlib.store import load_table
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 

@@ -17,10 +17,11 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from torchvision.io import decode_png, encode_png
 
-from tadlib import noise, report
-from tadlib.artifacts import save_table
+import tadbook
+from tadbook import benchmarks, costs, pages
+from tadlib import noise
 from tadlib.data import load_dataset
-from tadlib.report import benchmarks, costs, pages
+from tadlib.store import save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -176,9 +177,9 @@ def test_costs_of_a_chapter_are_kept_once_and_told(build, tmp_path):
         build.keep_costs(tmp_path / "chapters.parquet", "02_trust", 2 * seconds, seconds)
     build.keep_costs(tmp_path / "chapters.parquet", "01_noise", 1.0, 1.0)
     assert costs.read_chapters(tmp_path)["chapter"].tolist() == ["01_noise", "02_trust"]
-    assert "**Takes** 20 s of one processor core" in report.chapter_note(tmp_path, "02_trust")
-    assert report.chapter_note(tmp_path, "03_recalibration") == ""
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    assert "**Takes** 20 s of one processor core" in tadbook.chapter_note(tmp_path, "02_trust")
+    assert tadbook.chapter_note(tmp_path, "03_recalibration") == ""
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "| 02_trust | 20 s | 40 s |" in (tmp_path / "generated" / "costs.md").read_text()
     assert [costs.duration(s) for s in (9.4, 99, 100, 5999, 7200)] == ["9 s", "99 s", "2 min", "100 min", "2.0 h"]
 
@@ -193,8 +194,8 @@ def test_binder_installs_the_lock_and_the_library():
 
 
 def test_newcomers_pictures_come_from_committed_results(tmp_path):
-    report.write_book_pictures(ROOT / "results", tmp_path)
-    results = report.read_results(ROOT / "results")
+    tadbook.write_book_pictures(ROOT / "results", tmp_path)
+    results = tadbook.read_results(ROOT / "results")
     digits = results[(results.dataset == "digits") & (results.noise == "pairflip") & (results.arm == "oracle")]
     digits = digits[digits.rate_nominal == 0.4]
     text = (tmp_path / "few_for_many.md").read_text()
@@ -202,17 +203,17 @@ def test_newcomers_pictures_come_from_committed_results(tmp_path):
     assert "40 % of the labels are wrong" in (tmp_path / "by_arm.md").read_text()
     for name in ("few_for_many.png", "by_arm.png", "images.html", "runs.html"):
         assert (tmp_path / name).stat().st_size > 5000
-    empty = report.write_book_pictures(tmp_path / "nothing", tmp_path / "empty")
+    empty = tadbook.write_book_pictures(tmp_path / "nothing", tmp_path / "empty")
     assert {path.read_text() for path in empty} == {"\n"}
 
 
 def test_figures_to_explore_need_no_network_and_carry_their_data(tmp_path):
     pixels = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(6, 1, 4, 4)
-    figure = report.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})})
+    figure = tadbook.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})})
     html = figure.html()
     assert html.count("<script>") == html.count("</script>") == 1
     assert not re.search(r"https?://(?!www\.w3\.org)", html)
-    assert html == report.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})}).html()
+    assert html == tadbook.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})}).html()
     sheet = figure.data["sprites"][0]
     assert (sheet["columns"], sheet["rows"]) == (6, 1)
     picture = decode_png(
@@ -224,7 +225,7 @@ def test_figures_to_explore_need_no_network_and_carry_their_data(tmp_path):
 
 def test_noise_to_explore_is_the_nominal_matrix_at_any_rate():
     target = torch.tensor(
-        report.explore_noise([str(k) for k in range(10)], dataset="cifar10").data["targets"]["asymmetric"]
+        tadbook.explore_noise([str(k) for k in range(10)], dataset="cifar10").data["targets"]["asymmetric"]
     )
     true_N = torch.arange(100) % 10
     nominal = noise.inject(true_N, "asymmetric", 0.3, n_classes=10, seed=0, dataset="cifar10").transition_nominal
@@ -248,14 +249,14 @@ def test_methods_on_clean_labels_have_a_table_of_their_own():
         arm=["oracle"] * 4 + ["vanilla", "oracle"],
         accuracy_mean=[0.4, 0.6, 0.2, 0.3, 0.5, 0.6],
     )
-    table = report.methods_table(results)
+    table = tadbook.methods_table(results)
     assert table["method"].tolist() == ["random", "mtt"]
     assert table["10 a class"].tolist() == ["30.0 ± 1.0", "60.0 ± 1.0"]
-    assert report.results_table(results)["noise"].tolist() == ["pairflip"]
+    assert tadbook.results_table(results)["noise"].tolist() == ["pairflip"]
     # with an arm that does something about labels, clean labels are a control
     control = pd.concat([results, rows_of_results(arm=["tad"], accuracy_mean=[0.55])])
-    assert report.results_table(control)["noise"].tolist() == ["none", "pairflip"]
-    assert report.methods_table(results[results["noise"] != "none"]).empty
+    assert tadbook.results_table(control)["noise"].tolist() == ["none", "pairflip"]
+    assert tadbook.methods_table(results[results["noise"] != "none"]).empty
 
 
 def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
@@ -268,24 +269,24 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
         accuracy_mean=[0.2, 0.3, 0.6, 0.6, 0.2, 0.3, 0.5, 0.6, 0.5, 0.55, 0.5, 0.4, 0.9],
         label_accuracy=[0.6, 0.7, 0.9, 1.0] * 2 + [0.8, 0.9, 0.7, 1.0, 1.0],
     )
-    pairs = report.comparisons(results)  # the last row, a seed of tad alone, has nothing to be compared with
+    pairs = tadbook.comparisons(results)  # the last row, a seed of tad alone, has nothing to be compared with
     assert len(pairs) == 3
     assert pairs["gap"].round(6).tolist()[:2] == [1.0, 0.75]
     assert pairs["gap"].isna().tolist() == [False, False, True]  # the oracle is worse than vanilla: no gap
-    text = report.verdict(pairs)
+    text = tadbook.verdict(pairs)
     assert "in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1." in text
     assert "closes 0.88 of the gap, averaged over one cell" in text
     assert "In one run there is no gap" in text
-    short = report.shortfalls(results)
+    short = tadbook.shortfalls(results)
     assert short["noise"].tolist() == ["symmetric"]
     assert short["falls short by"].tolist() == ["no better than clean-then-distill, no gap"]
     assert short["tad: right in use"].tolist() == ["70.0"]
     left = pd.DataFrame({"true_label": ["cat", "dog"], "label": ["dog", "cat"], "share": [0.1, 0.2]})
     same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]].iloc[8])
-    (told,) = report.shortfalls(results, left.assign(**same))["left wrong"]
+    (told,) = tadbook.shortfalls(results, left.assign(**same))["left wrong"]
     assert told == "dog → cat 20.0 %, cat → dog 10.0 %"
-    assert report.comparisons(results[:0]).empty
-    assert report.shortfalls(results[:8]).empty
+    assert tadbook.comparisons(results[:0]).empty
+    assert tadbook.shortfalls(results[:8]).empty
 
 
 def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch):
@@ -311,7 +312,7 @@ def test_every_entry_of_the_bibliography_is_cited():
 
 
 def test_published_figures_are_tables_with_their_sources(tmp_path):
-    text = report.write_published(ROOT / "book" / "published", tmp_path).read_text()
+    text = tadbook.write_published(ROOT / "book" / "published", tmp_path).read_text()
     assert ":name: tab-published-noisy" in text
     assert ":name: tab-published-clean" in text
     assert text.count("{cite:t}") == len(pages.PUBLISHED)
@@ -332,21 +333,21 @@ def test_what_was_run_at_several_rates_is_drawn_against_them():
     noise = ["pairflip"] * 6 + ["human:aggre"] * 3 + ["human:worse"] * 3
     results = rows_of_results(**rows, noise=noise)
     results["rate_realised"] = [0.2] * 3 + [0.4] * 3 + [0.09] * 3 + [0.4] * 3
-    drawn = report.against_rate(results)
+    drawn = tadbook.against_rate(results)
     assert [ax.get_title(loc="left").partition("\n")[0] for ax in drawn.axes[:2]] == ["pairflip", "human"]
-    assert report.against_rate(results[results["rate_realised"] == 0.4]) is None  # one rate of each kind
-    assert report.against_rate(results[:0]) is None
+    assert tadbook.against_rate(results[results["rate_realised"] == 0.4]) is None  # one rate of each kind
+    assert tadbook.against_rate(results[:0]) is None
 
 
 def test_ablation_has_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(tmp_path):
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "ablation.md").read_text()
     cells = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "human:b") for seed in (0, 1)]
     rows = pd.DataFrame(cells, columns=["variant", "noise", "seed"])
     rows = rows.assign(trust_auroc=0.9, label_accuracy=0.8, preset="lite", n_train=100, rate_nominal=0.4)
     other = rows[rows["noise"] == "a"].assign(dataset="cifar100", trust_auroc=0.7)
     save_table(tmp_path / "ablation.parquet", pd.concat([rows.assign(dataset="cifar10"), other], ignore_index=True))
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "ablation.md").read_text()
     assert "| without anchors | 0.900 | 0.900 |" in text
     assert "| without anchors | 0.700 |" in text
@@ -355,7 +356,7 @@ def test_ablation_has_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(tm
         assert f"--ablation --root DATA --preset lite --settings {settings}\n" in text
     mixtures = rows.assign(variant="one mixture", dataset="cifar10", relabel_accuracy=0.6, relabel_recall=0.1)
     save_table(tmp_path / "ablation.parquet", mixtures.iloc[:1])
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "| one mixture | 60.0 | 10.0 |" in (tmp_path / "generated" / "ablation.md").read_text()
 
 
@@ -365,19 +366,19 @@ def test_the_refined_set_has_a_row_a_setting_with_a_column_for_each_set_of_label
     for name, value in (("given", 0.3), ("trusted", 0.4), ("refined", 0.5), ("true", 0.6)):
         rows[f"accuracy_{name}"] = value
     save_table(tmp_path / "refined.parquet", rows)
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "refined.md").read_text()
     assert "| cifar10 | pairflip, 39 % | 30.0 | 40.0 | 50.0 | 60.0 |" in text
 
 
 def test_the_informed_auditor_stands_beside_tad(tmp_path):
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "informed.md").read_text()
     rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.4} for seed in (0, 1)])
     rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad", trust_auroc=0.9)
     rows = rows.assign(informed_auroc=0.95, mended=0.2, informed_mended=0.3, informed_accuracy=0.6)
     save_table(tmp_path / "informed.parquet", rows)
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "informed.md").read_text()
     assert "| 0.900 | 0.950 | 20.0 | 30.0 | 60.0 |" in text
     assert "benchmarks/informed.py" in text
@@ -388,7 +389,7 @@ def test_results_page_shows_every_benchmark_that_is_there(tmp_path):
     folder.mkdir(parents=True)
     for name in ("evaluation.parquet", "evaluation.png", "meta_gradient.png"):
         shutil.copy(ROOT / "results" / "benchmarks" / name, folder)
-    report.write_book_tables(tmp_path / "results", tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path / "results", tmp_path / "generated")
     text = (tmp_path / "generated" / "benchmarks.md").read_text()
     assert ":::{figure} ../results/benchmarks/evaluation.png" in text
     assert ":alt: " in text
@@ -436,7 +437,7 @@ def test_a_cell_tested_on_another_network_is_another_cell(tmp_path):
         evaluate_network=["convnet", "resnet18"], accuracy_mean=[0.5, 0.1], noise=["a", "a"], arm=["tad", "tad"]
     )
     save_table(tmp_path / "lite.parquet", rows)
-    table = report.results_table(report.read_results(tmp_path))
+    table = tadbook.results_table(tadbook.read_results(tmp_path))
     assert table[["method", "tad"]].values.tolist() == [
         ["mtt", "50.0 ± 1.0"],
         ["mtt, tested on resnet18", "10.0 ± 1.0"],

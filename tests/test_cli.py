@@ -13,13 +13,13 @@ import pytest
 import torch
 from torchvision.io import decode_image
 
-from tadlib import cli, noise, presets, stages
+from tadlib import cli, noise, pipeline, presets
 from tadlib.arms import ARMS
-from tadlib.artifacts import load_json, load_table, load_tensors
 from tadlib.config import METHODS
 from tadlib.data import DATASETS
 from tadlib.errors import InputError
 from tadlib.options import Cells
+from tadlib.store import load_json, load_table, load_tensors
 
 TINY = """--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --ipc 1 --device cpu --set width=4 divert_epochs=4
     divert_warmup=2 expert_count=2 expert_epochs=4 mtt_iterations=4 mtt_syn_steps=3 mtt_expert_epochs=2 mtt_max_start=2
@@ -123,7 +123,7 @@ BAD = [
 @pytest.mark.parametrize("command", ["run", "distill"])
 @pytest.mark.parametrize("args, message", BAD)
 def test_bad_input_exits_2_before_any_cell_starts(tmp_path, monkeypatch, capsys, command, args, message):
-    monkeypatch.setattr(stages, "Work", None)  # any work would need one
+    monkeypatch.setattr(pipeline, "Work", None)  # any work would need one
     assert cli.main([command, "--out", str(tmp_path / "runs"), "--json", *args]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -159,7 +159,7 @@ def test_run_prints_one_document_with_a_row_for_every_arm(ran):
 
 def test_the_table_is_in_percent_and_finished_cells_are_only_read(ran, monkeypatch, capsys):
     out, document = ran
-    monkeypatch.setattr(stages, "Work", None)
+    monkeypatch.setattr(pipeline, "Work", None)
     assert cli.main(["run", *tiny("--arm", "tad", "tad", "--out", out)]) == 0
     header, row, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["arm", "seed"]
@@ -170,14 +170,14 @@ def test_the_table_is_in_percent_and_finished_cells_are_only_read(ran, monkeypat
 
 @pytest.mark.parametrize("error, status", [(RuntimeError("out of luck"), 1), (InputError("no"), 2)])
 def test_a_failing_cell_costs_no_other_its_row(ran, monkeypatch, capsys, error, status):
-    run = stages.run
+    run = pipeline.run
 
     def failing(config):
         if config.arm == "tad":
             raise error
         return run(config)
 
-    monkeypatch.setattr(stages, "run", failing)
+    monkeypatch.setattr(pipeline, "run", failing)
     args = tiny("--arm", "vanilla", "tad", "oracle", "--out", ran[0], "--json")
     assert cli.main(["run", *args]) == status
     said = capsys.readouterr()
@@ -259,7 +259,7 @@ def test_export_writes_pictures_tensors_and_recipe(distilled, tmp_path, capsys):
     assert cli.main(["export", str(distilled), "--out", str(out)]) == 0
     files = sorted(path.relative_to(out / "png").as_posix() for path in out.rglob("*.png"))
     assert files == [f"{k:03d}_{k}/000.png" for k in range(10)]
-    ours = stages.load_distilled(distilled)
+    ours = pipeline.load_distilled(distilled)
     tensors = load_tensors(out / "images.safetensors")
     assert torch.equal(tensors["x"], ours.synthetic.x)
     assert torch.equal(tensors["y"], ours.synthetic.y)
@@ -335,7 +335,7 @@ def test_settings_are_typed_by_their_values():
 
 
 def test_what_a_preset_leaves_out_is_said():
-    whole = stages.Config.from_params(dataset="digits")
+    whole = pipeline.Config.from_params(dataset="digits")
     assert cli.share_of_data(whole) is None
     part = cli.share_of_data(whole.with_params(n_train=200))
     assert part.startswith("200 of the 1297 training images of digits, 8 x 8 pixels (preset smoke)")

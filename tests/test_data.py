@@ -14,8 +14,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from tadlib.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data import DATASETS, Dataset, balanced_subset, load_dataset
+from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.errors import InputError
 
 

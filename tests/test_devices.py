@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tadlib import networks, training
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn import networks, training
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.speed import Recorded
+from tadlib.nn.training import Sgd, State, gradient, one_hot, train_epoch, weighted_loss
 from tadlib.rng import generator
-from tadlib.speed import Recorded
-from tadlib.training import Sgd, State, gradient, one_hot, train_epoch, weighted_loss
 
 SCRIPT = Path(__file__).parent / "pretend.py"
 FEW = ("divert_epochs=4", "divert_warmup=2")

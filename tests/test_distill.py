@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tadlib.artifacts import StageFolder
 from tadlib.distill import METHODS, datm, dm, dsa, mtt
 from tadlib.distill.datm import DatmConfig
 from tadlib.distill.dm import DmConfig
@@ -16,7 +15,8 @@ from tadlib.distill.random import RandomConfig
 from tadlib.distill.tesla import TeslaConfig
 from tadlib.errors import InputError
 from tadlib.experts import ExpertConfig, InMemory, train_experts
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.store import StageFolder
 
 K, N, IPC = 3, 30, 2
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))

@@ -9,11 +9,11 @@ from test_trust import sklearn_mixture
 
 from tadlib import data, diversion, noise, posterior
 from tadlib.arms import ARMS, loss_filter, refine
-from tadlib.artifacts import StageFolder
 from tadlib.diversion import RECALIBRATED, TRUSTED, UNTRUSTED, DiversionConfig, RefinedSet, divert
 from tadlib.errors import InputError
-from tadlib.networks import Network, NetworkSpec
-from tadlib.training import Sgd, State, one_hot, predict, train_epoch
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import Sgd, State, one_hot, predict, train_epoch
+from tadlib.store import StageFolder
 
 K = 10
 SMALL = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))

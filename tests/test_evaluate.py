@@ -10,9 +10,9 @@ from scipy import stats
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import InputError
 from tadlib.evaluate import PROTOCOLS, Protocol, evaluate, mean_ci95, train_networks
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, train_epoch
 
 K = 3
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))

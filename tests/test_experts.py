@@ -19,9 +19,9 @@ from tadlib.experts import (
     train_expert,
     train_experts,
 )
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import Sgd, State, one_hot, train_epoch, weighted_loss
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, one_hot, train_epoch, weighted_loss
 
 NET = Network(NetworkSpec((1, 8, 8), 3, width=4, depth=2))
 CONFIG = ExpertConfig(count=2, epochs=3, lr=0.05, momentum=0.9, batch=8, augmentation="crop_scale")

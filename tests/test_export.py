@@ -10,11 +10,11 @@ import torch
 import yaml
 from torchvision.io import decode_image
 
-from tadlib import cli, export, stages
-from tadlib.artifacts import load_json, load_tensors
+from tadlib import cli, export, pipeline
 from tadlib.config import Config
 from tadlib.distilled import load_distilled
 from tadlib.errors import InputError
+from tadlib.store import load_json, load_tensors
 
 TINY = {"dataset": "digits", "n_train": 200, "n_test": 100, "ipc": 2, "device": "cpu", "width": 4, "depth": 2}
 TINY |= {"arm": "vanilla", "evaluate_networks": 2, "evaluate_epochs": 4, "zca": True}
@@ -27,19 +27,19 @@ def cell(tmp_path_factory):
     """A finished cell with whitened images and soft labels: its configuration and its row."""
     out = str(tmp_path_factory.mktemp("cell") / "runs")
     config = Config.from_params(**TINY, **METHOD, method="datm", out=out)
-    return config, stages.run(config)
+    return config, pipeline.run(config)
 
 
 @pytest.fixture(scope="module")
 def distilled(cell):
-    return load_distilled(stages.distill(cell[0]))
+    return load_distilled(pipeline.distill(cell[0]))
 
 
 def test_evaluating_the_file_gives_the_figure_of_the_run(cell, distilled, capsys):
     config, row = cell
-    accuracies = load_json(stages.evaluate(config) / "accuracies.json")
+    accuracies = load_json(pipeline.evaluate(config) / "accuracies.json")
     assert distilled.evaluate(device="cpu") == accuracies
-    path = stages.distill(config) / "distilled.safetensors"
+    path = pipeline.distill(config) / "distilled.safetensors"
     assert cli.main(["evaluate", str(path), "--device", "cpu", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["cells"]
     assert told["accuracies"] == accuracies
@@ -47,7 +47,7 @@ def test_evaluating_the_file_gives_the_figure_of_the_run(cell, distilled, capsys
 
 
 def test_the_file_holds_whitened_images_and_their_pixels(cell, distilled):
-    data = stages.dataset(cell[0])
+    data = pipeline.dataset(cell[0])
     assert data.whitening is not None
     torch.testing.assert_close(data.whitening.apply(distilled.pixels), distilled.synthetic.x, rtol=1e-4, atol=1e-4)
     assert distilled.params["zca"] is True
@@ -131,7 +131,7 @@ def test_a_hugging_face_folder_holds_the_images_without_loss_and_says_what_its_c
 
 
 def test_the_command_writes_every_format_asked_for(cell, distilled, tmp_path, capsys):
-    path = str(stages.distill(cell[0]))
+    path = str(pipeline.distill(cell[0]))
     out = tmp_path / "all"
     assert cli.main(["export", path, "--out", str(out), "--format", *export.FORMATS, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["formats"] == list(export.FORMATS)

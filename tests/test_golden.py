@@ -1,6 +1,6 @@
-"""The refined set of every arm stays what it is, bit for bit, until somebody means to change it.
+"""The refined set of every arm stays what it is, bit for bit, until a commit means to change it.
 
-``python tests/test_golden.py`` writes ``tests/golden/refined.json`` anew; a commit that does so says why. Bits depend on
+``python tests/test_golden.py`` writes ``tests/golden/refined.json`` anew; such a commit says why. Bits depend on
 the processor: on another one than that of the file, counts and accuracies are compared instead.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tadlib import arms, stages
+from tadlib import arms, pipeline
 from tadlib.config import Config
 
 GOLDEN = Path(__file__).parent / "golden" / "refined.json"
@@ -26,21 +26,23 @@ def processor() -> str:
     """The processor as far as it decides about bits, and torch's version."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = sorted({line.replace("\t", "") for line in lines if line.startswith(("vendor_id", "cpu family", "model\t"))})
+    names = sorted(
+        {line.replace("\t", "") for line in lines if line.startswith(("vendor_id", "cpu family", "model\t"))}
+    )
     return "; ".join([*names, torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__.split('+')[0]}"])
 
 
 def refined(arm: str, noise: str, out: Path) -> dict:
     """Digests of the tensors of a refined set of digits, and what can be compared between processors."""
     config = Config.from_params(arm=arm, noise=noise, rate=0.4, preset="smoke", out=str(out), device="cpu", **SMALL)
-    found = stages.load_refined(stages.divert(config))
+    found = pipeline.load_refined(pipeline.divert(config))
     digests = {}
     for name in TENSORS:
         value = getattr(found, name, None)
         if value is not None:
             content = f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes()
             digests[name] = hashlib.sha256(content).hexdigest()[:16]
-    true_N = stages.load_labels(stages.inject_noise(config)).true_N
+    true_N = pipeline.load_labels(pipeline.inject_noise(config)).true_N
     return {"digests": digests, "metrics": found.metrics(true_N)}
 
 

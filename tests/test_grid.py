@@ -10,13 +10,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tadlib import stages
+from tadlib import pipeline
 from tadlib.config import Config
 from tadlib.errors import InputError
-from tadlib.grid import cost
-from tadlib.grid.jobs import NOTEBOOK, Job, grid_jobs, to_do
-from tadlib.grid.load import load_grid
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
+from workflow import cost
+from workflow.jobs import NOTEBOOK, Job, grid_jobs, to_do
+from workflow.load import load_grid
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 
@@ -215,8 +215,8 @@ def test_a_changed_notebook_renews_the_cells_alone_and_its_outputs_do_not_count(
     "changed, renewed", [("experts", {"experts"}), ("divert", {"divert", "experts"}), ("evaluate", set())]
 )
 def test_changed_code_renews_the_stages_that_use_it_and_what_follows(tmp_path, monkeypatch, changed, renewed):
-    before, versions = jobs_of(tmp_path), stages._code_versions()
-    monkeypatch.setattr(stages, "_code_versions", lambda: versions | {changed: "other"})
+    before, versions = jobs_of(tmp_path), pipeline._code_versions()
+    monkeypatch.setattr(pipeline, "_code_versions", lambda: versions | {changed: "other"})
     after = jobs_of(tmp_path)
     for stage in ("noise", "divert", "experts"):
         kept = targets(before, stage) & targets(after, stage)
@@ -233,11 +233,11 @@ def test_changed_data_renews_everything_that_is_made_of_it(tmp_path, monkeypatch
     found = []
     for content in (b"one", b"two"):
         labels.write_bytes(content)
-        stages._files.cache_clear()
+        pipeline._files.cache_clear()
         found.append({job.target for job in grid_jobs(load_grid(path, root=str(tmp_path)))})
     assert not found[0] & found[1]
     labels.unlink()
-    stages._files.cache_clear()
+    pipeline._files.cache_clear()
     with pytest.raises(InputError, match="human labels missing"):
         grid_jobs(load_grid(path, root=str(tmp_path)))
 
@@ -261,9 +261,7 @@ def test_what_is_missing_is_done_and_what_no_cell_needs_any_more_is_not(tmp_path
 
 
 def test_jobs_at_the_same_time_have_gpus_of_their_own(tmp_path):
-    script = (
-        "from tadlib.grid.job import one_gpu\nwith one_gpu(3) as gpu: print(gpu, flush=True); input()\nprint('end')"
-    )
+    script = "from workflow.job import one_gpu\nwith one_gpu(3) as gpu: print(gpu, flush=True); input()\nprint('end')"
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(GRIDS.parent)}
     environment["CUDA_VISIBLE_DEVICES"] = "5,2,7"
 

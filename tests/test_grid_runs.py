@@ -8,11 +8,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from tadlib import stages
-from tadlib.artifacts import load_json
-from tadlib.grid import run
-from tadlib.grid.job import FAILED
-from tadlib.grid.load import load_grid
+from tadlib import pipeline
+from tadlib.store import load_json
+from workflow import run
+from workflow.job import FAILED
+from workflow.load import load_grid
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def test_a_grid_that_is_killed_loses_nothing_and_tells_what_fails(tmp_path, kill
     assert run.main([str(path), "--out", str(out), "--device", "cpu", "--gpus", "2"]) == run.INCOMPLETE
 
     cells = load_grid(path, out=str(tmp_path / "by-hand"), device="cpu").cells
-    expected = stages.result_table([pd.DataFrame([stages.run(cell.config) for cell in cells[:2]])])
+    expected = pipeline.result_table([pd.DataFrame([pipeline.run(cell.config) for cell in cells[:2]])])
     table = killing.table(out, "some")
     pd.testing.assert_frame_equal(table, expected.drop(columns=killing.MEASURED), check_dtype=False)
     events = killing.journal(out, "some")

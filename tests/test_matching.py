@@ -10,10 +10,10 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tadlib import augment
 from tadlib.errors import InputError
 from tadlib.matching import GRADIENTS, Step, _compiled_steps, distance, match, soft_cross_entropy
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn import augment
+from tadlib.nn.networks import Network, NetworkSpec
 
 S, K, SHAPE = 6, 3, (2, 8, 8)
 SPEC = NetworkSpec(SHAPE, K, width=4, depth=2)

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tadlib.artifacts import StageFolder
 from tadlib.distill import mtt
 from tadlib.distill.mtt import MttConfig, distill
 from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
 from tadlib.experts import ExpertConfig, InMemory, train_experts
 from tadlib.matching import Matched, match
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.store import StageFolder
 
 K, N = 3, 30
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))

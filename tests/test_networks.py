@@ -9,7 +9,7 @@ from torch import nn
 
 from tadlib.errors import InputError
 from tadlib.matching import Step, match
-from tadlib.networks import NORMS, Network, NetworkSpec
+from tadlib.nn.networks import NORMS, Network, NetworkSpec
 
 SMALL = NetworkSpec((2, 8, 8), 3, width=4, depth=2)
 

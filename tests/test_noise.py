@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 
-from tadlib.artifacts import save_table, save_tensors
-from tadlib.class_maps import ASYMMETRIC_MAPS, CIFAR100_SUPERCLASSES, superclass_groups, superclass_of
 from tadlib.data import DATASETS, load_dataset
+from tadlib.data.class_maps import ASYMMETRIC_MAPS, CIFAR100_SUPERCLASSES, superclass_groups, superclass_of
 from tadlib.errors import InputError
 from tadlib.noise import HUMAN_LABELS, NoisyLabels, inject, list_checksum, transition
 from tadlib.noise.instance import truncated_normal
 from tadlib.rng import generator
+from tadlib.store import save_table, save_tensors
 
 MAPPED = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}  # asymmetric CIFAR-10
 RATES = (0.0, 0.1, 0.37, 0.5, 0.8, 0.99)

@@ -58,7 +58,7 @@ def test_has_one_parameters_cell_of_flat_scalars(path):
 
 
 def test_parameters_are_all_known_to_the_library(path):
-    from tadlib.stages import Config
+    from tadlib.pipeline import Config
 
     Config.from_params(**parameters(path))
 

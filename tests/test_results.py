@@ -7,20 +7,21 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from tadlib import report, stages
-from tadlib.artifacts import load_table
+import tadbook
+from tadbook.tables import CELL
+from tadlib import pipeline
 from tadlib.errors import InputError
-from tadlib.report.tables import CELL
+from tadlib.store import load_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def test_the_table_in_the_readme_is_generated_from_the_results(repository):
-    assert not report.write_readme_table(RESULTS, repository / "README.md", check=True)
+    assert not tadbook.write_readme_table(RESULTS, repository / "README.md", check=True)
 
 
 def test_every_row_tells_seed_hardware_versions_and_commit():
-    rows = report.read_results(RESULTS)
+    rows = tadbook.read_results(RESULTS)
     assert len(rows) > 0
     for column in ("seed", "hardware", "device", "torch_version", "tadlib_version", "commit", "config_hash"):
         assert rows[column].notna().all(), column
@@ -28,7 +29,7 @@ def test_every_row_tells_seed_hardware_versions_and_commit():
 
 
 def test_tad_beats_vanilla_by_more_than_both_intervals_at_a_rate_of_forty_per_cent():
-    rows = report.read_results(RESULTS)
+    rows = tadbook.read_results(RESULTS)
     rows = rows[rows["noise"].isin(["pairflip", "symmetric"]) & (rows["rate_nominal"].astype(float) == 0.4)]
     for _, run in rows.groupby([*CELL, "seed"]):
         of = run.set_index("arm")
@@ -39,11 +40,11 @@ def test_tad_beats_vanilla_by_more_than_both_intervals_at_a_rate_of_forty_per_ce
 
 @pytest.mark.slow
 def test_a_committed_distilled_set_gives_the_accuracy_of_its_row():
-    rows = report.read_results(RESULTS)
+    rows = tadbook.read_results(RESULTS)
     (path,) = (RESULTS / "distilled").glob("digits-pairflip-40-tad-*.safetensors")
     rows = rows[(rows.noise == "pairflip") & (rows.rate_nominal == 0.4)]
     row = rows[(rows.dataset == "digits") & (rows.arm == "tad") & (rows.seed == 0)].iloc[0]
-    accuracies = stages.load_distilled(path).evaluate(device="cpu", evaluate_networks=2)
+    accuracies = pipeline.load_distilled(path).evaluate(device="cpu", evaluate_networks=2)
     # other CPUs round differently, and two networks stand for five
     assert sum(accuracies) / 2 == pytest.approx(row.accuracy_mean, abs=0.03)
 
@@ -75,8 +76,8 @@ def test_a_new_row_takes_the_place_of_the_old_one_of_its_cell_arm_and_seed(colle
 
 def test_a_grid_is_merged_from_its_folder_and_its_stages_beside_it(collect, tmp_path):
     settings = {"n_train": 200, "n_test": 100, "ipc": 1, "width": 4, "evaluate_networks": 2, "evaluate_epochs": 2}
-    config = stages.Config.from_params(**settings, method="random", arm="vanilla", seed=3, out=str(tmp_path / "runs"))
-    row = stages.run(config)
+    config = pipeline.Config.from_params(**settings, method="random", arm="vanilla", seed=3, out=str(tmp_path / "runs"))
+    row = pipeline.run(config)
     (tmp_path / "runs" / "some").mkdir()
     (tmp_path / "runs" / "results.parquet").rename(tmp_path / "runs" / "some" / "results.parquet")
     collect.merge(tmp_path / "runs" / "some")
@@ -84,7 +85,7 @@ def test_a_grid_is_merged_from_its_folder_and_its_stages_beside_it(collect, tmp_
     assert len([*(tmp_path / "results" / "distilled").iterdir()]) == 1
     assert not (tmp_path / "results" / "leftover.parquet").exists()  # nothing was diverted
     tad = config.with_params(arm="tad", noise="pairflip", rate=0.4, divert_epochs=2, divert_warmup=1)
-    stages.run(tad)
+    pipeline.run(tad)
     for _ in range(2):  # the second time the rows take the place of the first ones
         collect.merge(tmp_path / "runs")
     left = load_table(tmp_path / "results" / "leftover.parquet")

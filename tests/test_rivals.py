@@ -10,8 +10,8 @@ import torch
 from tadlib import arms, data, noise, rivals
 from tadlib.diversion import TRUSTED, DiversionConfig
 from tadlib.errors import InputError
-from tadlib.networks import Network, NetworkSpec
-from tadlib.training import weighted_loss
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import weighted_loss
 
 K = 10
 NET = Network(NetworkSpec((1, 8, 8), K, width=16, depth=2))

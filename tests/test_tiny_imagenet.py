@@ -1,4 +1,4 @@
-"""Promises of tadlib.tiny_imagenet: the official layout or a part of it, decoded once, and errors that name files."""
+"""Promises of tiny_imagenet: the official layout or a part of it, decoded once, and errors that name files."""
 
 import os
 import shutil
@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tadlib import tiny_imagenet
-from tadlib.artifacts import load_table
 from tadlib.cli import main
-from tadlib.data import load_dataset
+from tadlib.data import load_dataset, tiny_imagenet
 from tadlib.errors import InputError
+from tadlib.store import load_table
 
 IDS = ("n01443537", "n01629819", "n07749582")
 

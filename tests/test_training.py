@@ -7,10 +7,10 @@ import torch
 from test_networks import convnet_by_hand
 from torch import nn
 
-from tadlib import augment, training
 from tadlib.errors import InputError
-from tadlib.networks import Network, NetworkSpec
-from tadlib.training import (
+from tadlib.nn import augment, training
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import (
     Sgd,
     State,
     accuracy,

@@ -8,7 +8,7 @@ import torch
 from tadlib import data, noise, patches, transition
 from tadlib.discriminant import evidence
 from tadlib.errors import InputError
-from tadlib.training import one_hot
+from tadlib.nn.training import one_hot
 from tadlib.transition import (
     Explanation,
     alike,

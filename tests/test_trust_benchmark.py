@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tadlib import report, stages
-from tadlib.artifacts import load_table, save_table
+import tadbook
+from tadlib import pipeline
 from tadlib.errors import InputError
+from tadlib.store import load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,22 +51,22 @@ def test_settings_are_read(benchmark, text, params):
 
 def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, monkeypatch, capsys):
     options = ("--settings", "digits:symmetric:.3", "digits:none", "--arms", "clean-then-distill", "tad")
-    divert = stages.divert
+    divert = pipeline.divert
 
     def failing(config):
         if config.noise == "none" and config.arm == "tad":
             raise RuntimeError("no luck")
         return divert(config)
 
-    monkeypatch.setattr(stages, "divert", failing)
+    monkeypatch.setattr(pipeline, "divert", failing)
     assert run(benchmark, tmp_path, *options, "--seeds", "0") == 1
     assert "digits none 0 tad 0: failed: RuntimeError: no luck" in capsys.readouterr().err
     assert len(load_table(tmp_path / "trust.parquet")) == 3
-    monkeypatch.setattr(stages, "divert", divert)
+    monkeypatch.setattr(pipeline, "divert", divert)
 
     computed = []
-    work = stages.Work
-    monkeypatch.setattr(stages, "Work", lambda folder, title: computed.append(title) or work(folder, title))
+    work = pipeline.Work
+    monkeypatch.setattr(pipeline, "Work", lambda folder, title: computed.append(title) or work(folder, title))
     assert run(benchmark, tmp_path, *options, "--seeds", "0") == 0
     assert computed == ["divert"]  # the one that had failed
     assert run(benchmark, tmp_path, *options, "--seeds", "0") == 0
@@ -159,14 +160,14 @@ def rows(**change) -> pd.DataFrame:
 def test_tables_show_mean_and_interval_by_setting_and_arm():
     clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
     both = pd.concat([rows(), clean])
-    table = report.trust_table(both)
+    table = tadbook.trust_table(both)
     assert table["gce"].tolist() == ["0.860 ± 0.025", "2.0 ± 0.0 %"]  # 4.303 · .01 / √3
     assert table["tad"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0 %"]
     assert table["noise"].tolist() == ["symmetric, 40 %", "none"]
-    second = report.spaces_table(both)
+    second = tadbook.spaces_table(both)
     assert second["arm"].tolist() == ["gce", "tad"] * 2
     assert second["precision"][1] == "90.0 ± 0.0"
-    third = report.labels_table(both)
+    third = tadbook.labels_table(both)
     assert third["relabelled"].tolist() == ["10.0 ± 0.0"] * 2
     assert third["of these right"].tolist() == ["85.0 ± 0.0"] * 2
 
@@ -175,7 +176,7 @@ def test_fresh_seeds_have_a_table_of_their_own(tmp_path):
     clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
     both = pd.concat([rows(), clean])
     save_table(tmp_path / "trust_fresh.parquet", both[both["arm"] == "tad"].iloc[::-1])
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "trust_fresh.md").read_text()
     heads, _, none, noisy = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert noisy[heads.index("AUROC")] == "0.910 ± 0.025"
@@ -184,15 +185,15 @@ def test_fresh_seeds_have_a_table_of_their_own(tmp_path):
 
 
 def test_the_book_shows_the_table_once_there_is_one(tmp_path):
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "trust.md").read_text()
     save_table(tmp_path / "trust.parquet", rows())
-    report.write_book_tables(tmp_path, tmp_path / "generated")
+    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "trust.md").read_text()
     assert "| 0.910 ± 0.025 |" in text
     assert "Seeds 0, 1, 2; cpu on a CPU; torch 2, tadlib 1, commit cccccccccccc." in text
     assert "No results yet" in (tmp_path / "generated" / "results.md").read_text()  # it holds no accuracies
-    assert len(report.read_trust(tmp_path / "trust.parquet")) == 6
+    assert len(tadbook.read_trust(tmp_path / "trust.parquet")) == 6
 
 
 def test_unknown_forms_of_settings_are_named(benchmark):

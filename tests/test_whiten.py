@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tadlib import whiten
-from tadlib.data import load_dataset
+from tadlib.data import load_dataset, whiten
 from tadlib.errors import InputError
 
 

@@ -19,8 +19,8 @@ from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import known, require
 from tadlib.experts import Trajectories
 from tadlib.matching import soft_cross_entropy
-from tadlib.networks import Network
-from tadlib.training import predict
+from tadlib.nn.networks import Network
+from tadlib.nn.training import predict
 
 INITIALISATIONS = ("correct", "real")
 

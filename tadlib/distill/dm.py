@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
 from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
-from tadlib.networks import Network
+from tadlib.nn import augment
+from tadlib.nn.networks import Network
 from tadlib.rng import generator
 
 

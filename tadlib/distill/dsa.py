@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
 from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
 from tadlib.matching import soft_cross_entropy
-from tadlib.networks import Network
+from tadlib.nn import augment
+from tadlib.nn.networks import Network
+from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
-from tadlib.training import Sgd, State, train_epoch
 
 EPSILON = 1e-6  # keeps the cosine of a row of zeros finite, as in DC's code
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
-from tadlib.networks import Network
+from tadlib.nn.networks import Network
 
 Rows = list[dict[str, Any]]
 

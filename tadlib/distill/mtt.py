@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tadlib import augment
 from tadlib.distill.loop import Loop, driver, momentum_step
 from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import known, require
 from tadlib.experts import Trajectories
 from tadlib.matching import GRADIENTS, Step, match, soft_cross_entropy
-from tadlib.networks import Network
+from tadlib.nn import augment
+from tadlib.nn.networks import Network
 from tadlib.rng import generator
 
 MAX_LOG_STEP = 0.1  # the learning rate changes by at most this factor's log in one iteration

@@ -12,7 +12,7 @@ from torch import Tensor
 from tadlib.distill.loop import Loop, driver, start_from_real
 from tadlib.distill.synthetic import Drawing, Real
 from tadlib.errors import require
-from tadlib.networks import Network
+from tadlib.nn.networks import Network
 from tadlib.rng import generator
 
 

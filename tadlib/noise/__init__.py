@@ -1,6 +1,6 @@
 """Label noise: given labels made from true ones, or read from files."""
 
-from tadlib.class_maps import ASYMMETRIC_MAPS
+from tadlib.data.class_maps import ASYMMETRIC_MAPS
 from tadlib.noise.files import HUMAN_LABELS, human_checksum, list_checksum
 from tadlib.noise.labels import NoisyLabels, transition
 from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, check, inject

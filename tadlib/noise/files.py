@@ -12,11 +12,11 @@ import torch
 from numpy._core.multiarray import _reconstruct
 from torch import Tensor
 
-from tadlib.artifacts import load_table
-from tadlib.class_maps import superclass_of
 from tadlib.data import require_labels
+from tadlib.data.class_maps import superclass_of
 from tadlib.errors import InputError, known, require
 from tadlib.noise.labels import Answer, NoisyLabels, Request, transition
+from tadlib.store import load_table
 
 # CIFAR-N (Wei et al. 2022): file, and its sets of labels by the names used here.
 HUMAN_LABELS = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadlib.artifacts import load_metadata, load_tensors, save_tensors
 from tadlib.data import require_labels
 from tadlib.errors import require
+from tadlib.store import load_metadata, load_tensors, save_tensors
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ A noise model is one function in ``NOISE_MODELS``. Papers mean different things 
 - ``symmetric``: to any class but the true one, all equally likely.
 - ``symmetric:included``: of all samples int(r N) get a label drawn from all classes, the true one among them, as in
   DivideMix (Li et al. 2020) and ELR (Liu et al. 2020). A nominal rate r is then a realised r (K-1)/K or so.
-- ``asymmetric``: from each class of the data set's map (:mod:`tadlib.class_maps`) to its look-alike, at rate r per
+- ``asymmetric``: from each class of the data set's map (:mod:`tadlib.data.class_maps`) to its look-alike, at rate r per
   mapped class, all at once: no label moves twice. On CIFAR-10 that makes r/2 overall.
 - ``pairflip``: from class i to i + 1, the last to the first.
 - ``superclass``: CIFAR-100; to the four other classes of the superclass, all equally likely.
@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadlib.class_maps import ASYMMETRIC_MAPS, superclass_groups
 from tadlib.data import require_labels
+from tadlib.data.class_maps import ASYMMETRIC_MAPS, superclass_groups
 from tadlib.errors import known, require
 from tadlib.noise.files import human, human_set, listed
 from tadlib.noise.instance import instance_dependent

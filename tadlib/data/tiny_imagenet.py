@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.artifacts import load_metadata, load_tensors, save_tensors
 from tadlib.errors import InputError, require
+from tadlib.store import load_metadata, load_tensors, save_tensors
 
 FOLDER = "tiny-imagenet-200"
 SIDE = 64

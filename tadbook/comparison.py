@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tadbook.style import arm_look, figure, percent
+from tadbook.tables import CELL, setting_names, summarise, with_interval
 from tadlib.arms import ARMS
 from tadlib.errors import require
 from tadlib.evaluate import mean_ci95
-from tadlib.report.style import arm_look, figure, percent
-from tadlib.report.tables import CELL, setting_names, summarise, with_interval
 
 RIVAL = "clean-then-distill"
 COMPARED = ("vanilla", RIVAL, "tad", "oracle")

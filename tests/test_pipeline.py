@@ -1,4 +1,4 @@
-"""Promises of tadlib.stages and tadlib.config: bad input is refused early, no work is lost, and none is done twice."""
+"""Promises of the pipeline and its configuration: bad input is refused early, no work is lost, none is done twice."""
 
 import ast
 import json
@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import tadlib
-from tadlib import presets, stages
-from tadlib.artifacts import StageFolder, load_json, load_table
+from tadlib import pipeline, presets
 from tadlib.config import METHODS, Config, param_types
 from tadlib.data import load_dataset
 from tadlib.errors import InputError
 from tadlib.experts import TrajectoryStore
+from tadlib.store import StageFolder, load_json, load_table
 
 TINY = {
     "dataset": "digits",
@@ -87,7 +87,7 @@ def tiny(out: Path | str = "never-written", **changes) -> Config:
 def finished(tmp_path_factory) -> tuple[Path, dict]:
     """The output folder of a finished cell, and its row. Tests that change files take a copy."""
     out = tmp_path_factory.mktemp("finished") / "runs"
-    return out, stages.run(tiny(out))
+    return out, pipeline.run(tiny(out))
 
 
 @pytest.mark.parametrize("changed, expected", [(False, "{}"), (True, "{}+")])
@@ -103,7 +103,7 @@ def test_a_row_tells_the_commit_and_whether_the_code_was_changed_since(tmp_path,
         (package / "__init__.py").write_text("x = 1")
     monkeypatch.setattr(tadlib, "__file__", str(package / "__init__.py"))
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert stages._commit.__wrapped__() == expected.format(head)
+    assert pipeline._commit.__wrapped__() == expected.format(head)
 
 
 @pytest.fixture
@@ -233,42 +233,42 @@ def test_params_survive_the_round_trip_through_json(params):
 )
 def test_check_refuses_before_anything_is_written(tmp_path, params, message):
     with pytest.raises(InputError, match=message):
-        stages.run(tiny(tmp_path / "runs", **params))
+        pipeline.run(tiny(tmp_path / "runs", **params))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_class_without_a_given_label_is_refused(tmp_path, monkeypatch):
-    inject = stages.noise.inject
+    inject = pipeline.noise.inject
 
     def without_class_three(*args, **options):
         labels = inject(*args, **options)
         labels.given_N[labels.given_N == 3] = 4
         return labels
 
-    monkeypatch.setattr(stages.noise, "inject", without_class_three)
+    monkeypatch.setattr(pipeline.noise, "inject", without_class_three)
     with pytest.raises(InputError, match="class 3 has 0 under the given labels, got 1"):
-        stages.run(tiny(tmp_path / "runs"))
+        pipeline.run(tiny(tmp_path / "runs"))
     with pytest.raises(InputError, match=r"every class needs a sample with its label; classes without: \[3\]"):
-        stages.divert(tiny(tmp_path / "runs"))
+        pipeline.divert(tiny(tmp_path / "runs"))
 
 
 def test_the_oracle_counts_images_by_their_true_labels(tmp_path, monkeypatch):
-    inject = stages.noise.inject
+    inject = pipeline.noise.inject
 
     def few_nines(*args, **options):
         labels = inject(*args, **options)
         labels.given_N[labels.given_N == 9] = 0
         return labels
 
-    monkeypatch.setattr(stages.noise, "inject", few_nines)
-    stages.check(tiny(tmp_path / "runs", arm="oracle"))
+    monkeypatch.setattr(pipeline.noise, "inject", few_nines)
+    pipeline.check(tiny(tmp_path / "runs", arm="oracle"))
 
 
 def test_a_class_with_too_few_trusted_images_is_named_and_finished_stages_stay(tmp_path):
     config = tiny(tmp_path / "runs", ipc=20, arm="clean-then-distill")
     with pytest.raises(InputError, match=r"ipc must not exceed the images of a class: class \d has \d+, got 20"):
-        stages.run(config)
-    assert StageFolder(stages.divert(config)).is_complete()
+        pipeline.run(config)
+    assert StageFolder(pipeline.divert(config)).is_complete()
     assert not list((tmp_path / "runs").glob("experts/*"))  # known before hours go into experts
     assert not (tmp_path / "runs" / "results.parquet").exists()
 
@@ -276,7 +276,7 @@ def test_a_class_with_too_few_trusted_images_is_named_and_finished_stages_stay(t
 def test_a_foreign_output_folder_stays_as_it_is(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="is not an output folder of tadlib"):
-        stages.run(tiny(tmp_path))
+        pipeline.run(tiny(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -290,7 +290,13 @@ def keys(tmp_path, monkeypatch):
     monkeypatch.setattr(StageFolder, "is_complete", lambda self: True)
 
     def of(**changes) -> dict[str, str]:
-        functions = (stages.inject_noise, stages.divert, stages.train_experts, stages.distill, stages.evaluate)
+        functions = (
+            pipeline.inject_noise,
+            pipeline.divert,
+            pipeline.train_experts,
+            pipeline.distill,
+            pipeline.evaluate,
+        )
         config = tiny(**{"out": tmp_path / "keys"} | changes)
         return {stage: function(config).name for stage, function in zip(STAGES, functions)}
 
@@ -348,21 +354,21 @@ def test_a_plan_tells_every_folder_before_any_work(tmp_path, arm, method):
     own = {"dm_iterations": 2} if method == "dm" else {}
     settings = {k: v for k, v in TINY.items() if method == "mtt" or not k.startswith("mtt")}
     config = Config.from_params(**settings | own, arm=arm, method=method, out=str(tmp_path / "runs"))
-    planned = stages.plan(config)
+    planned = pipeline.plan(config)
     assert not (tmp_path / "runs").exists()
     assert ("experts" in planned) == (method == "mtt")
-    assert stages.evaluate(config) == planned["evaluate"].path
+    assert pipeline.evaluate(config) == planned["evaluate"].path
     made = {name: [path.name for path in (tmp_path / "runs" / name).iterdir()] for name in planned}
     assert made == {name: [p.key] for name, p in planned.items()}
 
 
 def test_one_oracle_serves_every_noise_and_its_row_tells_the_noise_of_its_cell(tmp_path):
     configs = [tiny(tmp_path / "runs", arm="oracle", rate=rate) for rate in (0.2, 0.3)]
-    rows = [stages.run(config) for config in configs]
+    rows = [pipeline.run(config) for config in configs]
     assert rows[0]["key"] == rows[1]["key"]
     assert [row["rate_nominal"] for row in rows] == [0.2, 0.3]
     assert rows[0]["config_hash"] != rows[1]["config_hash"]
-    held = stages.load_distilled(tmp_path / "runs" / "distill" / stages.plan(configs[0])["distill"].key)
+    held = pipeline.load_distilled(tmp_path / "runs" / "distill" / pipeline.plan(configs[0])["distill"].key)
     assert held.params["noise"] == "none"
 
 
@@ -374,15 +380,15 @@ def test_the_output_folder_is_in_no_key(keys, tmp_path):
 
 
 def test_labels_of_a_file_and_noise_that_depends_on_images_reach_the_stages(tmp_path):
-    drawn = stages.load_labels(stages.inject_noise(tiny(tmp_path / "runs", noise="instance", rate=0.4)))
+    drawn = pipeline.load_labels(pipeline.inject_noise(tiny(tmp_path / "runs", noise="instance", rate=0.4)))
     assert drawn.rate_realised == pytest.approx(0.4, abs=0.15)
     drawn.save(tmp_path / "given.safetensors")
     given = tiny(tmp_path / "runs", noise=f"file:{tmp_path / 'given.safetensors'}", rate=0, arm="vanilla")
-    stages.check(given)
-    back = stages.load_labels(stages.inject_noise(given))
+    pipeline.check(given)
+    back = pipeline.load_labels(pipeline.inject_noise(given))
     assert torch.equal(back.given_N, drawn.given_N)
     assert back.rate_realised == drawn.rate_realised
-    row = stages.trust_row(given, stages.divert(given))
+    row = pipeline.trust_row(given, pipeline.divert(given))
     assert row["label_accuracy"] == pytest.approx(1 - drawn.rate_realised)
 
 
@@ -390,8 +396,8 @@ def test_labels_of_a_file_and_noise_that_depends_on_images_reach_the_stages(tmp_
 def test_a_rival_that_is_killed_resumes_to_the_same_bits(tmp_path, monkeypatch, arm):
     if arm == "confident-learning":
         pytest.importorskip("cleanlab")
-    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", -1.0)
-    whole = stages.load_refined(stages.divert(tiny(tmp_path / "whole", arm=arm)))
+    monkeypatch.setattr(pipeline, "CHECKPOINT_SECONDS", -1.0)
+    whole = pipeline.load_refined(pipeline.divert(tiny(tmp_path / "whole", arm=arm)))
     checkpoint = StageFolder.save_checkpoint
 
     def killed(self, *args):
@@ -401,8 +407,8 @@ def test_a_rival_that_is_killed_resumes_to_the_same_bits(tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(StageFolder, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            stages.divert(tiny(tmp_path / "killed", arm=arm))
-    resumed = stages.load_refined(stages.divert(tiny(tmp_path / "killed", arm=arm)))
+            pipeline.divert(tiny(tmp_path / "killed", arm=arm))
+    resumed = pipeline.load_refined(pipeline.divert(tiny(tmp_path / "killed", arm=arm)))
     assert torch.equal(resumed.trust, whole.trust)
     assert torch.equal(resumed.weight, whole.weight)
 
@@ -415,18 +421,18 @@ def test_the_second_run_does_no_work(copy, monkeypatch):
         return {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and "results" not in p.name}
 
     before = state()
-    monkeypatch.setattr(stages, "Work", None)  # any work would need one
-    stages.run(tiny(copy))
+    monkeypatch.setattr(pipeline, "Work", None)  # any work would need one
+    pipeline.run(tiny(copy))
     assert state() == before
     assert len(load_table(copy / "results.parquet")) == 1
 
 
 READERS = {
-    "labels.safetensors": lambda file: stages.load_labels(file.parent),
-    "refined.safetensors": lambda file: stages.load_refined(file.parent),
+    "labels.safetensors": lambda file: pipeline.load_labels(file.parent),
+    "refined.safetensors": lambda file: pipeline.load_refined(file.parent),
     "labels.parquet": load_table,
     "expert_001.safetensors": lambda file: TrajectoryStore(file.parent).read(1, 0),
-    "distilled.safetensors": stages.load_distilled,
+    "distilled.safetensors": pipeline.load_distilled,
     "accuracies.json": load_json,
     "manifest.json": lambda file: StageFolder(file.parent).manifest(),
 }
@@ -440,7 +446,7 @@ def test_a_truncated_file_is_an_error_to_read_and_its_stage_is_computed_again(co
     with pytest.raises(InputError, match="expert 1 in .*" if "expert" in name else name):
         READERS[name](file)
     assert not StageFolder(file.parent).is_complete()
-    stages.run(tiny(copy))
+    pipeline.run(tiny(copy))
     assert contents(copy) == contents(finished[0])
 
 
@@ -467,7 +473,7 @@ def test_no_tensor_file_is_unreadable_without_tadlib(finished):
 def test_experts_can_carry_loops_of_their_own(finished, tmp_path):
     shared = finished[0]
     own = tmp_path / "runs"
-    row = stages.run(tiny(own, loops="per-expert"))
+    row = pipeline.run(tiny(own, loops="per-expert"))
     assert 0 <= row["accuracy_mean"] <= 1
     stores = [TrajectoryStore(folders(out)["experts"]) for out in (shared, own)]
     assert [len(store) for store in stores] == [3, 3]
@@ -497,8 +503,8 @@ def test_every_method_runs_on_every_arm(all_methods_out, method):
     base = {name: value for name, value in TINY.items() if not name.startswith("mtt_")}
     own = {f"{method}_{name}": value for name, value in FEW[method].items()}
     config = Config.from_params(**base | own | {"method": method, "out": str(all_methods_out), "evaluate_networks": 1})
-    rows = [stages.run(cell) for cell in stages.cells(config, arm=tuple(stages.arms.ARMS))]
-    assert [row["arm"] for row in rows] == list(stages.arms.ARMS)
+    rows = [pipeline.run(cell) for cell in pipeline.cells(config, arm=tuple(pipeline.arms.ARMS))]
+    assert [row["arm"] for row in rows] == list(pipeline.arms.ARMS)
     assert all(0 <= row["accuracy_mean"] <= 1 for row in rows)
     assert all((row["seconds_experts"] is not None) == METHODS[method].needs_experts for row in rows)
     table = load_table(all_methods_out / "results.parquet")
@@ -506,7 +512,7 @@ def test_every_method_runs_on_every_arm(all_methods_out, method):
 
 
 def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, finished):
-    row = stages.run(tiny(copy, evaluate_network="alexnet"))
+    row = pipeline.run(tiny(copy, evaluate_network="alexnet"))
     assert row["evaluate_network"] == "alexnet"
     assert row["seconds_distill"] == finished[1]["seconds_distill"]  # the same stage
     assert row["key"] != finished[1]["key"]
@@ -518,11 +524,11 @@ def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, f
 # Runs one cell; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
 DRIVER = """
 import json, os, signal, sys
-from tadlib import stages
-from tadlib.artifacts import StageFolder
+from tadlib import pipeline
+from tadlib.store import StageFolder
 
 order = json.loads(sys.argv[1])
-stages.CHECKPOINT_SECONDS = -1.0
+pipeline.CHECKPOINT_SECONDS = -1.0
 calls, finished = [], []
 save, finish = StageFolder.save_checkpoint, StageFolder.finish
 
@@ -540,7 +546,7 @@ def finishing(self, **options):
 StageFolder.save_checkpoint, StageFolder.finish = saving, finishing
 print("ready", flush=True)
 sys.stdin.readline()
-stages.run(stages.Config.from_params(**order["params"]))
+pipeline.run(pipeline.Config.from_params(**order["params"]))
 print(json.dumps(finished))
 """
 
@@ -579,7 +585,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(copy, finished, stag
         return checkpoint
 
     monkeypatch.setattr(StageFolder, "load_checkpoint", loading)
-    stages.run(tiny(copy))
+    pipeline.run(tiny(copy))
     assert resumed == [folder]
     assert contents(copy) == contents(finished[0])
     assert not list(copy.rglob("checkpoint.safetensors"))
@@ -629,9 +635,9 @@ def test_rows_of_a_cell_are_replaced_and_others_kept(finished, tmp_path):
         "trust_auroc": None,
         "relabel_accuracy": None,
     }
-    stages.merge_results(path, pd.DataFrame([row, vanilla]))
-    stages.merge_results(path, pd.DataFrame([row | {"seed": 1, "config_hash": "s"}]))
-    stages.merge_results(path, pd.DataFrame([row | {"accuracy_mean": 0.5}]))
+    pipeline.merge_results(path, pd.DataFrame([row, vanilla]))
+    pipeline.merge_results(path, pd.DataFrame([row | {"seed": 1, "config_hash": "s"}]))
+    pipeline.merge_results(path, pd.DataFrame([row | {"accuracy_mean": 0.5}]))
     table = load_table(path)
     assert table[["arm", "seed"]].values.tolist() == [["tad", 0], ["tad", 1], ["vanilla", 0]]
     assert table["accuracy_mean"].tolist() == [0.5, row["accuracy_mean"], 0.1]
@@ -641,9 +647,9 @@ def test_rows_of_a_cell_are_replaced_and_others_kept(finished, tmp_path):
 
 
 def test_cells_are_all_arms_and_seeds():
-    cells = stages.cells(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
+    cells = pipeline.cells(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
     assert [(c.arm, c.seed) for c in cells] == [("vanilla", 0), ("tad", 0), ("vanilla", 1), ("tad", 1)]
-    assert stages.cells(tiny()) == [tiny()]
+    assert pipeline.cells(tiny()) == [tiny()]
 
 
 def imported(module: str) -> set[str]:
@@ -659,15 +665,15 @@ def imported(module: str) -> set[str]:
     return {name for name in found if (package / name).is_dir() or (package / f"{name}.py").is_file()}
 
 
-@pytest.mark.parametrize("stage", stages.CODE)
+@pytest.mark.parametrize("stage", pipeline.CODE)
 def test_a_stage_s_key_holds_the_code_of_all_that_it_computes_with(stage):
     """Or a change there would find the old results and pass them off as new ones."""
     computes_nothing = {"errors", "artifacts"}  # messages and files
     # noise is drawn for images as they are; files of distilled images are written after the stage's work
     unused = {"data": {"whiten"}, "distilled": {"cell", "config", "evaluate"}}
-    order = list(stages.CODE)
-    before = {name for earlier in order[: order.index(stage)] for name in stages.CODE[earlier]}
-    own = set(stages.CODE[stage])
+    order = list(pipeline.CODE)
+    before = {name for earlier in order[: order.index(stage)] for name in pipeline.CODE[earlier]}
+    own = set(pipeline.CODE[stage])
     for module in own:  # a stage's key holds those of its inputs
         missing = imported(module) - own - before - computes_nothing - unused.get(module, set())
         assert not missing, f"{module} imports {missing}"
@@ -676,7 +682,7 @@ def test_a_stage_s_key_holds_the_code_of_all_that_it_computes_with(stage):
 def test_a_row_of_labels_tells_its_place_in_the_whole_training_set(tmp_path):
     """A preset may judge a part of the data; who mends a list of labels needs places in all of it."""
     config = tiny(tmp_path / "runs", noise="none", rate=0.0, arm="vanilla", n_train=200)
-    table = pd.read_parquet(stages.divert(config) / "labels.parquet")
+    table = pd.read_parquet(pipeline.divert(config) / "labels.parquet")
     everything = load_dataset("digits").y_train
     assert len(table) == 200 < len(everything)
     assert table["index"].is_unique

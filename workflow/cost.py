@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any
 
 from tadlib.arms import LEARNED
-from tadlib.artifacts import MANIFEST, StageFolder, load_table, processor
 from tadlib.config import METHODS, Config
 from tadlib.errors import InputError
-from tadlib.grid.jobs import Job
-from tadlib.networks import Network, NetworkSpec
+from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.noise import FIXED_RATE
+from tadlib.store import MANIFEST, StageFolder, load_table, processor
+from workflow.jobs import Job
 
 STAGES = ("divert", "experts", "distill", "evaluate")
 # channels, side, classes, training images as published

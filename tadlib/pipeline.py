@@ -1,6 +1,6 @@
 """The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
 
-A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.artifacts`), where the key is a hash of its settings, its
+A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`), where the key is a hash of its settings, its
 inputs' keys and the code that computes it. A finished folder is returned as it is; an interrupted one is resumed from
 its checkpoint and ends with the same bits on a CPU.
 """
@@ -22,9 +22,22 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, cell, diversion, experts, noise, rivals, speed, tiny_imagenet
+from tadlib import arms, cell, diversion, experts, noise, rivals
 from tadlib import evaluate as evaluation
-from tadlib.artifacts import (
+from tadlib.cell import dataset as dataset
+from tadlib.cell import network as network
+from tadlib.config import Config as Config
+from tadlib.data import Dataset, tiny_imagenet
+from tadlib.distill import METHODS
+from tadlib.distill.loop import Loop
+from tadlib.distill.synthetic import Real
+from tadlib.distilled import load_distilled as load_distilled
+from tadlib.distilled import save_distilled
+from tadlib.errors import require
+from tadlib.evaluate import mean_ci95
+from tadlib.nn import speed
+from tadlib.noise import NoisyLabels
+from tadlib.store import (
     StageFolder,
     claim_output,
     code_version,
@@ -38,32 +51,19 @@ from tadlib.artifacts import (
     save_tensors,
     versions,
 )
-from tadlib.cell import dataset as dataset
-from tadlib.cell import network as network
-from tadlib.config import Config as Config
-from tadlib.data import Dataset
-from tadlib.distill import METHODS
-from tadlib.distill.loop import Loop
-from tadlib.distill.synthetic import Real
-from tadlib.distilled import load_distilled as load_distilled
-from tadlib.distilled import save_distilled
-from tadlib.errors import require
-from tadlib.evaluate import mean_ci95
-from tadlib.noise import NoisyLabels
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # what each stage computes with; a change of code there changes the key (comments and docstrings do not)
 CODE = {
-    "noise": ("data", "tiny_imagenet", "class_maps", "noise", "rng"),
+    "noise": ("data", "noise", "rng"),
     "divert": (
         *("arms", "rivals", "diversion", "trust", "posterior", "patches", "discriminant", "transition", "recalibrate"),
-        *("training", "speed"),
-        *("augment", "networks", "whiten", "rng"),
+        *("nn", "data.whiten", "rng"),
     ),
-    "experts": ("experts", "training", "speed", "augment", "networks", "whiten", "rng"),
-    "distill": ("distill", "distilled", "matching", "training", "speed", "augment", "networks", "whiten", "rng"),
-    "evaluate": ("evaluate", "training", "speed", "augment", "networks", "whiten", "rng"),
+    "experts": ("experts", "nn", "data.whiten", "rng"),
+    "distill": ("distill", "distilled", "matching", "nn", "data.whiten", "rng"),
+    "evaluate": ("evaluate", "nn", "data.whiten", "rng"),
 }
 
 

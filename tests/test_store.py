@@ -1,4 +1,4 @@
-"""Promises of artifacts.py: stable keys, files that are whole or absent, damage noticed and named, work done once."""
+"""Promises of store.py: stable keys, files that are whole or absent, damage noticed and named, work done once."""
 
 import os
 import stat
@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tadlib import artifacts
-from tadlib.artifacts import (
+from tadlib import store
+from tadlib.errors import InputError
+from tadlib.rng import generator
+from tadlib.store import (
     CHECKPOINT,
     MANIFEST,
     MARKER,
@@ -34,8 +36,6 @@ from tadlib.artifacts import (
     versions,
     write_atomic,
 )
-from tadlib.errors import InputError
-from tadlib.rng import generator
 
 ROOT = Path(__file__).parents[1]
 DTYPES = [
@@ -174,7 +174,7 @@ class Config:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(artifacts, "PACKAGE", tmp_path)
+    monkeypatch.setattr(store, "PACKAGE", tmp_path)
     (tmp_path / "distill").mkdir()
     (tmp_path / "distill" / "mtt.py").write_text("STEPS = 40\n")
     (tmp_path / "trust.py").write_text(SOURCE)
@@ -211,7 +211,7 @@ def test_code_version_names_an_unknown_module():
 
 
 def test_code_version_reads_the_real_package():
-    assert code_version("artifacts") == code_version("tadlib.artifacts") != code_version("rng")
+    assert code_version("artifacts") == code_version("tadlib.store") != code_version("rng")
 
 
 # Output folders
@@ -271,7 +271,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypat
         raise Interrupted
 
     if step != "content":
-        monkeypatch.setattr(artifacts.os, step, fail)
+        monkeypatch.setattr(store.os, step, fail)
 
     def write() -> None:
         with replacing(path) as temporary:
@@ -312,17 +312,17 @@ def test_written_file_is_readable_by_others_as_the_umask_says(tmp_path: Path):
 
 KILLED_BEFORE_REPLACE = """
 import sys, time, torch
-from tadlib import artifacts
+from tadlib import store
 def hang(path):
     print("written", flush=True)
     time.sleep(600)
-artifacts._sync = hang
-artifacts.save_tensors(sys.argv[1], {"a": torch.ones(1000)})
+store._sync = hang
+store.save_tensors(sys.argv[1], {"a": torch.ones(1000)})
 """
 
 WRITES_WITHOUT_END = """
 import sys
-from tadlib.artifacts import write_atomic
+from tadlib.store import write_atomic
 contents = [b"a" * 20_000_000, b"b" * 20_000_000]  # long enough for the signal to arrive in the middle
 write_atomic(sys.argv[1], contents[0])
 print("writing", flush=True)
@@ -514,7 +514,7 @@ def test_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         replace(temporary, path)
         written.append(path.name)
 
-    monkeypatch.setattr(artifacts.os, "replace", record)
+    monkeypatch.setattr(store.os, "replace", record)
     folder = StageFolder(tmp_path / "k")
     save_json(folder.path / "a.json", 1)
     folder.save_checkpoint({}, {})
@@ -665,7 +665,7 @@ def test_checkpoint_that_cannot_be_stored_keeps_the_one_before(tmp_path: Path):
 WORKS_UNDER_LOCK = """
 import sys, time
 from pathlib import Path
-from tadlib.artifacts import StageFolder, save_json
+from tadlib.store import StageFolder, save_json
 folder = StageFolder(sys.argv[1])
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():
@@ -680,7 +680,7 @@ with folder.lock():
 
 HOLDS_LOCK = """
 import sys, time
-from tadlib.artifacts import StageFolder
+from tadlib.store import StageFolder
 with StageFolder(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(600)

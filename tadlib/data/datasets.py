@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadlib import tiny_imagenet
-from tadlib.class_maps import CIFAR100_SUPERCLASSES, superclass_of
+from tadlib.data import tiny_imagenet
+from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
+from tadlib.data.whiten import Whitening, fit
 from tadlib.errors import InputError, known, require
 from tadlib.rng import generator
-from tadlib.whiten import Whitening, fit
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500

@@ -1,7 +1,7 @@
 """The one command of a grid: check it, plan it, have Snakemake run it, tell what came of it.
 
 Runs, resumes after whatever ended the last run, and runs again what depends on a change of grid, notebook, data or
-library. See :mod:`tadlib.grid.jobs` for why that needs no help.
+library. See :mod:`workflow.jobs` for why that needs no help.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from tadlib.errors import InputError, require
-from tadlib.grid.job import FAILED, locked
+from workflow.job import FAILED, locked
 
 if TYPE_CHECKING:
-    from tadlib.grid.jobs import Job
+    from workflow.jobs import Job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 OK, INCOMPLETE, BAD_INPUT = 0, 1, 2  # exit statuses
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tadlib.grid",
+        prog="python -m workflow",
         allow_abbrev=False,
         description="Run a grid of cells, or go on with it. Further options are Snakemake's.",
     )
@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, more: list[str]) -> int:
-    from tadlib.artifacts import claim_output, save_json
-    from tadlib.grid.cost import cost_text, measured
-    from tadlib.grid.jobs import NOTEBOOK, SHARED, collect, grid_jobs, to_do
-    from tadlib.grid.load import load_grid
+    from tadlib.store import claim_output, save_json
+    from workflow.cost import cost_text, measured
+    from workflow.jobs import NOTEBOOK, SHARED, collect, grid_jobs, to_do
+    from workflow.load import load_grid
 
     path = Path(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
     profile, local = _profile(options.profile)
@@ -156,7 +156,7 @@ def counts(jobs: "Iterable[Job]", out: Path) -> str:
 
 def plan_text(jobs: "list[Job]", out: Path) -> str:
     """Every cell and whether it is done, then the jobs that would be run."""
-    from tadlib.grid.jobs import to_do
+    from workflow.jobs import to_do
 
     todo = to_do(jobs, out)
     missing = {job.target for job in todo}

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from tadbook.style import CYCLE, INK, MUTED, WIDTH, arm_look, array, figure, percent
 from tadlib.errors import require
 from tadlib.evaluate import mean_ci95
-from tadlib.report.style import CYCLE, INK, MUTED, WIDTH, arm_look, array, figure, percent
 
 
 def trajectories(accuracy: Mapping[str, np.ndarray], travelled: Mapping[str, np.ndarray]) -> Figure:

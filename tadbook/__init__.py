@@ -3,16 +3,16 @@
 The only part of the library that imports matplotlib and seaborn.
 """
 
-from tadlib.report.comparison import against_rate, comparisons, shortfalls, verdict
-from tadlib.report.costs import chapter_note
-from tadlib.report.explore import (
+from tadbook.comparison import against_rate, comparisons, shortfalls, verdict
+from tadbook.costs import chapter_note
+from tadbook.explore import (
     explore_images,
     explore_noise,
     explore_posterior,
     explore_runs,
     explore_samples,
 )
-from tadlib.report.labels import (
+from tadbook.labels import (
     anchor_picture,
     calibration_curve,
     discriminants,
@@ -27,17 +27,17 @@ from tadlib.report.labels import (
     trust_over_rounds,
     weighed_labels,
 )
-from tadlib.report.networks import (
+from tadbook.networks import (
     accuracy_bars,
     gradient_agreement,
     matching_loss,
     synthetic_images,
     trajectories,
 )
-from tadlib.report.pages import write_book_tables, write_published, write_readme_table
-from tadlib.report.pictures import write_book_pictures
-from tadlib.report.style import style
-from tadlib.report.tables import (
+from tadbook.pages import write_book_tables, write_published, write_readme_table
+from tadbook.pictures import write_book_pictures
+from tadbook.style import style
+from tadbook.tables import (
     labels_table,
     methods_table,
     read_results,

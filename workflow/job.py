@@ -1,6 +1,6 @@
-"""One job of a grid, in a process of its own: ``python -m tadlib.grid.job PLAN TARGET``.
+"""One job of a grid, in a process of its own: ``python -m workflow.job PLAN TARGET``.
 
-Snakemake calls it with the plan that :mod:`tadlib.grid.run` wrote and the target to make. Nothing here imports torch
+Snakemake calls it with the plan that :mod:`workflow.run` wrote and the target to make. Nothing here imports torch
 before a GPU has been chosen, and the process that runs a notebook never does.
 """
 
@@ -81,10 +81,10 @@ def noted(journal: Path, job: Mapping[str, Any], gpu: str | None) -> Iterator[No
 
 def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Carry out a stage; its folder must be the planned one."""
-    from tadlib import stages
+    from tadlib import pipeline
     from tadlib.config import Config
 
-    functions = {"noise": stages.inject_noise, "divert": stages.divert, "experts": stages.train_experts}
+    functions = {"noise": pipeline.inject_noise, "divert": pipeline.divert, "experts": pipeline.train_experts}
     path = functions[job["stage"]](Config.from_params(**job["params"], **machine))
     _require_key(path.name, job)
 
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     machine, out = plan["machine"], Path(plan["machine"]["out"])
     try:
         if target == "results":
-            from tadlib.grid.jobs import collect
+            from workflow.jobs import collect
 
             collect(plan["jobs"], out, plan["grid"])
             return 0

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tadlib import augment
 from tadlib.errors import require
-from tadlib.networks import Network
-from tadlib.speed import Compiled, Recorded, channels_last
+from tadlib.nn import augment
+from tadlib.nn.networks import Network
+from tadlib.nn.speed import Compiled, Recorded, channels_last
 
 EVAL_BATCH = 1000  # images per forward pass when nothing is learned
 
@@ -164,7 +164,7 @@ def train_epoch(
         on_step: called after every step as ``on_step(index_B, logits_BK, theta_P)``, with the logits before the step
             and the parameters after it.
         compile: compile the step, once for each size of batch, of which an epoch has at most two
-            (:class:`tadlib.speed.Compiled`); not with ``extra`` or ``on_step``, which are Python code of any kind.
+            (:class:`tadlib.nn.speed.Compiled`); not with ``extra`` or ``on_step``, which are Python code of any kind.
 
     Raises:
         InputError: when no sample has a positive weight.

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from tadbook.tables import read_results
 from tadlib.arms import ARMS
-from tadlib.artifacts import load_table
 from tadlib.presets import PRESETS
-from tadlib.report.tables import read_results
+from tadlib.store import load_table
 
 STAGES = ("divert", "experts", "distill", "evaluate")
 # how often each chapter runs each stage for one arm that learns; a warm-up counts as a part of a diversion

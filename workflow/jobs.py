@@ -13,18 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from tadlib import stages
+from tadlib import pipeline
 from tadlib.arms import LEARNED
-from tadlib.artifacts import MANIFEST, code_version, content_key, load_json, save_table
 from tadlib.cell import portable
 from tadlib.config import Config
-from tadlib.grid.job import ROW
-from tadlib.grid.load import Grid
+from tadlib.store import MANIFEST, code_version, content_key, load_json, save_table
+from workflow.job import ROW
+from workflow.load import Grid
 
 SHARED = ("noise", "divert", "experts")
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "cell.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "cell.ipynb"
 DEFINING = ("dataset", "noise", "rate", "arm", "method", "ipc", "seed", "preset")  # a cell, its settings apart
-SHOWN_WITH = ("stages", "cell", "distilled", "report")  # code of the notebook beside that of the stages
+SHOWN_WITH = ("pipeline", "cell", "distilled", "report")  # code of the notebook beside that of the stages
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def grid_jobs(grid: Grid, notebook: Path = NOTEBOOK) -> list[Job]:
     first_with: dict[str, str] = {}  # key of stage distill -> target of the first cell that has it
     shown = {"notebook": notebook_code(notebook), "code": code_version(*SHOWN_WITH)}
     for cell in grid.cells:
-        planned = stages.plan(cell.config)
+        planned = pipeline.plan(cell.config)
         params = {**{name: getattr(cell.config, name) for name in DEFINING}, **cell.given}
         needs: tuple[str, ...] = ()
         for stage in _shared(cell.config, planned):
@@ -76,7 +76,7 @@ def _shared(config: Config, planned: Mapping[str, Any]) -> list[str]:
     """Stages of a cell that are jobs of their own. What takes no time, to inject no noise, to divert with an arm that
     learns nothing, is left to the job that follows: a process of its own would cost more."""
     idle = [] if config.arm in LEARNED else ["divert"]
-    idle += ["noise"] if stages.as_used(config).noise == "none" else []
+    idle += ["noise"] if pipeline.as_used(config).noise == "none" else []
     return [name for name in SHARED if name in planned and name not in idle]
 
 
@@ -110,5 +110,5 @@ def collect(jobs: Iterable[Mapping[str, Any]], out: Path, grid: str) -> Path | N
     if not rows:
         return None
     path = out / grid / "results.parquet"
-    save_table(path, stages.result_table([pd.DataFrame(rows)]))
+    save_table(path, pipeline.result_table([pd.DataFrame(rows)]))
     return path

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torchvision.io import encode_png
 
+from tadbook.style import arm_look
 from tadlib.arms import ARMS
 from tadlib.diversion import SPACES, RefinedSet
 from tadlib.errors import require
 from tadlib.noise import inject
-from tadlib.report.style import arm_look
 
 FOLDER = Path(__file__).parent
 COLUMNS = 40  # of the one picture that holds all images

@@ -15,9 +15,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from tadlib.errors import require
-from tadlib.recalibrate import anchors
-from tadlib.report.style import (
+from tadbook.style import (
     CYCLE,
     INK,
     MUTED,
@@ -31,6 +29,8 @@ from tadlib.report.style import (
     heat,
     show_image,
 )
+from tadlib.errors import require
+from tadlib.recalibrate import anchors
 from tadlib.trust import Partition, auroc
 
 FEWEST = 10  # samples of a bin whose share is drawn

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tadlib.artifacts import write_atomic
+from tadbook.comparison import against_rate
+from tadbook.explore import explore_images, explore_runs
+from tadbook.style import INK, arm_look, array, bare, figure, style
+from tadbook.tables import read_results, summarise
 from tadlib.data import Dataset, load_dataset
 from tadlib.distilled import Distilled, load_distilled
-from tadlib.report.comparison import against_rate
-from tadlib.report.explore import explore_images, explore_runs
-from tadlib.report.style import INK, arm_look, array, bare, figure, style
-from tadlib.report.tables import read_results, summarise
+from tadlib.store import write_atomic
 
 ARM_WORDS = {
     "vanilla": "the labels as given",
@@ -38,7 +38,7 @@ Sets = dict[tuple, dict[str, Distilled]]
 def read_distilled(results_dir: Path | str) -> Sets:
     """Committed distilled sets by cell (values of ``ABOUT``) and arm.
 
-    The oracle's, which knows no noise (:func:`tadlib.stages.as_used`), stands in every cell that it belongs to.
+    The oracle's, which knows no noise (:func:`tadlib.pipeline.as_used`), stands in every cell that it belongs to.
     """
     found: Sets = {}
     for path in sorted((Path(results_dir) / "distilled").glob("*.safetensors")):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from tadlib.arms import ARMS
-from tadlib.artifacts import load_table
 from tadlib.config import METHODS
 from tadlib.evaluate import mean_ci95
 from tadlib.presets import PRESETS
+from tadlib.store import load_table
 
 # what the arms of one cell share
 CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]

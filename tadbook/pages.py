@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadlib.arms import ARMS
-from tadlib.artifacts import load_table, write_atomic
-from tadlib.errors import require
-from tadlib.presets import PRESETS
-from tadlib.report.comparison import ENOUGH, RIVAL, comparisons, shortfalls, verdict
-from tadlib.report.costs import chapter_costs, read_chapters, stage_costs
-from tadlib.report.tables import (
+from tadbook.comparison import ENOUGH, RIVAL, comparisons, shortfalls, verdict
+from tadbook.costs import chapter_costs, read_chapters, stage_costs
+from tadbook.tables import (
     CELL,
     ablation_table,
     informed_table,
@@ -27,6 +23,10 @@ from tadlib.report.tables import (
     spaces_table,
     trust_table,
 )
+from tadlib.arms import ARMS
+from tadlib.errors import require
+from tadlib.presets import PRESETS
+from tadlib.store import load_table, write_atomic
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tadlib.artifacts import load_table
+from tadbook.style import CYCLE, MUTED, figure, style
 from tadlib.errors import known
-from tadlib.report.style import CYCLE, MUTED, figure, style
+from tadlib.store import load_table
 
 
 def meta_gradient(table: pd.DataFrame) -> Figure:

@@ -1,8 +1,0 @@
-"""``python -m tadlib.grid``: see :mod:`tadlib.grid.run`."""
-
-import sys
-
-from tadlib.grid.run import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks and what trains them: architectures, augmentation, training steps, and what makes the steps fast."""
