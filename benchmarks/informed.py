@@ -53,26 +53,26 @@ def left_out(config: Config, true_N: Tensor) -> Tensor:
     return p_NK
 
 
-def mended(sureness_N: Tensor, label_N: Tensor, given_N: Tensor, true_N: Tensor) -> float:
+def mended(sureness_N: Tensor, label_N: Tensor, noisy_N: Tensor, true_N: Tensor) -> float:
     """Largest share of wrong labels that new ones put right, surest first, while :data:`RIGHT` of these are right."""
-    new_n = (label_N != given_N).nonzero()[:, 0]
+    new_n = (label_N != noisy_N).nonzero()[:, 0]
     new_n = new_n[sureness_N[new_n].argsort(descending=True, stable=True)]
     right_n = (label_N[new_n] == true_N[new_n]).double().cumsum(0)
     count_n = torch.arange(1, len(new_n) + 1, device=right_n.device)
     enough_n = right_n[right_n >= RIGHT * count_n]
-    wrong = int((given_N != true_N).sum())
+    wrong = int((noisy_N != true_N).sum())
     return float(enough_n[-1]) / wrong if len(enough_n) and wrong else 0.0
 
 
-def judged(p_NK: Tensor, given_N: Tensor, true_N: Tensor) -> dict[str, float | None]:
+def judged(p_NK: Tensor, noisy_N: Tensor, true_N: Tensor) -> dict[str, float | None]:
     """AUROC and mended share of predictions joined with the true transition matrix, each at its best exponent."""
-    transition_KK = transition(true_N, given_N, p_NK.shape[1]).to(p_NK.device).double()
+    transition_KK = transition(true_N, noisy_N, p_NK.shape[1]).to(p_NK.device).double()
     found = []
     for b in posterior.SHARPNESS:
-        q_NK = posterior.posterior(p_NK.double().log(), given_N, transition_KK, b)
+        q_NK = posterior.posterior(p_NK.double().log(), noisy_N, transition_KK, b)
         sureness_N, label_N = q_NK.max(1)
-        auroc = trust.auroc(q_NK.gather(1, given_N[:, None])[:, 0], given_N == true_N)
-        found.append((auroc, mended(sureness_N, label_N, given_N, true_N)))
+        auroc = trust.auroc(q_NK.gather(1, noisy_N[:, None])[:, 0], noisy_N == true_N)
+        found.append((auroc, mended(sureness_N, label_N, noisy_N, true_N)))
     return {
         "informed_auroc": max((auroc for auroc, _ in found if auroc is not None), default=None),
         "informed_mended": max(share for _, share in found),
@@ -107,13 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         labels, refined = pipeline.load_labels(pipeline.inject_noise(config)), pipeline.load_refined(diverted_at)
         device = config.torch_device
-        given_N, true_N, refined = labels.given_N.to(device), labels.true_N.to(device), refined.to(device)
+        noisy_N, true_N, refined = labels.noisy_N.to(device), labels.true_N.to(device), refined.to(device)
         of = config.dataset, config.seed
         if of not in predictions:
             predictions[of] = left_out(config, true_N)
         p_NK = predictions[of]
-        row |= {"informed_accuracy": (p_NK.argmax(1) == true_N).double().mean().item(), **judged(p_NK, given_N, true_N)}
-        row["mended"] = mended(refined.reliability, refined.label, given_N, true_N)
+        row |= {"informed_accuracy": (p_NK.argmax(1) == true_N).double().mean().item(), **judged(p_NK, noisy_N, true_N)}
+        row["mended"] = mended(refined.reliability, refined.label, noisy_N, true_N)
         pipeline.merge_results(options.results, pd.DataFrame([row]))
         print(
             f"{config.dataset} {config.noise} {config.rate:g} {config.seed}: AUROC {row['trust_auroc']:.3f}, informed "

@@ -65,11 +65,11 @@ def accuracies(config: Config) -> dict[str, float]:
     assert true_N is not None
     data, net, epochs = cell.dataset(config), cell.network(config), config.divert.epochs
     ones = torch.ones_like(refined.weight)
-    given_NK, trusted_N = one_hot(refined.given, data.n_classes), refined.space == diversion.TRUSTED
+    noisy_NK, trusted_N = one_hot(refined.given, data.n_classes), refined.space == diversion.TRUSTED
     sets = {
-        "given": (given_NK, ones),
-        "trusted": (given_NK, refined.in_use * trusted_N * (refined.label == refined.given)),
-        "trust": (given_NK, refined.trust.float() * trusted_N),
+        "given": (noisy_NK, ones),
+        "trusted": (noisy_NK, refined.in_use * trusted_N * (refined.label == refined.given)),
+        "trust": (noisy_NK, refined.trust.float() * trusted_N),
         "alone": (one_hot(refined.label, data.n_classes), refined.in_use),
         "refined": (refined.y, refined.weight),
         "true": (one_hot(true_N.to(ones.device), data.n_classes), ones),

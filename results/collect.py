@@ -105,7 +105,7 @@ def overview() -> None:
     if set(SHOWN) - set(sets):
         return
     titles = {
-        "vanilla": "vanilla: given labels",
+        "vanilla": "vanilla: noisy labels",
         "tad": "tad: labels that deserve trust",
         "oracle": "oracle: true labels",
     }

@@ -110,13 +110,13 @@ def explore_samples(
         "space": part(refined.space),
         "trust": [round(value, 3) for value in part(refined.trust)],
     }
-    return Explorer("samples", data, f"{len(chosen)} training images by space, given label and trust.")
+    return Explorer("samples", data, f"{len(chosen)} training images by space, noisy label and trust.")
 
 
 def explore_posterior(
     pixels_NCHW: Tensor,
     log_p_NK: Tensor,
-    given_N: Tensor,
+    noisy_N: Tensor,
     true_N: Tensor,
     transitions: Mapping[str, Tensor],
     b: float,
@@ -127,12 +127,12 @@ def explore_posterior(
         "sprites": [sprite(pixels_NCHW)],
         "names": list(class_names),
         "log_p": log_p_NK.detach().cpu().double().round(decimals=3).tolist(),
-        "given": given_N.tolist(),
+        "given": noisy_N.tolist(),
         "true": true_N.tolist(),
         "transitions": {name: T.detach().cpu().double().round(decimals=4).tolist() for name, T in transitions.items()},
         "b": b,
     }
-    return Explorer("posterior", data, f"The posterior of {len(given_N)} samples, with b and T to choose.")
+    return Explorer("posterior", data, f"The posterior of {len(noisy_N)} samples, with b and T to choose.")
 
 
 def explore_images(groups: Mapping[str, tuple[Sequence[str], Mapping[str, tuple[Tensor, str]]]]) -> Explorer:

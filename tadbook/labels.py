@@ -106,7 +106,7 @@ def loss_histograms(cases: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         _right_and_wrong(ax, array(loss_N).clip(0, most), array(right_N), np.linspace(0, most, 31))
         area = auroc(-loss_N, right_N)
         ax.set(title=title if area is None else f"{title}: AUROC {area:.2f}", xlim=(0, most))
-        ax.set_xlabel(r"loss of the given label, $\ell_i$ (nats)")
+        ax.set_xlabel(r"loss of the noisy label, $\ell_i$ (nats)")
     axes[0, 0].set_ylabel("samples")
     axes[0, -1].legend(loc="upper right")
     return made
@@ -124,7 +124,7 @@ def score_histograms(cases: Mapping[str, tuple[Tensor, Tensor]], *, columns: int
         ax.yaxis.set_major_locator(MaxNLocator(4))
     for ax in axes.flat[len(cases) :]:
         ax.axis("off")
-    made.supxlabel("probability of the given label", fontsize=8.5)
+    made.supxlabel("probability of the noisy label", fontsize=8.5)
     made.supylabel("samples (square root scale)", fontsize=8.5)
     made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return made
@@ -159,14 +159,14 @@ def weighed_labels(
 
 
 def mixtures(
-    split: Partition, given_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
+    split: Partition, noisy_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
 ) -> Figure:
     """Per given class: the scaled evidence of right and wrong labels, the two Gaussians, and the cut of τ."""
     shown = range(min(10, len(class_names)))
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     made, axes = figure(1.45 * rows + 0.5, rows, columns, sharex=True, sharey=True)
-    u, given, right = array(split.u), array(given_N), array(right_N)
+    u, given, right = array(split.u), array(noisy_N), array(right_N)
     grid, edges = np.linspace(0, 1, 200), np.linspace(0, 1, 21)
     for k, ax in zip(shown, axes.flat):
         of_class = given == k
@@ -191,7 +191,7 @@ def mixtures(
         ax.set_title(f"given class {class_names[k]}", pad=2, fontsize=8)
     for ax in axes.flat[len(shown) :]:
         ax.axis("off")
-    made.supxlabel(r"evidence against the given label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
+    made.supxlabel(r"evidence against the noisy label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
     made.supylabel("density", fontsize=8.5)
     made.legend(
         *axes[0, 0].get_legend_handles_labels(),
@@ -204,7 +204,7 @@ def mixtures(
 
 
 def roc_curves(scores: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """ROC curves of scores (N,) for "the given label is right" (N,), with their areas, ties counted half."""
+    """ROC curves of scores (N,) for "the noisy label is right" (N,), with their areas, ties counted half."""
     made, axes = figure(3.3, 1, 2, gridspec_kw={"width_ratios": [1, 0.9]})
     ax = axes[0, 0]
     for (colour, line), (name, (score_N, right_N)) in zip(CYCLE, scores.items()):
@@ -224,7 +224,7 @@ def roc_curves(scores: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 
 
 def space_flow(space_history_EN: Tensor, *, n_right: int | None = None, warmup: int | None = None) -> Figure:
-    """How many samples are in each space after every round, stacked; a line at the number of right given labels."""
+    """How many samples are in each space after every round, stacked; a line at the number of right noisy labels."""
     history = array(space_history_EN)
     rounds = np.arange(1, len(history) + 1)
     counts = [(history == code).sum(1) for code in (2, 1, 0)]
@@ -235,7 +235,7 @@ def space_flow(space_history_EN: Tensor, *, n_right: int | None = None, warmup: 
             facecolor=colour, hatch=hatch, edgecolor="white" if name == "trusted" else MUTED, linewidth=0.4, label=name
         )
     if n_right is not None:
-        ax.axhline(n_right, color=INK, linewidth=1.2, linestyle=(0, (5, 1.5)), label="given labels that are right")
+        ax.axhline(n_right, color=INK, linewidth=1.2, linestyle=(0, (5, 1.5)), label="noisy labels that are right")
     if warmup is not None:
         ax.axvline(warmup, color=INK, linewidth=0.9, linestyle=(0, (1, 1.2)), label="first diversion")
     ax.set(xlim=(1, len(history)), ylim=(0, history.shape[1]), xlabel="round", ylabel="samples")
@@ -276,14 +276,14 @@ def discriminants(features_ND: Tensor, label_N: Tensor, n_classes: int) -> Tenso
 
 
 def anchor_picture(
-    z_N2: Tensor, given_N: Tensor, labels: Mapping[str, Tensor], classes: Sequence[int], class_names: Sequence[str]
+    z_N2: Tensor, noisy_N: Tensor, labels: Mapping[str, Tensor], classes: Sequence[int], class_names: Sequence[str]
 ) -> Figure:
     """Features in two whitened discriminants; one panel for each labelling (N,), with the anchors it gives.
 
     A circle of radius 2 about an anchor holds the points at Mahalanobis distance 2; the ray from the origin to the
     anchor is the direction against which cosines are taken. Marker = given class.
     """
-    z, given = array(z_N2), array(given_N)
+    z, given = array(z_N2), array(noisy_N)
     made, axes = figure(3.7, 1, len(labels), sharex=True, sharey=True)
     colours = ("#0b5c8f", "#e0a13a", "#8d8d8d")
     for ax, (title, label_N) in zip(axes[0], labels.items(), strict=True):
@@ -297,7 +297,7 @@ def anchor_picture(
                 color=colour,
                 alpha=0.55,
                 linewidths=0,
-                label=f"given label {class_names[k]}",
+                label=f"noisy label {class_names[k]}",
             )
         for k in classes:
             mean = z[label == k].mean(0)
@@ -343,12 +343,12 @@ def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
     return made
 
 
-def label_bars(given_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor) -> Figure:
+def label_bars(noisy_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor) -> Figure:
     """How many labels are right before diversion, and right, wrong or left out after it: two bars of N samples."""
-    given, label, space, true = (array(t) for t in (given_N, label_N, space_N, true_N))
+    given, label, space, true = (array(t) for t in (noisy_N, label_N, space_N, true_N))
     right = given == true
     parts: dict[str, dict[str, int]] = {
-        "given labels": {"right": int(right.sum()), "wrong": int((~right).sum())},
+        "noisy labels": {"right": int(right.sum()), "wrong": int((~right).sum())},
         "after both loops": {
             "right": int(((space > 0) & (label == true)).sum()),
             "wrong": int(((space > 0) & (label != true)).sum()),

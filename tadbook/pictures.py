@@ -197,7 +197,7 @@ def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
     return f"""\
 :::{{figure}} generated/by_arm.png
 :name: fig-wrong-labels
-:alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for given labels.
+:alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for noisy labels.
 
 The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]} noise: each digit that is hit is
 called the next one). The first row believes every label, the last knows the truth, the one between finds out which

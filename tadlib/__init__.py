@@ -1,4 +1,4 @@
-"""Dataset distillation from noisy labels: trust-aware diversion, expert trajectories, trajectory matching."""
+"""Dataset distillation from noisy labels by Trust-Aware Diversion, its extension the trust posterior, and rivals."""
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -12,12 +12,12 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 # name -> (module, attribute); loaded when first used, so that `tad --help` does not wait for torch
 _PUBLIC = {
     "load_dataset": ("tadlib.data", "load_dataset"),
-    "divert": ("tadlib.diversion", "divert"),
+    "trust": ("tadlib.trust", None),
     "train_experts": ("tadlib.experts", "train_experts"),
     "distill": ("tadlib.distill", None),
     "evaluate": ("tadlib.evaluate", "evaluate"),
     "load_distilled": ("tadlib.distilled", "load_distilled"),
-    "Config": ("tadlib.pipeline", "Config"),
+    "Config": ("tadlib.config", "Config"),
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -15,39 +15,41 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from tadlib.errors import InputError, known, require
-from tadlib.options import Cells, Distill, Divert, Evaluate, Export, Info, Run
+from tadlib.options import Distill, Divert, Evaluate, Export, Info, Run, RunOptions
 
 if TYPE_CHECKING:
     from tadlib.config import Config
 
 Json = dict[str, Any]
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 130 is the shell's for Ctrl-C
-MACHINE = ("root", "download", "device", "threads")  # options that say where a cell runs, not what it is
+MACHINE = ("root", "download", "device", "threads")  # options that say where a run takes place, not what it is
 
 
-def configurations(options: Cells) -> "list[Config]":
+def configurations(options: RunOptions) -> "list[Config]":
     """One configuration for every arm and seed, each checked as far as can be before work starts."""
     from tadlib import pipeline
 
     require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
-    given = {f.name: getattr(options, f.name) for f in fields(Cells) if f.name not in ("json", "arm", "seed", "set")}
+    given = {
+        f.name: getattr(options, f.name) for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")
+    }
     params = {name: value for name, value in given.items() if value is not None} | settings(options.set)
     base = pipeline.Config.from_params(**params)
     arms, seeds = (tuple(dict.fromkeys(values)) for values in (options.arm, options.seed))
-    cells = pipeline.cells(base, arm=arms, seed=seeds)
-    for cell in cells:
-        pipeline.check(cell)
+    configs = pipeline.runs(base, arm=arms, seed=seeds)
+    for config in configs:
+        pipeline.check(config)
     asked = options.n_train is not None or options.resolution is not None
     if not asked and (part := share_of_data(base)):
         print(f"tad: {part}", file=sys.stderr)
-    return cells
+    return configs
 
 
 def share_of_data(config: "Config") -> str | None:
     """How much of its data set a preset takes, where that is not all of it."""
-    from tadlib import cell
+    from tadlib.materials import plain_dataset
 
-    data = cell.plain_dataset(config)
+    data = plain_dataset(config)
     n, side = len(data.y_train), data.image_shape[1]
     if n == data.n_full and config.resolution is None:
         return None
@@ -76,8 +78,8 @@ def settings(assignments: tuple[str, ...]) -> Json:
 Answer = tuple[int, Json, str]
 
 
-def over_cells(options: Cells, work: "Callable[[Config], Json]") -> tuple[int, list[Json], list[Json]]:
-    """Status, results and failures of ``work`` on every cell; a cell that fails does not stop the others."""
+def over_runs(options: RunOptions, work: "Callable[[Config], Json]") -> tuple[int, list[Json], list[Json]]:
+    """Status, results and failures of ``work`` on every run; a run that fails does not stop the others."""
     status, done, failed = OK, [], []
     for config in configurations(options):
         try:
@@ -93,8 +95,8 @@ def over_cells(options: Cells, work: "Callable[[Config], Json]") -> tuple[int, l
 def run(options: Run) -> Answer:
     from tadlib import pipeline
 
-    status, rows, failed = over_cells(options, pipeline.run)
-    closed = gap_closed(rows)
+    status, rows, failed = over_runs(options, pipeline.run)
+    closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
     path = str(Path(options.out) / "results.parquet")
     columns: dict[str, Callable[[Json], str]] = {
         "arm": lambda r: r["arm"],
@@ -107,8 +109,8 @@ def run(options: Run) -> Answer:
     for stage in ("divert", "experts", "distill", "evaluate"):
         columns[f"{stage} s"] = lambda r, name=f"seconds_{stage}": seconds(r[name])  # type: ignore[misc]
     lines = [table(columns, rows)] if rows else []
-    lines += [f"gap closed: {closed:.2f}"] if closed is not None else []
-    lines += [f"± is a 95 % confidence interval over the networks of one cell. Rows are in {path}"] if rows else []
+    lines += [f"gap closed by {arm}: {gap:.2f}" for arm, gap in closed.items()]
+    lines += [f"± is a 95 % confidence interval over the networks of one run. Rows are in {path}"] if rows else []
     return status, {"rows": rows, "gap_closed": closed, "failed": failed, "results": path}, "\n".join(lines)
 
 
@@ -149,8 +151,8 @@ def distill(options: Distill) -> Answer:
             **manifest["extra"],
         }
 
-    status, done, failed = over_cells(options, work)
-    return status, {"cells": done, "failed": failed}, "\n\n".join(map(listing, done))
+    status, done, failed = over_runs(options, work)
+    return status, {"runs": done, "failed": failed}, "\n\n".join(map(listing, done))
 
 
 def evaluate(options: Evaluate) -> Answer:
@@ -161,9 +163,9 @@ def evaluate(options: Evaluate) -> Answer:
         return {"arm": config.arm, "seed": config.seed, **summary(accuracies)}
 
     if options.path is None:
-        status, done, failed = over_cells(options, work)
+        status, done, failed = over_runs(options, work)
     else:
-        for f in fields(Cells):
+        for f in fields(RunOptions):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
             require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
         held = pipeline.load_distilled(options.path)
@@ -177,7 +179,7 @@ def evaluate(options: Evaluate) -> Answer:
         "accuracy %": lambda r: percent(r["accuracy_mean"], r["accuracy_ci95"]),
         "networks": lambda r: str(len(r["accuracies"])),
     }
-    return status, {"cells": done, "failed": failed}, table(columns, done) if done else ""
+    return status, {"runs": done, "failed": failed}, table(columns, done) if done else ""
 
 
 def export(options: Export) -> Answer:
@@ -233,14 +235,14 @@ def summary(accuracies: list[float]) -> Json:
     return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
 
 
-def gap_closed(rows: list[Json]) -> float | None:
-    """(tad - vanilla) / (oracle - vanilla), from mean accuracies over the seeds that have all three; None without."""
+def gap_closed(rows: list[Json], arm: str) -> float | None:
+    """(arm - vanilla) / (oracle - vanilla), from mean accuracies over the seeds that have all three; None without."""
     accuracy = {(r["seed"], r["arm"]): r["accuracy_mean"] for r in rows}
-    arms = ("vanilla", "tad", "oracle")
+    arms = ("vanilla", arm, "oracle")
     seeds = sorted({seed for seed, _ in accuracy})
-    complete = [seed for seed in seeds if all((seed, arm) in accuracy for arm in arms)]
-    vanilla, tad, oracle = (sum(accuracy[seed, arm] for seed in complete) for arm in arms)
-    return (tad - vanilla) / (oracle - vanilla) if oracle != vanilla else None
+    complete = [seed for seed in seeds if all((seed, name) in accuracy for name in arms)]
+    vanilla, own, oracle = (sum(accuracy[seed, name] for seed in complete) for name in arms)
+    return (own - vanilla) / (oracle - vanilla) if oracle != vanilla else None
 
 
 def percent(mean: float | None, half: float | None = None) -> str:

@@ -1,61 +1,477 @@
-"""The configuration of a cell: every setting of every stage, with the preset filled in."""
+"""Settings: a small dataclass for each part of a run, and the configuration of a whole run with the preset filled in.
+
+Every field has its meaning under it and its bounds beside its default; they hold from Python as from the command line.
+Importing this module does not import torch.
+"""
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from tadlib import arms, diversion, experts, noise, presets
-from tadlib.data import DATASETS
-from tadlib.distill import METHODS as METHODS
-from tadlib.distill.datm import DatmConfig
-from tadlib.distill.dm import DmConfig
-from tadlib.distill.dsa import DsaConfig
-from tadlib.distill.ftd import FtdConfig
-from tadlib.distill.mtt import MttConfig
-from tadlib.distill.random import RandomConfig
-from tadlib.distill.tesla import TeslaConfig
+from tadlib import presets
 from tadlib.errors import InputError, known, require
-from tadlib.evaluate import Protocol
-from tadlib.nn import augment
-from tadlib.nn.networks import NETWORKS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def setting(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    of: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its bounds: ``least`` and ``most`` belong to the range, ``above`` and ``below`` do not; ``of`` lists
+    the values that a string may have."""
+    bounds = {"least": least, "above": above, "most": most, "below": below, "of": of}
+    return field(default=default, metadata={name: bound for name, bound in bounds.items() if bound is not None})
+
+
+def _expected(bounds: Mapping[str, Any]) -> str:
+    low, high = bounds.get("least", bounds.get("above")), bounds.get("most", bounds.get("below"))
+    if high is not None:
+        return f"be in {'[' if 'least' in bounds else '('}{low}, {high}{']' if 'most' in bounds else ')'}"
+    if low == 0:
+        return "be positive" if "above" in bounds else "not be negative"
+    return f"be {'at least' if 'least' in bounds else 'above'} {low}"
+
+
+class Settings:
+    """Base of the dataclasses below: a value outside its field's bounds raises InputError when the object is made."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, bounds = getattr(self, f.name), f.metadata
+            if "of" in bounds:
+                known(f.name, value, bounds["of"])
+            elif bounds and value is not None:
+                number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                fits = (
+                    number
+                    and value >= bounds.get("least", -math.inf)
+                    and value > bounds.get("above", -math.inf)
+                    and value <= bounds.get("most", math.inf)
+                    and value < bounds.get("below", math.inf)
+                )
+                require(fits, f"{f.name} must {_expected(bounds)}, got {value!r}")
+            elif f.name == "augmentation":
+                from tadlib.nn import augment
+
+                augment.operations(value)  # raises on an unknown one
+
+
+GREY = "crop_scale_rotate"  # digits and garments: no flip, no colour
+DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # the published strategy of DSA
+
+
+# Trust ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AuditorConfig(Settings):
+    """How the auditor is trained: the network whose losses and predictions judge the labels. All trust methods that
+    train a network take these settings, so that they are compared at equal cost."""
+
+    epochs: int = setting(20, least=1)
+    """E, passes over the training set."""
+    warmup: int = setting(5, least=1)
+    """Epochs before labels are judged for the first time, at most ``epochs``."""
+    lr: float = setting(0.02, above=0)
+    """Learning rate of SGD, constant."""
+    momentum: float = setting(0.9, least=0, below=1)
+    """Momentum of SGD."""
+    weight_decay: float = setting(5e-4, least=0)
+    """Weight decay of SGD."""
+    batch: int = setting(128, least=1)
+    """Images in a training step."""
+    augmentation: str = GREY
+    """Augmentation of training images, a DSA strategy: operations joined by underscores, or none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.warmup <= self.epochs, f"warmup must be in [1, epochs={self.epochs}], got {self.warmup}")
+
+
+@dataclass(frozen=True)
+class TadConfig(Settings):
+    """Settings of Trust-Aware Diversion (:mod:`tadlib.trust.tad`); the letters are those of its formulas."""
+
+    mu: float = setting(0.5, least=0, below=1)
+    """μ, share of the old value in the average of a loss over epochs; 0 keeps the last epoch's loss alone."""
+    class_wise: bool = True
+    """One mixture for every class, as the paper has it; otherwise one for all samples."""
+    delta: float = setting(0.5, least=0)
+    """δ, a class whose components lie closer together than δ(σ₀ + σ₁) is clean."""
+    tau_start: float = setting(0.5, least=0, below=1)
+    """τ at the first division: a sample is trusted if its w exceeds τ."""
+    tau_end: float = setting(0.3, least=0, below=1)
+    """τ in the last epoch."""
+    minimum: float = setting(0.05, least=0, below=1)
+    """Least number of trusted samples of every class, in units of N / K."""
+    consistency: float = setting(0.5, least=0)
+    """Weight of the consistency loss, reached as many epochs after warm-up as warm-up takes."""
+    confidence_penalty: float = setting(0.0, least=0)
+    """Weight of the negative entropy in warm-up."""
+    criterion: str = setting("both", of=("both", "mahalanobis", "cosine"))
+    """What chooses candidates: the Mahalanobis distance, the cosine similarity, or both, which have to agree."""
+    alpha: float = setting(0.3, least=0, most=1)
+    """α, a candidate is believed if its ρ exceeds the α-quantile of ρ over trusted samples; 1: none is."""
+    drop: float = setting(0.98, least=0, most=1)
+    """A recalibrated sample is dropped if its loss under the new label exceeds this quantile of the losses of trusted
+    samples; 1: none is."""
+
+
+@dataclass(frozen=True)
+class PosteriorConfig(Settings):
+    """Settings of the trust posterior (:mod:`tadlib.trust.posterior`)."""
+
+    filters: int = setting(128, least=2)
+    """Most filters of the regression on patches."""
+    ema: float = setting(0.99, least=0, below=1)
+    """Decay, per step, of the average of the auditor's parameters, which predicts at the end; 0: the last ones do."""
+    mirror: bool = True
+    """Average the last predictions over an image and its mirror image, where the augmentation flips images."""
+    holdout: float = setting(0.1, least=0, below=1)
+    """Share of the labels that no predictor is trained on: they determine the inverse temperature."""
+    threshold: float = setting(0.3, least=0, below=1)
+    """A sample is trusted if its trust exceeds this."""
+    minimum: float = setting(0.05, least=0, below=1)
+    """Least number of trusted samples of every class, in units of N / K."""
+    error: float = setting(0.39, least=0, most=1)
+    """Largest probability of error of a pseudo-label that is used."""
+    drop: float = setting(0.98, least=0, most=1)
+    """A relabelled sample is dropped if its loss under the new label exceeds this quantile of the losses of trusted
+    samples; 1: none is."""
+    purity: float = setting(0.93, least=0, most=1)
+    """Share of hard training labels, by weight, that should be right."""
+    purity_alike: float = setting(0.986, least=0, most=1)
+    """The same where labels flip between classes that look alike: there the posterior is overconfident."""
+    soft_weight: float = setting(0.5, least=0, most=1)
+    """Weight of the posterior as a soft label, for what remains of a sample besides its hard label."""
+
+
+# Experts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExpertConfig(Settings):
+    """How experts are trained. Defaults are those of MTT's code."""
+
+    count: int = setting(100, least=1)
+    """Number of experts."""
+    epochs: int = setting(50, least=1)
+    """Epochs of an expert."""
+    lr: float = setting(0.01, above=0)
+    """Learning rate of SGD, constant."""
+    momentum: float = setting(0.0, least=0, below=1)
+    """Momentum of SGD."""
+    weight_decay: float = setting(0.0, least=0)
+    """Weight decay of SGD."""
+    batch: int = setting(256, least=1)
+    """Images in a training step."""
+    rho: float = setting(0.0, least=0)
+    """Radius of GSAM's ascent step (FTD, DATM: .01); 0 is plain SGD."""
+    alpha: float = 0.3
+    """GSAM's weight of the gradient's part at right angles to that after the ascent step (FTD, DATM)."""
+    augmentation: str = DSA_STRATEGY
+    """Augmentation of training images, a DSA strategy."""
+    compile: bool = False
+    """Compile the training step: worthwhile for wide networks and many epochs."""
+    bfloat16: bool = False
+    """Multiply in bfloat16: faster where the processor supports it (AVX-512 BF16, AMX, GPUs)."""
+    half: bool = False
+    """Store trajectories in half precision."""
+
+
+# Distillation --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing(Settings):
+    """What the settings of all methods have in common: each draws real images, to start from or to match."""
+
+    needs_experts: ClassVar[bool] = False
+
+    draw_power: float = setting(8.0, least=0)
+    """An image of a class is drawn with a chance in proportion to (weight · probability of its label) to this power
+    (our choice): images that are copied or matched should be typical. It has no effect where weights are 0 or 1 and
+    labels are hard."""
+
+
+@dataclass(frozen=True)
+class MttConfig(Drawing):
+    """Settings of MTT; names follow its paper, defaults its code. Learning rates are those of SGD with momentum."""
+
+    needs_experts: ClassVar[bool] = True
+
+    iterations: int = setting(5000, least=1)
+    """Updates of the synthetic images."""
+    syn_steps: int = setting(30, least=1)
+    """N, steps of a student."""
+    expert_epochs: int = setting(2, least=1)
+    """M, epochs of the expert that the student's steps are compared with."""
+    max_start: int = setting(20, least=1)
+    """Start epochs are drawn from [0, max_start)."""
+    lr_img: float = setting(100.0, above=0)
+    """Learning rate of the images."""
+    lr_lr: float = setting(1e-5, above=0)
+    """Learning rate of the student's learning rate."""
+    lr_teacher: float = setting(0.01, above=0)
+    """The student's learning rate at the start."""
+    momentum: float = setting(0.5, least=0, below=1)
+    """Momentum of images and learning rate."""
+    batch_syn: int = setting(0, least=0)
+    """Synthetic images in a step of the student; 0: all of them."""
+    augmentation: str = DSA_STRATEGY
+    """Augmentation of synthetic images, a DSA strategy."""
+    gradient: str = setting("exact", of=("exact", "tesla", "unrolled"))
+    """The meta-gradient: exact in constant memory, TESLA's approximation, or by unrolling."""
+    compile: bool = False
+    """Compile the meta-gradient: worthwhile for many iterations of wide networks."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of an expert that is read."""
+        return self.max_start - 1 + self.expert_epochs
+
+
+@dataclass(frozen=True)
+class TeslaConfig(MttConfig):
+    """Settings of TESLA: those of MTT, with the defaults of TESLA's code."""
+
+    iterations: int = setting(10000, least=1)
+    """Updates of the synthetic images."""
+    gradient: str = setting("tesla", of=("exact", "tesla", "unrolled"))
+    """The meta-gradient: exact in constant memory, TESLA's approximation, or by unrolling."""
+
+
+@dataclass(frozen=True)
+class FtdConfig(MttConfig):
+    """Settings of FTD: those of MTT and the decay of the average of the images."""
+
+    ema: float = setting(0.999, least=0, below=1)
+    """Decay of the average of the images, per iteration."""
+
+
+@dataclass(frozen=True)
+class DatmConfig(MttConfig):
+    """Settings of DATM: those of MTT and its own; names follow its code.
+
+    Start epochs are drawn from [min_start, u), where u grows from ``max_start_initial`` to ``max_start``.
+    """
+
+    iterations: int = setting(10000, least=1)
+    """Updates of the synthetic images."""
+    syn_steps: int = setting(80, least=1)
+    """N, steps of a student."""
+    min_start: int = setting(0, least=0)
+    """The first start epoch."""
+    max_start_initial: int = setting(10, least=1)
+    """The upper end of start epochs in the first iteration."""
+    expansion_end: int = setting(1000, least=0)
+    """Iterations until the upper end is ``max_start``; 0: it is so from the beginning."""
+    lr_y: float = setting(2.0, above=0)
+    """Learning rate of the labels."""
+    momentum_y: float = setting(0.9, least=0, below=1)
+    """Momentum of the labels."""
+    threshold: float = setting(1.0, above=0)
+    """An iteration whose matching loss exceeds this changes nothing."""
+    init: str = setting("correct", of=("correct", "real"))
+    """Images to start from: those that the experts classify correctly, or any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.min_start < self.max_start_initial <= self.max_start,
+            "min_start, max_start_initial and max_start must satisfy 0 <= min_start < max_start_initial <= max_start, "
+            f"got {self.min_start}, {self.max_start_initial}, {self.max_start}",
+        )
+
+
+@dataclass(frozen=True)
+class DmConfig(Drawing):
+    """Settings of DM; defaults are those of its code."""
+
+    iterations: int = setting(20000, least=1)
+    """Updates of the synthetic images, each with a fresh network."""
+    lr_img: float = setting(1.0, above=0)
+    """Learning rate of the images."""
+    momentum: float = setting(0.5, least=0, below=1)
+    """Momentum of the images."""
+    batch_real: int = setting(256, least=1)
+    """Real images of a class in an iteration."""
+    lr_net: float = setting(0.01, above=0)
+    """Learning rate of networks that are trained on the result."""
+    augmentation: str = DSA_STRATEGY
+    """Augmentation of real and synthetic images, a DSA strategy."""
+
+
+@dataclass(frozen=True)
+class DsaConfig(Drawing):
+    """Settings of DSA; defaults are those of its code for 10 images per class."""
+
+    iterations: int = setting(1000, least=1)
+    """Fresh networks."""
+    outer_steps: int = setting(10, least=1)
+    """Updates of the synthetic images along the training of one network."""
+    inner_epochs: int = setting(50, least=0)
+    """Epochs on the synthetic set between two updates."""
+    lr_img: float = setting(0.1, above=0)
+    """Learning rate of the images."""
+    momentum: float = setting(0.5, least=0, below=1)
+    """Momentum of the images."""
+    batch_real: int = setting(256, least=1)
+    """Real images of a class in an update."""
+    lr_net: float = setting(0.01, above=0)
+    """Learning rate of the inner training, and of networks that are trained on the result."""
+    batch_train: int = setting(256, least=1)
+    """Synthetic images in a step of the inner training."""
+    augmentation: str = DSA_STRATEGY
+    """Augmentation of real and synthetic images, a DSA strategy."""
+
+
+@dataclass(frozen=True)
+class RandomConfig(Drawing):
+    """Settings of the baseline of random real images."""
+
+    iterations: ClassVar[int] = 0
+
+    lr_net: float = setting(0.01, above=0)
+    """Learning rate of networks that are trained on the images (DC's evaluation)."""
+
+
+METHODS: dict[str, type[Drawing]] = {
+    "mtt": MttConfig,
+    "tesla": TeslaConfig,
+    "ftd": FtdConfig,
+    "datm": DatmConfig,
+    "dsa": DsaConfig,
+    "dm": DmConfig,
+    "random": RandomConfig,
+}
+"""Settings of each distillation method by its name; :data:`tadlib.distill.METHODS` has the functions."""
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Protocol(Settings):
+    """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
+
+    The learning rate is divided by ten after half the epochs, where momentum starts anew, as in the codes of DC, DM and
+    MTT. :data:`tadlib.evaluate.PROTOCOLS` holds the published protocols.
+    """
+
+    networks: int = setting(5, least=1)
+    """Networks trained on one distilled set."""
+    epochs: int = setting(1001, least=2)
+    """Epochs of each."""
+    batch: int = setting(256, least=1)
+    """Synthetic images in a training step."""
+    lr: float | None = setting(None, above=0)
+    """Learning rate of SGD; None: the synthetic set's own."""
+    momentum: float = setting(0.9, least=0, below=1)
+    """Momentum of SGD."""
+    weight_decay: float = setting(5e-4, least=0)
+    """Weight decay of SGD."""
+    augmentation: str = DSA_STRATEGY
+    """Augmentation of synthetic images, a DSA strategy."""
+    compile: bool = False
+    """Compile the training step on a CPU: worthwhile for many epochs of wide networks."""
+
+    def late(self, epoch: int) -> bool:
+        """Whether ``epoch`` lies after the learning rate was divided."""
+        return epoch > (self.epochs - 1) // 2 + 1
+
+
+# A whole run ---------------------------------------------------------------------------------------------------------
+
+ARMS = (
+    *("vanilla", "loss-filter", "co-teaching", "confident-learning", "gce"),
+    *("tad", "tad-posterior", "oracle"),
+)
+"""What the labels go through before distillation (:mod:`tadlib.trust`)."""
+OWN_LOOPS = ("tad", "tad-posterior")
+"""Arms that experts can carry themselves (``loops`` per-expert)."""
+OLD_ARMS = {"clean-then-distill": "loss-filter"}
+OLD_NAMES = {
+    **{f"divert_{name}": f"auditor_{name}" for name in (f.name for f in fields(AuditorConfig))},
+    "divert_average": "posterior_ema",
+    "divert_mirror": "posterior_mirror",
+    "divert_patches_filters": "posterior_filters",
+    "divert_rest": "posterior_soft_weight",
+    **{f"divert_{name}": f"posterior_{name}" for name in ("holdout", "minimum", "error", "drop", "purity")},
+    "divert_purity_alike": "posterior_purity_alike",
+}
+"""Names of settings before they had a dataclass for each method, and what they are called now."""
+MACHINE = ("root", "out", "download", "device", "threads")
+"""Settings that say where a run takes place, not what it is."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a cell. Build it with :meth:`from_params`, which fills in the preset.
+    """Everything that defines a run. Build it with :meth:`from_params`, which fills in the preset.
 
-    The nested settings appear in flat form as ``divert_*``, ``expert_*``, ``evaluate_*`` and, for the method chosen,
-    under the method's name: ``mtt_*``, ``datm_*`` and so on.
+    The nested settings have flat names: ``auditor_*``, ``tad_*``, ``posterior_*``, ``expert_*``, ``evaluate_*`` and,
+    for the method chosen, its name: ``mtt_*``, ``dm_*`` and so on.
     """
 
     dataset: str = "digits"
-    root: str | None = None  # folder of the data set's files
-    download: bool = False  # fetch them there when missing
-    n_train: int | None = None  # class-balanced subset; None = all
+    """Name of the data set."""
+    root: str | None = None
+    """Folder of the data set's files."""
+    download: bool = False
+    """Download missing files into ``root``."""
+    n_train: int | None = None
+    """Training images, a class-balanced subset; None: all."""
     n_test: int | None = None
-    resolution: int | None = None  # side in pixels; None = as published
-    zca: bool = False  # ZCA-whitened images instead of normalised ones
+    """Test images; None: all."""
+    resolution: int | None = None
+    """Side of the images in pixels; None: as published."""
+    zca: bool = False
+    """ZCA-whitened images instead of normalised ones."""
     noise: str = "none"
+    """Noise model."""
     rate: float = 0.0
+    """Noise rate."""
     arm: str = "tad"
+    """What the labels go through before distillation."""
     method: str = "mtt"
-    ipc: int = 10  # synthetic images per class
+    """Distillation method."""
+    ipc: int = 10
+    """Synthetic images per class."""
     seed: int = 0
+    """Seed of all randomness."""
     preset: str = "smoke"
-    loops: str = "shared"  # where the dual loop runs: "shared" auditor, or "per-expert"
+    """Scale: smoke, lite or paper."""
+    loops: str = "shared"
+    """Where labels are judged: by one ``shared`` auditor, or ``per-expert``, by every expert itself (arms tad and
+    tad-posterior)."""
     width: int = 128
+    """Channels of the ConvNet."""
     depth: int = 3
+    """Blocks of the ConvNet."""
     norm: str = "instance"
-    evaluate_network: str = "convnet"  # what is trained on the distilled set
+    """Normalisation layer of the ConvNet."""
+    evaluate_network: str = "convnet"
+    """Network that is trained on the distilled set."""
     device: str = "auto"
-    threads: int = 1  # CPU threads; small networks are faster on one
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """CPU threads; small networks are fastest on one."""
     out: str = "runs"
-    divert: diversion.DiversionConfig = field(default_factory=diversion.DiversionConfig)
-    expert: experts.ExpertConfig = field(default_factory=experts.ExpertConfig)
+    """Output folder."""
+    auditor: AuditorConfig = field(default_factory=AuditorConfig)
+    tad: TadConfig = field(default_factory=TadConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
     mtt: MttConfig = field(default_factory=MttConfig)
     tesla: TeslaConfig = field(default_factory=TeslaConfig)
     ftd: FtdConfig = field(default_factory=FtdConfig)
@@ -65,19 +481,20 @@ class Config:
     random: RandomConfig = field(default_factory=RandomConfig)
     evaluate: Protocol = field(default_factory=Protocol)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        from tadlib import noise
+        from tadlib.data import DATASETS
+        from tadlib.nn.networks import NETWORKS
+
         known("data set", self.dataset, DATASETS)
-        known("arm", self.arm, arms.ARMS)
+        known("arm", self.arm, ARMS)
         known("method", self.method, METHODS)
         known("preset", self.preset, presets.PRESETS)
         known("loops", self.loops, ("shared", "per-expert"))
+        known("network", self.evaluate_network, NETWORKS)
         noise.check(self.noise, self.rate, self.dataset)
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
         require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
-        for section in (f.name for f in fields(self) if _nested(f)):
-            for name, value in vars(getattr(self, section)).items():
-                _check_range(f"{section}_{name}", name, value)
-        known("network", self.evaluate_network, NETWORKS)
         m = self.method
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
@@ -86,12 +503,14 @@ class Config:
                 f"experts must be trained for {m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more, "
                 f"got expert_epochs {self.expert.epochs}",
             )
-            if self.loops == "per-expert" and self.arm == "tad":
+            if self.own_loops:
                 name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
-                require(name is None, f"expert_{name} is not for experts that carry a dual loop (loops 'per-expert')")
+                require(name is None, f"expert_{name} is not for experts that judge labels (loops 'per-expert')")
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):
+            import torch
+
             try:
                 torch.empty(0, device=self.device)
             except (RuntimeError, AssertionError) as error:
@@ -105,11 +524,13 @@ class Config:
             InputError: on an unknown or misspelt name (with the nearest known one), a value that is out of range, or
                 a setting of a method that is not the one chosen.
         """
+        params = {OLD_NAMES.get(name, name): value for name, value in params.items()}
         for name in params:
             known_param(name)
         given = {name: converted(name, value) for name, value in params.items()}
+        if given.get("arm") in OLD_ARMS:
+            given["arm"] = OLD_ARMS[given["arm"]]
         chosen: dict[str, Any] = {f.name: f.default for f in fields(Config) if not _nested(f)} | given
-        known("data set", chosen["dataset"], DATASETS)
         known("method", chosen["method"], METHODS)
         for name in given:
             owner = name.partition("_")[0]
@@ -118,11 +539,7 @@ class Config:
                 f"{name} is a setting of method {owner}; the method chosen is {chosen['method']}",
             )
         values = presets.settings(chosen["preset"], chosen["dataset"], chosen["ipc"], chosen["method"]) | given
-        nested = {
-            f.name: _section(f.name)(**{g: values.pop(k) for k, g in _flat_names(f.name).items() if k in values})
-            for f in fields(Config)
-            if _nested(f)
-        }
+        nested = {f.name: _section(f, values) for f in fields(Config) if _nested(f)}
         return Config(**(values | nested))  # type: ignore[arg-type]
 
     def to_params(self) -> dict[str, Any]:
@@ -132,6 +549,10 @@ class Config:
             if _nested(f) and (f.name == self.method or f.name not in METHODS):
                 flat |= {f"{f.name}_{k}": v for k, v in asdict(getattr(self, f.name)).items()}
         return flat
+
+    def portable(self) -> dict[str, Any]:
+        """:meth:`to_params` without what belongs to this machine."""
+        return {k: v for k, v in self.to_params().items() if k not in MACHINE}
 
     def with_params(self, **params: Any) -> "Config":
         """A copy with some flat parameters changed; the preset is not applied again."""
@@ -143,38 +564,43 @@ class Config:
         return getattr(self, self.method)
 
     @property
-    def torch_device(self) -> torch.device:
+    def own_loops(self) -> bool:
+        """Whether every expert judges the labels itself."""
+        return self.loops == "per-expert" and self.arm in OWN_LOOPS
+
+    @property
+    def torch_device(self) -> "torch.device":
         """The device that ``auto`` stands for."""
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
 
-def _check_range(full: str, name: str, value: Any) -> None:
-    """Bounds of what several stages have in common; each section checks what is its own."""
-    if name == "augmentation":
-        augment.operations(value)  # raises on an unknown one
-    elif name == "batch":
-        require(value >= 1, f"{full} must be at least 1, got {value}")
-    elif name == "lr":
-        require(value is None or value > 0, f"{full} must be positive, got {value}")
-    elif name == "momentum":
-        require(0 <= value < 1, f"{full} must be in [0, 1), got {value}")
-    elif name in ("weight_decay", "draw_power", "delta", "consistency", "confidence_penalty", "recalibrate_every"):
-        require(value >= 0, f"{full} must not be negative, got {value}")
+def stored_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat parameters as a file of any version holds them, under their present names; what is gone is left out.
+
+    A file that names settings ``divert_*`` is of a version whose arm ``tad`` was the trust posterior.
+    """
+    old = any(name.startswith("divert_") for name in params)
+    renamed = {OLD_NAMES.get(name, name): value for name, value in params.items()}
+    renamed["arm"] = {**OLD_ARMS, **({"tad": "tad-posterior"} if old else {})}.get(params["arm"], params["arm"])
+    return {name: value for name, value in renamed.items() if name in param_types()}
 
 
-def _nested(f) -> bool:
-    return is_dataclass(f.type) if isinstance(f.type, type) else False
+def _nested(f: Any) -> bool:
+    return isinstance(f.type, type) and is_dataclass(f.type)
 
 
-def _section(name: str) -> type:
-    return next(f.type for f in fields(Config) if f.name == name)  # type: ignore[return-value]
-
-
-@lru_cache
-def _flat_names(name: str) -> dict[str, str]:
-    return {f"{name}_{f.name}": f.name for f in fields(_section(name))}
+def _section(f: Any, values: dict[str, Any]) -> Any:
+    """The nested settings of field ``f`` from flat ``values``, which lose them; errors give the flat name."""
+    names = {f"{f.name}_{g.name}": g.name for g in fields(f.type)}
+    try:
+        return f.type(**{name: values.pop(flat) for flat, name in names.items() if flat in values})
+    except InputError as error:
+        text = str(error)
+        raise InputError(f"{f.name}_{text}" if text.partition(" ")[0] in names.values() else text) from None
 
 
 @lru_cache

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tadlib import cell
-from tadlib.config import Config
+from tadlib import materials
+from tadlib.config import Config, stored_params
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
@@ -43,13 +43,11 @@ class Distilled:
         ``params`` change flat settings of it. A later run that evaluates the same set otherwise has its own figure in
         its own stage; the file stays as it is.
         """
-        # the labels have been judged: a set of an earlier version may name settings of the dual loop that are gone
-        own = {name: value for name, value in self.params.items() if not name.startswith("divert_")}
-        config = Config.from_params(**{**own, "root": root, "device": device, **params})
+        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
         speed.prepare(config.threads)
-        data = cell.dataset(config)
+        data = materials.dataset(config)
         synthetic = self.synthetic.to(config.torch_device)
-        net = cell.evaluated_network(config)
+        net = materials.evaluated_network(config)
         return evaluate(
             net,
             synthetic,
@@ -69,7 +67,7 @@ def save_distilled(
         "mean": data.mean,
         "std": data.std,
         "class_names": data.class_names,
-        "params": cell.portable(config),
+        "params": config.portable(),
         "lr": synthetic.lr,
         "provenance": provenance or {},
     }
@@ -96,6 +94,6 @@ def load_distilled(path: Path | str) -> Distilled:
         tuple(about["mean"]),
         tuple(about["std"]),
         tuple(about["class_names"]),
-        about["params"],
+        stored_params(about["params"]),
         about["provenance"],
     )

@@ -13,39 +13,11 @@ import torch
 from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 from torch import Tensor
 
+from tadlib.config import Protocol
 from tadlib.distill.synthetic import Synthetic
-from tadlib.errors import require
 from tadlib.nn.networks import Network
 from tadlib.nn.training import Sgd, State, accuracy, train_epoch_together
 from tadlib.rng import generator
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
-
-    The learning rate is the learned one, unless ``lr`` gives another; it is cut to a tenth after half the epochs, where
-    momentum starts anew, as in the codes of DC, DM and MTT. :data:`PROTOCOLS` holds the published ones.
-    """
-
-    networks: int = 5
-    epochs: int = 1001
-    batch: int = 256
-    lr: float | None = None  # None = the synthetic set's own
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    compile: bool = False  # compile the step, on a CPU (a GPU stacks networks): pays for many epochs of wide networks
-
-    def __post_init__(self):
-        require(self.networks >= 1, f"networks must be at least 1, got {self.networks}")
-        require(self.epochs >= 2, f"epochs must be at least 2, got {self.epochs}")
-        require(self.lr is None or self.lr > 0, f"lr must be positive, got {self.lr}")
-
-    def late(self, epoch: int) -> bool:
-        """Whether ``epoch`` lies after the cut of the learning rate."""
-        return epoch > (self.epochs - 1) // 2 + 1
-
 
 # How the authors' codes train; ours reports the last epoch, where theirs keep the best evaluation on the test set.
 # They count epochs from 0 to 1000 inclusive. DC, DSA and DM share one protocol (20 networks for each of 5 sets).

@@ -8,41 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tadlib import diversion
+from tadlib.config import AuditorConfig, ExpertConfig
 from tadlib.errors import InputError, require
 from tadlib.nn.networks import Network
 from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
 from tadlib.store import load_tensors, save_tensors
-
-
-@dataclass(frozen=True)
-class ExpertConfig:
-    """How experts are trained. As in MTT's code: SGD, lr .01, no momentum, batch 256, DSA, 50 epochs."""
-
-    count: int = 100  # experts
-    epochs: int = 50
-    lr: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    batch: int = 256
-    rho: float = 0.0  # radius of GSAM's ascent (FTD, DATM: .01); 0 = plain SGD
-    alpha: float = 0.3  # GSAM's share of the clean gradient across the adversarial one (FTD, DATM)
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    compile: bool = False  # compile the training step: pays for wide networks and many epochs
-    bfloat16: bool = False  # round what layers multiply: faster where the processor has it (AVX-512 BF16, AMX, GPUs)
-    half: bool = False  # keep trajectories in half precision (TrajectoryStore.save)
-
-    def __post_init__(self):
-        require(self.rho >= 0, f"rho must not be negative, got {self.rho}")
-        require(self.count >= 1, f"count must be at least 1 expert, got {self.count}")
-        require(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+from tadlib.trust import NoisyProblem, refine
 
 
 def _epoch(
@@ -97,45 +75,32 @@ def train_expert(
     return trajectory_EP
 
 
-def train_diverting_expert(
-    net: Network,
-    x_NCHW: Tensor,
-    given_N: Tensor,
-    n_classes: int,
+def train_own_loop(
+    problem: NoisyProblem,
+    method: Any,
     config: ExpertConfig,
-    loops: diversion.DiversionConfig,
     *,
     seed: int,
     expert: int = 0,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The trajectory (E + 1, P) of an expert that carries a dual loop of its own, as TAD's experts do.
+    """The trajectory (E + 1, P) of an expert that judges the labels itself, as TAD's experts do.
 
-    The expert is the only auditor; optimiser, batch and augmentation are the expert's, the rest is that of ``loops``.
+    The expert is the auditor of ``method`` (:class:`tadlib.trust.Tad` or :class:`tadlib.trust.TrustPosterior`);
+    optimiser, batch and augmentation are the expert's.
     """
-    require(
-        config.rho == 0, f"experts that carry a dual loop are trained by plain SGD: rho must be 0, got {config.rho}"
-    )
-    own = replace(
-        loops,
-        epochs=config.epochs,
-        warmup=min(loops.warmup, config.epochs),
-        auditors=1,
-        lr=config.lr,
-        cooldown=0.0,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        batch=config.batch,
-        augmentation=config.augmentation,
-    )
-    name = f"expert {expert}"
-    points = [net.init(seed, name, 0)]
+    require(config.rho == 0, f"experts that judge labels are trained by plain SGD: rho must be 0, got {config.rho}")
+    names = ("epochs", "lr", "momentum", "weight_decay", "batch", "augmentation")
+    own = {name: getattr(config, name) for name in names}
+    auditor = AuditorConfig(**own, warmup=min(method.auditor.warmup, config.epochs))
+    problem = replace(problem, seed=seed, true=None, name=f"expert {expert}")
+    points = [problem.net.init(seed, problem.name, 0)]
 
-    def record(loop: diversion.Loop) -> None:
-        points.append(loop.tensors["theta/0"])
+    def record(state: Any) -> None:
+        points.append(state.auditor.theta)
         on_epoch()
 
-    diversion.divert(net, x_NCHW, given_N, n_classes, own, seed=seed, name=name, on_round=record)
+    refine(replace(method, auditor=auditor), problem, on_epoch=record)
     return torch.stack(points)
 
 

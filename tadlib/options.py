@@ -16,8 +16,8 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cells(Output):
-    """Options that define one cell, or one for every arm and seed."""
+class RunOptions(Output):
+    """Options that define one run, or one for every arm and seed."""
 
     dataset: str = "digits"
     """Data set: digits, fashion-mnist, cifar10, cifar100, cifar100-coarse (its 20 superclasses) or tiny-imagenet."""
@@ -38,8 +38,8 @@ class Cells(Output):
     rate: float = 0.0
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
     arm: tuple[str, ...] = ("tad",)
-    """What the labels go through: vanilla, clean-then-distill, co-teaching, confident-learning, gce, tad, oracle;
-    one or several."""
+    """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
+    oracle; one or several."""
     method: str = "mtt"
     """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
     ipc: int = 10
@@ -50,7 +50,7 @@ class Cells(Output):
     """Scale: smoke (seconds; to try commands out), lite (minutes on two cores; a part of the data, small images), paper
     (published hyper-parameters)."""
     loops: str = "shared"
-    """Where the dual loop runs: shared (once, ahead of all experts) or per-expert."""
+    """Where labels are judged: shared (by one auditor, before all experts) or per-expert (by every expert itself)."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
     threads: int = 1
@@ -58,31 +58,31 @@ class Cells(Output):
     out: str = "runs"
     """Output folder: a new or empty one, or one that tad made. Finished stages in it are not computed again."""
     set: tuple[str, ...] = ()
-    """Any other setting, as NAME=VALUE, in place of the preset's: divert_epochs=30 mtt_lr_img=50 width=64 ..."""
+    """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Cells):
-    """Run whole cells, noise to evaluation, and add a row for each to OUT/results.parquet."""
+class Run(RunOptions):
+    """Carry out whole runs, noise to evaluation, and add a row for each to OUT/results.parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Divert(Cells):
-    """Run one cell (one arm, one seed) up to diversion; write the refined set to OUT/labels.parquet and metrics.json
+class Divert(RunOptions):
+    """Carry out one run (one arm, one seed) up to diversion; write the refined set to OUT/labels.parquet, metrics.json
     beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Cells):
-    """Run cells up to distillation; tell where the distilled sets lie."""
+class Distill(RunOptions):
+    """Carry out runs up to distillation; tell where the distilled sets lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Cells):
-    """Test accuracies: of a distilled set (PATH), or of cells, whose missing stages are run."""
+class Evaluate(RunOptions):
+    """Test accuracies: of a distilled set (PATH), or of runs, whose missing stages are carried out."""
 
     path: Positional[Path | None] = None
-    """A distilled set: distilled.safetensors or its folder; the options that define a cell then come from it."""
+    """A distilled set: distilled.safetensors or its folder; the options that define a run then come from it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,19 +22,22 @@ import torch
 from tqdm import tqdm
 
 import tadlib
-from tadlib import arms, cell, diversion, experts, noise, rivals
 from tadlib import evaluate as evaluation
-from tadlib.cell import dataset as dataset
-from tadlib.cell import network as network
+from tadlib import experts, noise, trust
+from tadlib.config import METHODS
 from tadlib.config import Config as Config
 from tadlib.data import Dataset, tiny_imagenet
-from tadlib.distill import METHODS
+from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.loop import Loop
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled as load_distilled
 from tadlib.distilled import save_distilled
 from tadlib.errors import require
 from tadlib.evaluate import mean_ci95
+from tadlib.materials import dataset as dataset
+from tadlib.materials import evaluated_network as evaluated_network
+from tadlib.materials import network as network
+from tadlib.materials import plain_dataset as plain_dataset
 from tadlib.nn import speed
 from tadlib.noise import NoisyLabels
 from tadlib.store import (
@@ -54,17 +57,8 @@ from tadlib.store import (
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
-# what each stage computes with; a change of code there changes the key (comments and docstrings do not)
-CODE = {
-    "noise": ("data", "noise", "rng"),
-    "divert": (
-        *("arms", "rivals", "diversion", "trust", "posterior", "patches", "discriminant", "transition", "recalibrate"),
-        *("nn", "data.whiten", "rng"),
-    ),
-    "experts": ("experts", "nn", "data.whiten", "rng"),
-    "distill": ("distill", "distilled", "matching", "nn", "data.whiten", "rng"),
-    "evaluate": ("evaluate", "nn", "data.whiten", "rng"),
-}
+# the module that carries out each stage; its code and all that it imports are part of the key
+CODE = {"noise": "noise", "divert": "trust", "experts": "experts", "distill": "distill", "evaluate": "evaluate"}
 
 
 # Running one stage ---------------------------------------------------------------------------------------------------
@@ -137,7 +131,7 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
             folder.finish(
                 stage=name,
                 key=planned.key,
-                config={"settings": dict(planned.settings), "params": cell.portable(config)},
+                config={"settings": dict(planned.settings), "params": config.portable()},
                 inputs=planned.inputs,
                 seed=config.seed,
                 device=str(config.torch_device),
@@ -151,7 +145,7 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
 @lru_cache
 def _code_versions() -> dict[str, str]:
     """Versions of every stage's code, read once: a file edited during a run does not change what is running."""
-    return {stage: code_version(*modules) for stage, modules in CODE.items()}
+    return {stage: code_version(module) for stage, module in CODE.items()}
 
 
 def _network_settings(config: Config) -> dict[str, Any]:
@@ -159,12 +153,12 @@ def _network_settings(config: Config) -> dict[str, Any]:
     return {"width": config.width, "depth": config.depth, "norm": config.norm, "zca": config.zca}
 
 
-# The plan of a cell --------------------------------------------------------------------------------------------------
+# The plan of a run ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Where a stage of a cell writes, and what that follows from."""
+    """Where a stage of a run writes, and what that follows from."""
 
     name: str
     settings: Mapping[str, Any]
@@ -184,7 +178,7 @@ class Planned:
 
 
 def as_used(config: Config) -> Config:
-    """The configuration that counts from diversion on. The oracle never sees a given label: its noise is none, so one
+    """The configuration that counts from diversion on. The oracle never sees a noisy label: its noise is none, so one
     oracle serves every noise."""
     return replace(config, noise="none", rate=0.0) if config.arm == "oracle" else config
 
@@ -203,12 +197,12 @@ def plan(config: Config) -> dict[str, Planned]:
 
     stages["noise"] = _plan_noise(config)
     diverted: dict[str, Any] = {"arm": config.arm}
-    if config.arm in arms.LEARNED:
-        loop = arms.settings_used(config.arm, config.divert)
-        diverted |= {"loop": asdict(loop), "network": network, "seed": seed}
+    method_of_trust = trust_method(config)
+    if method_of_trust.epochs:
+        diverted |= {"method": asdict(method_of_trust), "network": network, "seed": seed}  # type: ignore[call-overload]
     add("divert", diverted, "noise")
     if method.needs_experts:
-        loops = asdict(config.divert) if _own_loops(config) else None
+        loops = asdict(trust_method(config)) if config.own_loops else None  # type: ignore[call-overload]
         add("experts", {"expert": asdict(config.expert), "network": network, "seed": seed, "loops": loops}, "divert")
     own = {config.method: asdict(config.method_config)}
     add(
@@ -241,9 +235,9 @@ def _files(dataset: str, noise_name: str, root: str | None) -> dict[str, str]:
     return files
 
 
-def _own_loops(config: Config) -> bool:
-    """Whether every expert carries its own dual loop."""
-    return config.loops == "per-expert" and config.arm == "tad"
+def trust_method(config: Config) -> trust.TrustMethod:
+    """The trust method of a configuration's arm, with its settings."""
+    return trust.method(config.arm, config.auditor, config.tad, config.posterior)
 
 
 # The stages ----------------------------------------------------------------------------------------------------------
@@ -251,10 +245,10 @@ def _own_loops(config: Config) -> bool:
 
 def check(config: Config) -> NoisyLabels:
     """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
-    data = cell.plain_dataset(config)
-    cell.network(config), cell.evaluated_network(config)
+    data = plain_dataset(config)
+    network(config), evaluated_network(config)
     labels = _labels(config, data)
-    used_N, whose = labels.given_N, "given"
+    used_N, whose = labels.noisy_N, "given"
     if config.arm == "oracle":
         require(labels.true_N is not None, "arm oracle needs the true labels, which this data set does not have")
         used_N, whose = labels.true_N, "true"  # type: ignore[assignment]
@@ -289,10 +283,10 @@ def _noise_name(config: Config) -> str:
 
 
 def inject_noise(config: Config) -> Path:
-    """Stage ``noise``: given labels beside the true ones, in ``labels.safetensors``."""
+    """Stage ``noise``: noisy labels beside the true ones, in ``labels.safetensors``."""
 
     def work(w: Work) -> dict:
-        data = cell.plain_dataset(config)
+        data = plain_dataset(config)
         labels = _labels(config, data)
         labels.save(w.folder.path / "labels.safetensors")
         return {
@@ -313,42 +307,28 @@ def load_labels(path: Path) -> NoisyLabels:
 def divert(config: Config) -> Path:
     """Stage ``divert``: carry out the arm; ``labels.parquet``, ``history.parquet``, ``refined.safetensors``."""
     config = as_used(config)
-    source = inject_noise(config)
-    loop = arms.settings_used(config.arm, config.divert)
+    source, method = inject_noise(config), trust_method(config)
 
     def work(w: Work) -> dict:
         data, labels = dataset(config), load_labels(source)
-        device = config.torch_device
-        true_N = None if labels.true_N is None else labels.true_N.to(device)
-        done = len(w.resume[1]["rows"]) if w.resume else 0
-        with w.bar(rivals.rounds(config.arm, loop) if config.arm in arms.LEARNED else 0, done) as bar:
+        problem = noisy_problem(config, data, labels)
+        with w.bar(method.epochs, len(w.resume[1]["/rows"]) if w.resume else 0) as bar:
 
-            def on_round(state: diversion.Loop) -> None:
+            def on_epoch(state: Any) -> None:
                 bar.update()
-                w.checkpoint(*state.checkpoint())
+                w.checkpoint(*trust.checkpoint(state))
 
-            refined = arms.refine(
-                config.arm,
-                network(config),
-                data.x_train,
-                labels.given_N.to(device),
-                data.n_classes,
-                config.divert,
-                seed=config.seed,
-                true_N=true_N,
-                resume=w.resume,
-                on_round=on_round,
-            )
+            refined = trust.refine(method, problem, resume=w.resume, on_epoch=on_epoch)
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
         save_tensors(w.folder.path / "refined.safetensors", tensors)
-        save_table(w.folder.path / "labels.parquet", refined.table(true_N, data.index))
+        save_table(w.folder.path / "labels.parquet", refined.table(problem.true, data.index))
         if refined.history:
             save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
         counts = torch.bincount(refined.space.long(), minlength=3).tolist()
-        sizes = {f"n_{name}": count for name, count in zip(diversion.SPACES, counts, strict=True)}
-        if true_N is None:
+        sizes = {f"n_{name}": count for name, count in zip(trust.SPACES, counts, strict=True)}
+        if problem.true is None:
             return sizes
-        metrics = refined.metrics(true_N)
+        metrics = refined.metrics(problem.true)
         if config.arm == "oracle":  # it judges no label, so its trust is no measure of anything
             of_labels = ("label_accuracy", "mass_accuracy")
             metrics = {name: value if name in of_labels else None for name, value in metrics.items()}
@@ -357,11 +337,20 @@ def divert(config: Config) -> Path:
     return _stage(config, plan(config)["divert"], work)
 
 
-def load_refined(path: Path) -> diversion.RefinedSet:
+def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.NoisyProblem:
+    """What a trust method is given."""
+    device = config.torch_device
+    true_N = None if labels.true_N is None else labels.true_N.to(device)
+    noisy_N = labels.noisy_N.to(device)
+    name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
+    return trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, config.seed, true_N, name)
+
+
+def load_refined(path: Path) -> trust.RefinedSet:
     """The refined set that stage ``divert`` wrote, on the CPU."""
     history = path / "history.parquet"
     rows = load_table(history).to_dict("records") if history.exists() else []
-    return diversion.RefinedSet(**load_tensors(path / "refined.safetensors"), history=tuple(rows))
+    return trust.RefinedSet(**load_tensors(path / "refined.safetensors"), history=tuple(rows))
 
 
 def train_experts(config: Config) -> Path:
@@ -380,10 +369,9 @@ def train_experts(config: Config) -> Path:
         with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
             for i in range(finished, config.expert.count):
                 more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": bar.update}
-                if _own_loops(config):
-                    trajectory = experts.train_diverting_expert(
-                        net, data.x_train, refined.given, data.n_classes, config.expert, config.divert, **more
-                    )
+                if config.own_loops:
+                    problem = noisy_problem(config, data, load_labels(inject_noise(config)))
+                    trajectory = experts.train_own_loop(problem, trust_method(config), config.expert, **more)
                 else:
                     trajectory = experts.train_expert(
                         net, data.x_train, refined.y, refined.weight, config.expert, **more
@@ -405,15 +393,15 @@ def _enough(config: Config, diverted_at: Path) -> None:
 def distill(config: Config) -> Path:
     """Stage ``distill``: ``distilled.safetensors`` (:mod:`tadlib.distilled`) and ``history.parquet``, where one is."""
     config = as_used(config)
-    method, own = METHODS[config.method], config.method_config
+    distill_by, own = DISTILL[config.method], config.method_config
     inputs = {"divert": divert(config)}
     _enough(config, inputs["divert"])
-    if method.needs_experts:
+    if own.needs_experts:
         inputs["experts"] = train_experts(config)
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
-        store = experts.TrajectoryStore(inputs["experts"]) if method.needs_experts else None
+        store = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
         if store is not None:
             store.verify(network(config).n_parameters)  # before hours of matching
         with w.bar(own.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
@@ -422,7 +410,7 @@ def distill(config: Config) -> Path:
                 bar.update()
                 w.checkpoint(*state.checkpoint())
 
-            synthetic, rows = method.distill(
+            synthetic, rows = distill_by(
                 network(config),
                 data.x_train,
                 refined.y,
@@ -459,7 +447,7 @@ def evaluate(config: Config) -> Path:
                 w.checkpoint(*state.checkpoint())
 
             accuracies = evaluation.evaluate(
-                cell.evaluated_network(config),
+                evaluated_network(config),
                 synthetic,
                 data.x_test,
                 data.y_test,
@@ -476,11 +464,11 @@ def evaluate(config: Config) -> Path:
     return _stage(config, plan(config)["evaluate"], work)
 
 
-# A whole cell --------------------------------------------------------------------------------------------------------
+# A whole run ---------------------------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:
-    """All stages of one cell; returns its row of ``results.parquet`` and merges it into the one under ``out``."""
+    """All stages of one run; returns its row of ``results.parquet`` and merges it into the one under ``out``."""
     check(config)
     row = result_row(config, evaluate(config))
     merge_results(Path(config.out) / "results.parquet", pd.DataFrame([row]))
@@ -488,7 +476,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
-    """The row of a finished cell, read from the manifests of its stages."""
+    """The row of a finished run, read from the manifests of its stages."""
     noise_at = inject_noise(config)  # of an oracle too, whose own stages go without
     stages = {"evaluate": evaluated_at}
     for stage in ("evaluate", "distill", "experts"):
@@ -527,7 +515,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         "torch_version": versions["torch"],
         "tadlib_version": versions["tadlib"],
         "commit": _commit(),
-        "config_hash": content_key(cell.portable(config)),
+        "config_hash": content_key(config.portable()),
         "key": evaluated_at.name,
     }
 
@@ -566,7 +554,7 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
         "torch_version": m["versions"]["torch"],
         "tadlib_version": m["versions"]["tadlib"],
         "commit": _commit(),
-        "config_hash": content_key(cell.portable(config)),
+        "config_hash": content_key(config.portable()),
         "key": diverted_at.name,
     }
 
@@ -608,6 +596,6 @@ def result_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return table.sort_values([*order, "config_hash"], ignore_index=True)
 
 
-def cells(config: Config, *, arm=(), seed=()) -> list[Config]:
+def runs(config: Config, *, arm=(), seed=()) -> list[Config]:
     """One configuration for every arm and seed."""
     return [replace(config, arm=a, seed=s) for s in (seed or (config.seed,)) for a in (arm or (config.arm,))]

@@ -18,10 +18,10 @@ JUDGED = "color_crop_flip_scale_rotate"  # without cutout: auditors judge the im
 SMOKE: Settings = {
     "width": 32,
     "depth": 2,
-    "divert_epochs": 20,
-    "divert_warmup": 6,
-    "divert_batch": 32,
-    "divert_augmentation": GREY,
+    "auditor_epochs": 20,
+    "auditor_warmup": 6,
+    "auditor_batch": 32,
+    "auditor_augmentation": GREY,
     "expert_count": 2,
     "expert_epochs": 12,
     "expert_lr": 0.02,
@@ -38,10 +38,10 @@ LITE: Settings = {
     "resolution": 16,
     "width": 32,
     "depth": 3,
-    "divert_epochs": 15,
-    "divert_warmup": 5,
-    "divert_batch": 128,
-    "divert_augmentation": JUDGED,
+    "auditor_epochs": 15,
+    "auditor_warmup": 5,
+    "auditor_batch": 128,
+    "auditor_augmentation": JUDGED,
     "expert_count": 3,
     "expert_epochs": 10,
     "expert_lr": 0.02,
@@ -215,9 +215,9 @@ def _paper(method: str, dataset: str, ipc: int) -> Settings:
     return {
         "width": 128,
         "depth": 4 if dataset == "tiny-imagenet" else 3,
-        "divert_epochs": 20,  # of our own, as all of the dual loop
-        "divert_warmup": 5,
-        "divert_augmentation": JUDGED,
+        "auditor_epochs": 20,  # of our own, as all of the dual loop
+        "auditor_warmup": 5,
+        "auditor_augmentation": JUDGED,
         "evaluate_epochs": 1001,  # the codes count from 0 to 1000 inclusive
         "evaluate_batch": 256,
     } | values

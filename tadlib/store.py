@@ -55,22 +55,48 @@ def content_key(payload: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(payload).encode()).hexdigest()[:16]
 
 
-def code_version(*module_names: str) -> str:
-    """12 hex digits that change when the code of these modules does, and not with comments, docstrings or layout.
+APART = ("config", "presets", "errors", "store")  # modules whose code is no part of what a stage computes
 
-    Names are those of tadlib's modules, with or without the leading ``tadlib.``; a package stands for all modules in
-    it. Only the modules named count, not what they import. The text hashed is ``ast.unparse``'s, which may differ
-    between versions of Python.
+
+def code_version(module: str) -> str:
+    """12 hex digits that change when the code of a module of tadlib does, or that of any it imports.
+
+    Comments, docstrings and layout do not count, nor do the modules :data:`APART`, whose settings are part of keys
+    themselves. A package stands for all of its modules. The text hashed is ``ast.unparse``'s, which may differ between
+    versions of Python.
     """
-    require(len(module_names) > 0, "code_version needs at least one module name")
-    code = {}
-    for name in module_names:
-        base = PACKAGE.joinpath(*name.removeprefix("tadlib.").split("."))
-        files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
-        for file in files:
-            require(file.is_file(), f"unknown module {name!r}: {file} does not exist")
-            code[file.relative_to(PACKAGE).as_posix()] = _without_prose(file.read_text(encoding="utf-8"))
+    waiting, code = {PACKAGE.joinpath(*module.split("."))}, {}
+    require(any(_files(base) for base in waiting), f"unknown module {module!r} of tadlib")
+    while waiting:
+        for file in _files(waiting.pop()):
+            name = file.relative_to(PACKAGE).as_posix()
+            if name not in code:
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+                code[name] = ast.unparse(_StripStrings().visit(tree))
+                waiting |= _imported(tree)
     return content_key(code)[:12]
+
+
+def _files(base: Path) -> list[Path]:
+    """The file of a module, or all files of a package, given their path without suffix."""
+    if base.is_dir():
+        return sorted(base.rglob("*.py"))
+    file = base.with_suffix(".py")
+    return [file] if file.is_file() and base.name not in APART else []
+
+
+def _imported(tree: ast.AST) -> set[Path]:
+    """Paths, without suffix, of the modules of tadlib that a module imports from."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE.name:
+            base = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
+            inner = [base / alias.name for alias in node.names]
+            modules = [path for path in inner if path.is_dir() or path.with_suffix(".py").is_file()]
+            found |= {*modules}
+            if len(modules) < len(inner):  # names that are no modules come from the module itself
+                found.add(base / "__init__" if base.is_dir() else base)
+    return found
 
 
 class _StripStrings(ast.NodeTransformer):
@@ -79,11 +105,6 @@ class _StripStrings(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_string else node
-
-
-def _without_prose(source: str) -> str:
-    """``source`` without comments, docstrings and layout: for hashing, not for running (bodies may be empty)."""
-    return ast.unparse(_StripStrings().visit(ast.parse(source)))
 
 
 def _plain(value: Any, where: str) -> Any:

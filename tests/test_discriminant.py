@@ -11,7 +11,7 @@ K = 4
 
 
 def problem(n=400, k=K, apart=1.0, seed=0, T=None):
-    """Predictions in which class 1 looks much like class 0; true and given labels."""
+    """Predictions in which class 1 looks much like class 0; true and noisy labels."""
     rng = torch.Generator().manual_seed(seed)
     true = torch.randint(k, (n,), generator=rng)
     centre = apart * torch.eye(k, dtype=torch.float64)

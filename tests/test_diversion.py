@@ -21,10 +21,10 @@ TINY = DiversionConfig(epochs=3, warmup=2, lr=0.05, batch=32)
 
 
 def digits(n, kind, rate, seed=0):
-    """Images, given labels and true labels of ``n`` digits with noise."""
+    """Images, noisy labels and true labels of ``n`` digits with noise."""
     loaded = data.load_dataset("digits", n_train=n)
     labels = noise.inject(loaded.y_train, kind, rate, n_classes=K, seed=seed)
-    return loaded.x_train, labels.given_N, loaded.y_train
+    return loaded.x_train, labels.noisy_N, loaded.y_train
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tadlib import arms, pipeline
-from tadlib.config import Config
+from tadlib import pipeline
+from tadlib.config import ARMS, Config
 
 GOLDEN = Path(__file__).parent / "golden" / "refined.json"
 NOISES = ("symmetric", "pairflip", "instance")
-TENSORS = ("given", "y", "weight", "trust", "space", "reliability", "sure", "transition", "space_history")
-SMALL = {"n_train": 500, "width": 8, "divert_epochs": 8, "divert_warmup": 3}
+TENSORS = ("noisy", "y", "weight", "trust", "space", "reliability", "hard_weight", "transition", "space_history")
+SMALL = {"n_train": 500, "width": 8, "auditor_epochs": 8, "auditor_warmup": 3}
 
 
 def processor() -> str:
@@ -47,7 +47,7 @@ def refined(arm: str, noise: str, out: Path) -> dict:
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("arm", arms.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_refined_sets_keep_their_bits(arm, noise, tmp_path):
     if arm == "confident-learning":
         pytest.importorskip("cleanlab")
@@ -61,7 +61,7 @@ def test_refined_sets_keep_their_bits(arm, noise, tmp_path):
 
 def write() -> None:
     with tempfile.TemporaryDirectory() as out:
-        sets = {arm: {noise: refined(arm, noise, Path(out)) for noise in NOISES} for arm in arms.ARMS}
+        sets = {arm: {noise: refined(arm, noise, Path(out)) for noise in NOISES} for arm in ARMS}
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps({"processor": processor(), "sets": sets}, indent=1) + "\n")
 

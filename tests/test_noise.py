@@ -48,7 +48,7 @@ def noisy(kind: str, rate: Any, *, true_N: torch.Tensor | None = None, seed: int
 def test_each_class_flips_exactly_as_often_as_asked(kind, rate):
     noise = noisy(kind, rate)
     flips = [0] * 10
-    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+    for true, given in zip(noise.true_N.tolist(), noise.noisy_N.tolist()):
         flips[true] += true != given
     flipping = set(MAPPED) if kind == "asymmetric" else set(range(10))
     assert flips == [round(rate * n) if k in flipping else 0 for k, n in enumerate(UNEVEN)]
@@ -59,7 +59,7 @@ def test_each_class_flips_exactly_as_often_as_asked(kind, rate):
 def test_symmetric_noise_reaches_every_other_class_alike():
     n, rate = 9000, 0.5
     noise = noisy("symmetric", rate, true_N=labels([n] * 10))
-    counts_KK = transition(noise.true_N, noise.given_N, 10) * n
+    counts_KK = transition(noise.true_N, noise.noisy_N, 10) * n
     assert counts_KK.diagonal().tolist() == pytest.approx([n * (1 - rate)] * 10)
     others = counts_KK[~torch.eye(10, dtype=torch.bool)]
     # 90 multinomial counts of mean 500 and standard deviation 21; five of them for the farthest
@@ -80,16 +80,16 @@ def test_asymmetric_noise_moves_mapped_classes_once_and_at_the_same_time():
 
 def test_pairflip_moves_each_class_to_the_next_and_the_last_to_the_first():
     noise = noisy("pairflip", 0.3)
-    flipped = noise.given_N != noise.true_N
+    flipped = noise.noisy_N != noise.true_N
     assert set(noise.true_N[flipped].tolist()) == {k for k, n in enumerate(UNEVEN) if round(0.3 * n)}
-    assert all(given == (true + 1) % 10 for true, given in zip(noise.true_N[flipped], noise.given_N[flipped]))
+    assert all(given == (true + 1) % 10 for true, given in zip(noise.true_N[flipped], noise.noisy_N[flipped]))
     two = noisy("pairflip", 0.4, true_N=labels([50, 50]), n_classes=2)
     assert two.transition_realised.tolist() == [[0.6, 0.4], [0.4, 0.6]]
 
 
 def test_none_keeps_the_labels():
     noise = noisy("none", None)
-    assert torch.equal(noise.given_N, noise.true_N)
+    assert torch.equal(noise.noisy_N, noise.true_N)
     assert (noise.rate, noise.rate_realised) == (0.0, 0.0)
     assert torch.equal(noise.transition_nominal, torch.eye(10, dtype=torch.float64))
 
@@ -109,7 +109,7 @@ def test_nominal_and_realised_transitions_agree_with_counting(kind):
     assert noise.transition_nominal.tolist() == [pytest.approx(row) for row in nominal]
 
     counts = [[0] * 10 for _ in range(10)]
-    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+    for true, given in zip(noise.true_N.tolist(), noise.noisy_N.tolist()):
         counts[true][given] += 1
     assert noise.transition_realised.tolist() == [pytest.approx([n / 2000 for n in row]) for row in counts]
     assert noise.transition_realised.sum(1).tolist() == pytest.approx([1] * 10)
@@ -122,7 +122,7 @@ def test_a_class_without_samples_changes_nothing_for_the_others(kind):
     assert realised[3].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     assert realised.sum(1).tolist() == pytest.approx([1] * 10)
     assert realised.diagonal()[[2, 4, 5, 9]].tolist() == pytest.approx([0.6] * 4)
-    assert (noise.given_N == 3).any()  # the class may still be given to others
+    assert (noise.noisy_N == 3).any()  # the class may still be given to others
 
 
 def test_symmetric_noise_with_the_true_class_included_redraws_exactly_int_r_n_labels():
@@ -130,14 +130,14 @@ def test_symmetric_noise_with_the_true_class_included_redraws_exactly_int_r_n_la
     noise = noisy("symmetric:included", rate, true_N=labels([n // 10] * 10))
     assert noise.rate == rate
     # of the labels drawn a tenth is right: r (K-1)/K, up to five standard deviations of a binomial count
-    wrong = int((noise.given_N != noise.true_N).sum())
+    wrong = int((noise.noisy_N != noise.true_N).sum())
     assert wrong < int(rate * n)
     assert abs(wrong - 0.9 * rate * n) < 5 * (rate * n * 0.9 * 0.1) ** 0.5
     expected_KK = (1 - rate) * torch.eye(10, dtype=torch.float64) + rate / 10
     torch.testing.assert_close(noise.transition_nominal, expected_KK)
     assert (noise.transition_realised - expected_KK).abs().max() < 5 * (0.5 * 0.5 / (n / 10)) ** 0.5
     few = noisy("symmetric:included", 0.37, true_N=torch.arange(10))
-    assert int((few.given_N != few.true_N).sum()) <= 3  # int(3.7) labels are drawn, not 4
+    assert int((few.noisy_N != few.true_N).sum()) <= 3  # int(3.7) labels are drawn, not 4
 
 
 def test_asymmetric_cifar100_turns_every_class_within_its_official_superclass():
@@ -145,7 +145,7 @@ def test_asymmetric_cifar100_turns_every_class_within_its_official_superclass():
     noise = noisy("asymmetric", rate, true_N=labels([per_class] * 100), n_classes=100, dataset="cifar100")
     of_K = superclass_of()
     targets: dict[int, set[int]] = {k: set() for k in range(100)}
-    for true, given in zip(noise.true_N.tolist(), noise.given_N.tolist()):
+    for true, given in zip(noise.true_N.tolist(), noise.noisy_N.tolist()):
         targets[true] |= {given} - {true}
     assert all(len(given) == 1 for given in targets.values())  # mouse too: no class is left out
     to = {true: given.pop() for true, given in targets.items()}
@@ -219,12 +219,12 @@ def test_instance_noise_is_that_of_the_paper_sample_by_sample():
     true_N = labels([100, 120, 80])
     noise = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
     given, rows = instance_by_hand(true_N, x_NCHW, 0.4, 3, 7)
-    assert noise.given_N.tolist() == given
+    assert noise.noisy_N.tolist() == given
     np.testing.assert_allclose(noise.transition_nominal.numpy(), rows, atol=1e-12)
     again = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
     assert again.checksum == noise.checksum
     other = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW.flip(0))
-    assert not torch.equal(other.given_N, noise.given_N)  # the image counts
+    assert not torch.equal(other.noisy_N, noise.noisy_N)  # the image counts
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4, 0.6])
@@ -258,32 +258,32 @@ def test_the_seed_alone_decides(kind):
     before = torch.get_rng_state()
     again = noisy(kind, 0.4, true_N=true_N, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.given_N, again.given_N)
+    assert torch.equal(first.noisy_N, again.noisy_N)
     assert first.checksum == again.checksum
-    assert not torch.equal(first.given_N, noisy(kind, 0.4, true_N=true_N, seed=6).given_N)
+    assert not torch.equal(first.noisy_N, noisy(kind, 0.4, true_N=true_N, seed=6).noisy_N)
     assert torch.equal(true_N, kept)
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric", "symmetric:included"])
 def test_what_flips_at_a_rate_flips_alike_at_higher_ones(kind):
     low, high = noisy(kind, 0.2), noisy(kind, 0.6)
-    flipped = low.given_N != low.true_N
+    flipped = low.noisy_N != low.true_N
     assert flipped.any()
-    assert torch.equal(high.given_N[flipped], low.given_N[flipped])
+    assert torch.equal(high.noisy_N[flipped], low.noisy_N[flipped])
 
 
 def test_bits_stay_what_they_were():
     # golden: a change makes every stored result under noise stale
     noise = inject(torch.arange(20) % 4, "symmetric", 0.4, n_classes=4, seed=0)
-    assert noise.given_N.tolist() == [1, 1, 2, 2, 0, 3, 2, 3, 0, 2, 3, 1, 0, 1, 0, 3, 2, 1, 2, 3]
+    assert noise.noisy_N.tolist() == [1, 1, 2, 2, 0, 3, 2, 3, 0, 2, 3, 1, 0, 1, 0, 3, 2, 1, 2, 3]
 
 
 def test_checksum_covers_given_and_true_labels_and_kind():
     noise = noisy("pairflip", 0.4)
     others = [
         replace(noise, kind="symmetric"),
-        replace(noise, given_N=noise.true_N),
-        replace(noise, true_N=noise.given_N),
+        replace(noise, noisy_N=noise.true_N),
+        replace(noise, true_N=noise.noisy_N),
         replace(noise, true_N=None),
     ]
     assert len({noise.checksum, *(other.checksum for other in others)}) == 5
@@ -299,7 +299,7 @@ def test_saved_labels_come_back_with_the_same_bits(tmp_path, truth_known):
         noise = replace(noise, true_N=None, transition_nominal=None)
     noise.save(tmp_path / "labels.safetensors")
     back: Any = NoisyLabels.load(tmp_path / "labels.safetensors")
-    assert torch.equal(back.given_N, noise.given_N)
+    assert torch.equal(back.noisy_N, noise.noisy_N)
     assert (back.n_classes, back.kind, back.rate, back.seed) == (10, "symmetric", 0.37, 2**62 + 1)
     assert back.checksum == noise.checksum
     assert back.rate_realised == noise.rate_realised
@@ -325,7 +325,7 @@ def test_files_that_hold_no_noisy_labels_are_refused(tmp_path):
         NoisyLabels.load(path)
 
 
-# Given labels from a file
+# Noisy labels from a file
 
 
 def listed(path: Path, true_N: torch.Tensor, **options) -> Any:
@@ -355,13 +355,13 @@ def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
     values = [(k + (i % 4 == 0)) % 10 for i, k in enumerate(true_N.tolist())]
     path = write_list(tmp_path / name, values)
     whole = listed(path, true_N)
-    assert whole.given_N.tolist() == values
+    assert whole.noisy_N.tolist() == values
     assert torch.equal(whole.true_N, true_N)
     assert whole.rate == whole.rate_realised == 0.25
     assert torch.equal(whole.transition_nominal, whole.transition_realised)
     assert list_checksum(path) == list_checksum(write_list(tmp_path / "other.npy", values))
     index_N = torch.tensor([39, 0, 17])
-    assert listed(path, index_N % 10, index_N=index_N, n_full=40, rate=0).given_N.tolist() == [9, 1, 7]
+    assert listed(path, index_N % 10, index_N=index_N, n_full=40, rate=0).noisy_N.tolist() == [9, 1, 7]
     whole.save(tmp_path / "back.safetensors")
     assert NoisyLabels.load(tmp_path / "back.safetensors").checksum == whole.checksum
 
@@ -477,8 +477,8 @@ def test_what_a_model_cannot_do_is_refused(kind, rate, options, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"given_N": torch.zeros(840).long()}, "given labels must be as many as the true ones, 841, got 840"),
-        ({"given_N": torch.full((841,), 10)}, r"given labels must be in \[0, 10\), got 10 at 0"),
+        ({"noisy_N": torch.zeros(840).long()}, "noisy labels must be as many as the true ones, 841, got 840"),
+        ({"noisy_N": torch.full((841,), 10)}, r"noisy labels must be in \[0, 10\), got 10 at 0"),
         ({"true_N": torch.full((841,), -1)}, r"true labels must be in \[0, 10\), got -1 at 0"),
         ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1\.0"),
         ({"transition_nominal": torch.eye(9).double()}, r"must be \(10, 10\) float64, got \(9, 9\)"),
@@ -514,11 +514,11 @@ def human(root: Path | None, kind: str = "human:worse", rate: float | None = Non
 
 def test_human_labels_follow_the_index(human_root):
     whole = human(human_root)
-    assert whole.given_N[:30].tolist() == [(k + 1) % 10 for k in range(10)] * 3
-    assert torch.equal(whole.given_N[30:], whole.true_N[30:])
+    assert whole.noisy_N[:30].tolist() == [(k + 1) % 10 for k in range(10)] * 3
+    assert torch.equal(whole.noisy_N[30:], whole.true_N[30:])
     index_N = torch.tensor([99, 0, 31, 5])
     part = human(human_root, true_N=index_N % 10, index_N=index_N, rate=0)
-    assert part.given_N.tolist() == [9, 1, 1, 6]
+    assert part.noisy_N.tolist() == [9, 1, 1, 6]
     assert (part.rate, part.rate_realised) == (pytest.approx(0.3), 0.5)  # of the file; of these four
     assert torch.equal(part.transition_nominal, whole.transition_realised)
 

@@ -125,8 +125,8 @@ def test_too_small_images_and_too_few_labels_are_named():
 def test_wrong_labels_of_digits_stand_out_before_anything_is_trained():
     loaded = data.load_dataset("digits")
     labels = noise.inject(loaded.y_train, "symmetric", 0.4, n_classes=10, seed=0)
-    y = torch.nn.functional.one_hot(labels.given_N, 10).float()
+    y = torch.nn.functional.one_hot(labels.noisy_N, 10).float()
     use = torch.ones(len(y), dtype=torch.bool)
     r = patches.left_out(loaded.x_train, y, use, count=128, mirror=False, generator=random())
-    at_given = r.gather(1, labels.given_N[:, None])[:, 0]
-    assert trust.auroc(at_given.double(), labels.given_N == loaded.y_train) > 0.95
+    at_given = r.gather(1, labels.noisy_N[:, None])[:, 0]
+    assert trust.auroc(at_given.double(), labels.noisy_N == loaded.y_train) > 0.95

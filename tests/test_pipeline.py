@@ -218,7 +218,7 @@ def test_params_survive_the_round_trip_through_json(params):
 @pytest.mark.parametrize(
     "params, message",
     [
-        ({"ipc": 21}, "ipc must not exceed the images of a class: class 0 has 20 under the given labels, got 21"),
+        ({"ipc": 21}, "ipc must not exceed the images of a class: class 0 has 20 under the noisy labels, got 21"),
         ({"noise": "none"}, "rate must be 0 for noise none, which has the rate that it has, got 0.3"),
         ({"rate": 0}, "rate must be above 0 for noise pairflip, got 0"),
         ({"noise": "pairflip:x"}, "noise pairflip has no variants"),
@@ -242,11 +242,11 @@ def test_a_class_without_a_given_label_is_refused(tmp_path, monkeypatch):
 
     def without_class_three(*args, **options):
         labels = inject(*args, **options)
-        labels.given_N[labels.given_N == 3] = 4
+        labels.noisy_N[labels.noisy_N == 3] = 4
         return labels
 
     monkeypatch.setattr(pipeline.noise, "inject", without_class_three)
-    with pytest.raises(InputError, match="class 3 has 0 under the given labels, got 1"):
+    with pytest.raises(InputError, match="class 3 has 0 under the noisy labels, got 1"):
         pipeline.run(tiny(tmp_path / "runs"))
     with pytest.raises(InputError, match=r"every class needs a sample with its label; classes without: \[3\]"):
         pipeline.divert(tiny(tmp_path / "runs"))
@@ -257,7 +257,7 @@ def test_the_oracle_counts_images_by_their_true_labels(tmp_path, monkeypatch):
 
     def few_nines(*args, **options):
         labels = inject(*args, **options)
-        labels.given_N[labels.given_N == 9] = 0
+        labels.noisy_N[labels.noisy_N == 9] = 0
         return labels
 
     monkeypatch.setattr(pipeline.noise, "inject", few_nines)
@@ -386,7 +386,7 @@ def test_labels_of_a_file_and_noise_that_depends_on_images_reach_the_stages(tmp_
     given = tiny(tmp_path / "runs", noise=f"file:{tmp_path / 'given.safetensors'}", rate=0, arm="vanilla")
     pipeline.check(given)
     back = pipeline.load_labels(pipeline.inject_noise(given))
-    assert torch.equal(back.given_N, drawn.given_N)
+    assert torch.equal(back.noisy_N, drawn.noisy_N)
     assert back.rate_realised == drawn.rate_realised
     row = pipeline.trust_row(given, pipeline.divert(given))
     assert row["label_accuracy"] == pytest.approx(1 - drawn.rate_realised)

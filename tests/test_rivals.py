@@ -21,10 +21,10 @@ ARMS = ("co-teaching", "confident-learning", "gce")
 
 @pytest.fixture(scope="module")
 def digits():
-    """Images, given labels and true labels: symmetric noise, 30 %."""
+    """Images, noisy labels and true labels: symmetric noise, 30 %."""
     loaded = data.load_dataset("digits", n_train=600)
     labels = noise.inject(loaded.y_train, "symmetric", 0.3, n_classes=K, seed=0)
-    return loaded.x_train, labels.given_N, labels.true_N
+    return loaded.x_train, labels.noisy_N, labels.true_N
 
 
 def refine(arm, digits, config=CONFIG, **more):

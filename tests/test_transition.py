@@ -43,7 +43,7 @@ def swapped(rate, k=6):
 
 
 def problem(T, n=6000, clear=4.0, seed=0, shares=None):
-    """r, what a good regression says of labels that it has not seen, p T and some error; true and given labels."""
+    """r, what a good regression says of labels that it has not seen, p T and some error; true and noisy labels."""
     rng, k = torch.Generator().manual_seed(seed), len(T)
     prior = torch.zeros(k, dtype=torch.float64) if shares is None else torch.tensor(shares).double().log()
     p = (prior + clear * torch.randn(n, k, generator=rng, dtype=torch.float64)).softmax(1)
@@ -92,10 +92,10 @@ def test_much_noise_is_not_taken_for_none():
     """At .8 a label says little: that a fifth of them is right and that all are explains them nearly as well."""
     loaded = data.load_dataset("digits")
     labels = noise.inject(loaded.y_train, "symmetric", 0.8, n_classes=10, seed=0)
-    y, use = one_hot(labels.given_N, 10), torch.ones(len(labels.given_N), dtype=torch.bool)
+    y, use = one_hot(labels.noisy_N, 10), torch.ones(len(labels.noisy_N), dtype=torch.bool)
     random = torch.Generator().manual_seed(0)
     r = patches.left_out(loaded.x_train, y, use, count=64, mirror=False, generator=random)
-    assert explain(evidence(r, labels.given_N)).transition.diagonal().mean() < 0.6
+    assert explain(evidence(r, labels.noisy_N)).transition.diagonal().mean() < 0.6
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -103,10 +103,10 @@ def test_flips_of_nearly_half_the_labels_are_not_taken_for_their_mirror_image(se
     """A class looks most like the one it gets labels from: sending its own there explains labels nearly as well."""
     loaded = data.load_dataset("digits")
     labels = noise.inject(loaded.y_train, "pairflip", 0.45, n_classes=10, seed=seed)
-    y, use = one_hot(labels.given_N, 10), torch.ones(len(labels.given_N), dtype=torch.bool)
+    y, use = one_hot(labels.noisy_N, 10), torch.ones(len(labels.noisy_N), dtype=torch.bool)
     random = torch.Generator().manual_seed(0)
     r = patches.left_out(loaded.x_train, y, use, count=64, mirror=False, generator=random)
-    found = explain(evidence(r, labels.given_N)).transition
+    found = explain(evidence(r, labels.noisy_N)).transition
     assert error(found, one_way(0.45, 10)) < 0.2
 
 

@@ -7,56 +7,20 @@ teach easy patterns, late ones hard patterns. Labels are learned: logits z, matc
 softmax(z). A step whose matching loss exceeds a threshold is skipped.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from tadlib.config import DatmConfig
 from tadlib.distill import mtt
 from tadlib.distill.loop import Loop, driver
-from tadlib.distill.mtt import LabelSgd, MttConfig
+from tadlib.distill.mtt import LabelSgd
 from tadlib.distill.synthetic import Real, Synthetic
-from tadlib.errors import known, require
 from tadlib.experts import Trajectories
 from tadlib.matching import soft_cross_entropy
 from tadlib.nn.networks import Network
 from tadlib.nn.training import predict
 
 INITIALISATIONS = ("correct", "real")
-
-
-@dataclass(frozen=True)
-class DatmConfig(MttConfig):
-    """Settings of DATM: those of MTT and its own; names follow its code.
-
-    Start epochs come from [min_start, u), where u grows from ``max_start_initial`` to ``max_start`` within
-    ``expansion_end`` iterations (0: it does not grow).
-    """
-
-    iterations: int = 10000
-    syn_steps: int = 80
-    min_start: int = 0
-    max_start_initial: int = 10
-    expansion_end: int = 1000
-    lr_y: float = 2.0
-    momentum_y: float = 0.9
-    threshold: float = 1.0
-    init: str = "correct"  # "correct": images that the experts get right; "real": any
-
-    def __post_init__(self):
-        super().__post_init__()
-        known("init", self.init, INITIALISATIONS)
-        for name in ("lr_y", "threshold"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} must be positive, got {value}")
-        require(0 <= self.momentum_y < 1, f"momentum_y must be in [0, 1), got {self.momentum_y}")
-        require(self.expansion_end >= 0, f"expansion_end must not be negative, got {self.expansion_end}")
-        grows = 0 <= self.min_start < self.max_start_initial <= self.max_start
-        require(
-            grows,
-            "min_start, max_start_initial and max_start must satisfy 0 <= min_start < max_start_initial <= max_start, "
-            f"got {self.min_start}, {self.max_start_initial}, {self.max_start}",
-        )
 
 
 def window(config: DatmConfig, iteration: int) -> range:

@@ -8,37 +8,15 @@ class k move so that the two mean embeddings meet (eq. 4):
     L = Σ_k ‖ mean_B ψ(A_ω(x)) − mean_S ψ(A_ω(s)) ‖²
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from tadlib.config import DmConfig
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Drawing, Real
-from tadlib.errors import require
+from tadlib.distill.synthetic import Real
 from tadlib.nn import augment
 from tadlib.nn.networks import Network
 from tadlib.rng import generator
-
-
-@dataclass(frozen=True)
-class DmConfig(Drawing):
-    """Settings of DM; defaults are those of its code."""
-
-    iterations: int = 20000  # fresh networks
-    lr_img: float = 1.0
-    momentum: float = 0.5
-    batch_real: int = 256  # real images of a class in one iteration
-    lr_net: float = 0.01  # for networks that are trained on the result
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-
-    def __post_init__(self):
-        for name in ("iterations", "batch_real"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("lr_img", "lr_net"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} must be positive, got {value}")
 
 
 def distance(real_BD: Tensor, synthetic_BD: Tensor) -> Tensor:

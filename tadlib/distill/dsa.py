@@ -10,14 +10,12 @@ to the one its real images give, both under the same augmentation A_ω (DSA, eq.
 D adds 1 − cos over the rows of every weight matrix: one output filter or unit each (DC, eq. 10).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from tadlib.config import DsaConfig
 from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Drawing, Real
-from tadlib.errors import require
+from tadlib.distill.synthetic import Real
 from tadlib.matching import soft_cross_entropy
 from tadlib.nn import augment
 from tadlib.nn.networks import Network
@@ -25,30 +23,6 @@ from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
 
 EPSILON = 1e-6  # keeps the cosine of a row of zeros finite, as in DC's code
-
-
-@dataclass(frozen=True)
-class DsaConfig(Drawing):
-    """Settings of DSA; defaults are those of its code for 10 images a class."""
-
-    iterations: int = 1000  # fresh networks
-    outer_steps: int = 10  # matching steps along the training of one network
-    inner_epochs: int = 50  # epochs on the synthetic set between two of them
-    lr_img: float = 0.1
-    momentum: float = 0.5
-    batch_real: int = 256  # real images of a class in one matching step
-    lr_net: float = 0.01  # of the inner training, and for networks that are trained on the result
-    batch_train: int = 256
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-
-    def __post_init__(self):
-        for name in ("iterations", "outer_steps", "batch_real", "batch_train"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, got {value}")
-        require(self.inner_epochs >= 0, f"inner_epochs must not be negative, got {self.inner_epochs}")
-        for name in ("lr_img", "lr_net"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} must be positive, got {value}")
 
 
 def distance(net: Network, real_P: Tensor, synthetic_P: Tensor) -> Tensor:

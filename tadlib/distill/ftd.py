@@ -5,24 +5,9 @@ that the student's error at the end of one segment matters less at the start of 
 moving average of the learned ones.
 """
 
-from dataclasses import dataclass
-
 from tadlib.distill import mtt
 from tadlib.distill.loop import Loop, driver
-from tadlib.distill.mtt import MttConfig
 from tadlib.distill.synthetic import Synthetic
-from tadlib.errors import require
-
-
-@dataclass(frozen=True)
-class FtdConfig(MttConfig):
-    """Settings of FTD: those of MTT and the decay of the moving average."""
-
-    ema: float = 0.999
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(0 <= self.ema < 1, f"ema must be in [0, 1), got {self.ema}")
 
 
 def start(*args, **options) -> Loop:

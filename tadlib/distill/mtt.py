@@ -13,49 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tadlib.config import MttConfig
 from tadlib.distill.loop import Loop, driver, momentum_step
-from tadlib.distill.synthetic import Drawing, Real
-from tadlib.errors import known, require
+from tadlib.distill.synthetic import Real
+from tadlib.errors import require
 from tadlib.experts import Trajectories
-from tadlib.matching import GRADIENTS, Step, match, soft_cross_entropy
+from tadlib.matching import Step, match, soft_cross_entropy
 from tadlib.nn import augment
 from tadlib.nn.networks import Network
 from tadlib.rng import generator
 
 MAX_LOG_STEP = 0.1  # the learning rate changes by at most this factor's log in one iteration
-
-
-@dataclass(frozen=True)
-class MttConfig(Drawing):
-    """Settings of MTT; names follow its paper. Learning rates are per iteration of plain SGD with momentum."""
-
-    iterations: int = 5000
-    syn_steps: int = 30  # N
-    expert_epochs: int = 2  # M
-    max_start: int = 20  # start epochs are drawn from [0, max_start)
-    lr_img: float = 100.0
-    lr_lr: float = 1e-5
-    lr_teacher: float = 0.01  # the student's learning rate to start with
-    momentum: float = 0.5
-    batch_syn: int = 0  # synthetic images in a student step; 0 = all of them
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    gradient: str = "exact"
-    compile: bool = False  # compile the meta-gradient: pays for many iterations of wide networks
-
-    def __post_init__(self):
-        for name in ("iterations", "syn_steps", "expert_epochs", "max_start"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("lr_img", "lr_lr", "lr_teacher"):
-            value = getattr(self, name)
-            require(value > 0, f"{name} must be positive, got {value}")
-        require(self.batch_syn >= 0, f"batch_syn must not be negative, got {self.batch_syn}")
-        known("gradient", self.gradient, GRADIENTS)
-
-    @property
-    def last_epoch(self) -> int:
-        """The last epoch of an expert that is read."""
-        return self.max_start - 1 + self.expert_epochs
 
 
 def family_generator(seed: int, device: torch.device) -> torch.Generator:

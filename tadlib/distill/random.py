@@ -4,27 +4,13 @@ They are chosen as the other methods choose the images they start from: by label
 (:class:`tadlib.distill.synthetic.Drawing`).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import Tensor
 
+from tadlib.config import RandomConfig
 from tadlib.distill.loop import Loop, driver, start_from_real
-from tadlib.distill.synthetic import Drawing, Real
-from tadlib.errors import require
+from tadlib.distill.synthetic import Real
 from tadlib.nn.networks import Network
 from tadlib.rng import generator
-
-
-@dataclass(frozen=True)
-class RandomConfig(Drawing):
-    """Settings of the baseline."""
-
-    iterations: ClassVar[int] = 0
-    lr_net: float = 0.01  # for networks that are trained on the images (DC's evaluation)
-
-    def __post_init__(self):
-        require(self.lr_net > 0, f"lr_net must be positive, got {self.lr_net}")
 
 
 def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, config: RandomConfig, *, ipc, seed) -> Loop:

@@ -25,19 +25,6 @@ class Synthetic:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What the settings of all methods have in common: each draws real images, to start from or to match.
-
-    Networks learn best from nearly all samples, at weights that tell likely from unlikely labels. Images that are
-    copied, or whose mean is matched, should be typical of their class: so they are drawn with a chance in proportion
-    to (weight · mass of the most likely label)^``draw_power`` (our choice; of no effect where weights are 0 or 1 and
-    labels are hard, as in every arm but ``tad``).
-    """
-
-    draw_power: float = 8.0
-
-
-@dataclass(frozen=True)
 class Real:
     """The refined set as methods draw from it: a class is its label in use.
 

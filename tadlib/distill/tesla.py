@@ -5,18 +5,7 @@ MTT's loop; each step's gradient is taken as if the parameters at which it is ev
 assigned by an expert, meant for ImageNet-1K, are left out: DATM learns soft labels.
 """
 
-from dataclasses import dataclass
-
 from tadlib.distill.loop import driver
-from tadlib.distill.mtt import MttConfig, advance, start
-
-
-@dataclass(frozen=True)
-class TeslaConfig(MttConfig):
-    """Settings of TESLA, those of MTT with its own defaults (its code)."""
-
-    iterations: int = 10000
-    gradient: str = "tesla"
-
+from tadlib.distill.mtt import advance, start
 
 distill = driver(start, advance)

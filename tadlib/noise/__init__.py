@@ -1,4 +1,4 @@
-"""Label noise: given labels made from true ones, or read from files."""
+"""Label noise: noisy labels made from true ones, or read from files."""
 
 from tadlib.data.class_maps import ASYMMETRIC_MAPS
 from tadlib.noise.files import HUMAN_LABELS, human_checksum, list_checksum

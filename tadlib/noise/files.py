@@ -1,4 +1,4 @@
-"""Labels from files: human ones (CIFAR-N), and any list of given labels.
+"""Labels from files: human ones (CIFAR-N), and any list of noisy labels.
 
 Legend: N samples, M labels in a file, K classes.
 """
@@ -104,19 +104,19 @@ def listed(request: Request) -> Answer:
         differs_N = true_M[chosen] != request.true_N
         differ = int(differs_N.sum())
         require(differ == 0, f"{path} belongs to other images: its true labels differ for {differ} of {n}")
-    given_N = given_M[chosen]
-    rate = (given_N != request.true_N).double().mean().item()
+    noisy_N = given_M[chosen]
+    rate = (noisy_N != request.true_N).double().mean().item()
     require(rate < 1, f"{path}: every label differs from the true one; are they numbered or ordered in another way?")
-    return given_N, rate, transition(request.true_N, given_N, request.n_classes)
+    return noisy_N, rate, transition(request.true_N, noisy_N, request.n_classes)
 
 
 def read_list(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Given labels (M,) int64 in a file (see :func:`listed`), and the true ones where it has them; never unpickles."""
+    """Noisy labels (M,) int64 in a file (see :func:`listed`), and the true ones where it has them; never unpickles."""
     known("type of file of labels", path.suffix, (".safetensors", ".npy", ".csv", ".parquet"))
     require(path.is_file(), f"file of labels {path} does not exist")
     if path.suffix == ".safetensors":
         labels = NoisyLabels.load(path)
-        return labels.given_N, labels.true_N
+        return labels.noisy_N, labels.true_N
     if path.suffix == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
@@ -130,7 +130,7 @@ def read_list(path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def list_checksum(path: Path | str) -> str:
-    """SHA-256, in hex, of the given labels that :func:`read_list` finds in a file, whatever its format."""
+    """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format."""
     given_M, _ = read_list(Path(path).expanduser())
     return hashlib.sha256(given_M.contiguous().numpy().data).hexdigest()
 

@@ -31,7 +31,7 @@ def instance_dependent(request: Request) -> Answer:
     x_ND = request.x_NCHW.detach().cpu().flatten(1)
     u_N, v_N, w_N = torch.rand(3, len(true_N), dtype=torch.float64, generator=request.rng)
     q_N = truncated_normal(w_N, rate) if rate else torch.zeros_like(w_N)
-    given_N = true_N.clone()
+    noisy_N = true_N.clone()
     transition_KK = torch.eye(K, dtype=torch.float64)
     for k in range(K):
         W_DK = torch.randn(x_ND.shape[1], K, dtype=torch.float64, generator=request.rng)
@@ -44,10 +44,10 @@ def instance_dependent(request: Request) -> Answer:
         # inverse of the distribution function: the first class whose cumulated probability exceeds v
         target_n = (p_nK.cumsum(1) <= v_N[of_class, None]).sum(1).clamp_max(K - 1)
         target_n = torch.where(target_n == k, p_nK.argmax(1), target_n)  # rounding may leave the sum short of v
-        given_N[of_class] = torch.where(u_N[of_class] < q_N[of_class], target_n, k)
+        noisy_N[of_class] = torch.where(u_N[of_class] < q_N[of_class], target_n, k)
         transition_KK[k] = (q_N[of_class, None] * p_nK).mean(0)
         transition_KK[k, k] = 1 - q_N[of_class].mean()
-    return given_N, rate, transition_KK
+    return noisy_N, rate, transition_KK
 
 
 def truncated_normal(u_N: Tensor, mean: float, deviation: float = DEVIATION) -> Tensor:

@@ -19,9 +19,9 @@ from tadlib.store import load_metadata, load_tensors, save_tensors
 
 @dataclass(frozen=True, eq=False)
 class NoisyLabels:
-    """Given labels beside the true ones; on the CPU. Raises InputError where they do not fit together."""
+    """Noisy labels beside the true ones; on the CPU. Raises InputError where they do not fit together."""
 
-    given_N: Tensor
+    noisy_N: Tensor
     """(N,) int64"""
     true_N: Tensor | None
     """(N,) int64; None where the truth is unknown."""
@@ -37,11 +37,11 @@ class NoisyLabels:
     def __post_init__(self) -> None:
         require(self.n_classes >= 2, f"n_classes must be at least 2, got {self.n_classes}")
         require_rate(self.rate)
-        require_labels("given labels", self.given_N, self.n_classes)
+        require_labels("noisy labels", self.noisy_N, self.n_classes)
         if self.true_N is not None:
             require_labels("true labels", self.true_N, self.n_classes)
-            n, expected = len(self.given_N), len(self.true_N)
-            require(n == expected, f"given labels must be as many as the true ones, {expected}, got {n}")
+            n, expected = len(self.noisy_N), len(self.true_N)
+            require(n == expected, f"noisy labels must be as many as the true ones, {expected}, got {n}")
         if self.transition_nominal is not None:
             T, shape = self.transition_nominal, (self.n_classes, self.n_classes)
             fits = tuple(T.shape) == shape and T.dtype == torch.float64
@@ -51,8 +51,8 @@ class NoisyLabels:
 
     @property
     def rate_realised(self) -> float | None:
-        """Fraction of given labels that are wrong; None where the truth is unknown."""
-        return None if self.true_N is None else (self.given_N != self.true_N).double().mean().item()
+        """Fraction of noisy labels that are wrong; None where the truth is unknown."""
+        return None if self.true_N is None else (self.noisy_N != self.true_N).double().mean().item()
 
     @property
     def transition_realised(self) -> Tensor | None:
@@ -60,20 +60,20 @@ class NoisyLabels:
 
         A class without samples has a one on the diagonal, so that every row sums to 1.
         """
-        return None if self.true_N is None else transition(self.true_N, self.given_N, self.n_classes)
+        return None if self.true_N is None else transition(self.true_N, self.noisy_N, self.n_classes)
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256, in hex, of the given labels, the true labels and the kind."""
-        digest = hashlib.sha256(f"{self.kind}\0{len(self.given_N)}\0".encode())
-        for labels in (self.given_N, self.true_N):
+        """SHA-256, in hex, of the noisy labels, the true labels and the kind."""
+        digest = hashlib.sha256(f"{self.kind}\0{len(self.noisy_N)}\0".encode())
+        for labels in (self.noisy_N, self.true_N):
             digest.update(b"" if labels is None else labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, from which :meth:`load` restores the same bits."""
         optional = {"true": self.true_N, "transition_nominal": self.transition_nominal}
-        tensors = {"given": self.given_N} | {name: t for name, t in optional.items() if t is not None}
+        tensors = {"given": self.noisy_N} | {name: t for name, t in optional.items() if t is not None}
         scalars = {"n_classes": self.n_classes, "kind": self.kind, "rate": self.rate, "seed": self.seed}
         save_tensors(path, tensors, {"noise": json.dumps(scalars)})
 
@@ -112,13 +112,13 @@ class Request:
         return float(self.rate)
 
 
-# Given labels (N,), nominal rate, nominal transition matrix (K, K).
+# Noisy labels (N,), nominal rate, nominal transition matrix (K, K).
 Answer = tuple[Tensor, float, Tensor]
 
 
-def transition(true_N: Tensor, given_N: Tensor, n_classes: int) -> Tensor:
+def transition(true_N: Tensor, noisy_N: Tensor, n_classes: int) -> Tensor:
     """(K, K) float64, fraction of each true class (row) given each label (column); identity rows for absent classes."""
-    counts_KK = torch.bincount(true_N * n_classes + given_N, minlength=n_classes**2).view(n_classes, n_classes).double()
+    counts_KK = torch.bincount(true_N * n_classes + noisy_N, minlength=n_classes**2).view(n_classes, n_classes).double()
     absent_K = counts_KK.sum(1) == 0
     counts_KK[absent_K, absent_K] = 1
     return counts_KK / counts_KK.sum(1, keepdim=True)

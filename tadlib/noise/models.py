@@ -1,4 +1,4 @@
-"""Noise models: given labels made from true ones.
+"""Noise models: noisy labels made from true ones.
 
 Legend: N samples, K classes, C H W image.
 
@@ -13,8 +13,8 @@ A noise model is one function in ``NOISE_MODELS``. Papers mean different things 
 - ``superclass``: CIFAR-100; to the four other classes of the superclass, all equally likely.
 - ``instance``: depends on the image (:mod:`tadlib.noise.instance`).
 - ``human:SET``: what people answered, CIFAR-N (:mod:`tadlib.noise.files`).
-- ``file:PATH``: given labels read from a file (:mod:`tadlib.noise.files`).
-- ``none``: given labels are the true ones.
+- ``file:PATH``: noisy labels read from a file (:mod:`tadlib.noise.files`).
+- ``none``: noisy labels are the true ones.
 
 But for ``symmetric:included`` and ``instance``, at rate r exactly round(r n_k) of the n_k samples of a class flip, so
 the realised rate is the nominal one up to rounding (our choice). For one seed the samples that flip at a rate also
@@ -74,8 +74,8 @@ def inject(
     root = None if root is None else Path(root).expanduser()
     rng = generator(seed, "noise", kind)
     request = Request(true_N, variant, rate, n_classes, rng, dataset, root, index_N, n_full, x_NCHW)
-    given_N, nominal, transition_nominal = NOISE_MODELS[name](request)
-    return NoisyLabels(given_N, true_N.clone(), n_classes, kind, nominal, seed, transition_nominal)
+    noisy_N, nominal, transition_nominal = NOISE_MODELS[name](request)
+    return NoisyLabels(noisy_N, true_N.clone(), n_classes, kind, nominal, seed, transition_nominal)
 
 
 def check(kind: str, rate: float, dataset: str) -> None:
@@ -109,9 +109,9 @@ def _symmetric(request: Request) -> Answer:
         rate = request.asked_rate
         chosen = torch.randperm(n, generator=request.rng)[: int(rate * n)]
         label_N = torch.randint(0, K, (n,), generator=request.rng)
-        given_N = request.true_N.clone()
-        given_N[chosen] = label_N[chosen]
-        return given_N, rate, (1 - rate) * torch.eye(K, dtype=torch.float64) + rate / K
+        noisy_N = request.true_N.clone()
+        noisy_N[chosen] = label_N[chosen]
+        return noisy_N, rate, (1 - rate) * torch.eye(K, dtype=torch.float64) + rate / K
     shift_N = torch.randint(1, K, request.true_N.shape, generator=request.rng)  # never 0: the true class is excluded
     target_KK = (1 - torch.eye(K, dtype=torch.float64)) / (K - 1)
     return _flip(request, (request.true_N + shift_N) % K, target_KK, range(K))
@@ -169,14 +169,14 @@ def _flip(request: Request, target_N: Tensor, target_KK: Tensor, classes: Iterab
     target_KK: distribution of the target (column) in each true class (row). Samples are chosen by their true labels
     alone, so that no label moves twice.
     """
-    rate, given_N = request.asked_rate, request.true_N.clone()
+    rate, noisy_N = request.asked_rate, request.true_N.clone()
     for k in classes:
         of_class = (request.true_N == k).nonzero().squeeze(1)
         order = torch.randperm(len(of_class), generator=request.rng)
         chosen = of_class[order[: round(rate * len(of_class))]]
-        given_N[chosen] = target_N[chosen]
+        noisy_N[chosen] = target_N[chosen]
     stay_KK = torch.eye(request.n_classes, dtype=torch.float64)
-    return given_N, rate, (1 - rate) * stay_KK + rate * target_KK
+    return noisy_N, rate, (1 - rate) * stay_KK + rate * target_KK
 
 
 NOISE_MODELS: dict[str, Callable[[Request], Answer]] = {

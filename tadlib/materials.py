@@ -1,13 +1,10 @@
-"""What a configuration stands for: its data set, its networks, and the part of it that is not tied to a machine."""
+"""What a configuration stands for: its data set and its networks."""
 
 from functools import lru_cache
-from typing import Any
 
 from tadlib.config import Config
 from tadlib.data import Dataset, load_dataset
 from tadlib.nn.networks import Network, NetworkSpec
-
-OF_A_MACHINE = ("root", "out", "download", "device", "threads")
 
 
 @lru_cache(maxsize=2)
@@ -50,8 +47,3 @@ def network(config: Config) -> Network:
 def evaluated_network(config: Config) -> Network:
     """The network that is trained on the distilled set, ``evaluate_network``."""
     return _network(config, config.evaluate_network)
-
-
-def portable(config: Config) -> dict[str, Any]:
-    """Parameters without what belongs to this machine."""
-    return {k: v for k, v in config.to_params().items() if k not in OF_A_MACHINE}

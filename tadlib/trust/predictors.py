@@ -1,16 +1,29 @@
-"""An auditor in closed form: ridge regression on features of random patches; every label is judged without itself.
+"""Predictors of the true class that need no network: ridge regression on patches, each label predicted without itself.
 
 Legend: N samples, K classes, B batch, C H W image, M filters, D features.
 
-A network trained on wrong labels learns some of them by heart, so that what it says of a sample depends on that
-sample's own label. For ridge regression the prediction for a sample, had that sample been left out, is known for all
-samples at once from one factorisation (Allen 1974):
+A network trained on wrong labels memorises some of them, so that its prediction for a sample depends on that sample's
+own label. For ridge regression the leave-one-out predictions of all samples follow from one factorisation (Allen 1974):
 
     r_i = ỹ_i − (ỹ_i − ŷ_i) / (1 − h_i),    ŷ = Hỹ,    H = 1/N + Z (ZᵀZ + λI)⁻¹ Zᵀ,    h = diag H.
 
 The features Z need no labels: the filters are patches of the images themselves, whitened (Coates, Ng & Lee 2011), and
-their rectified responses are averaged over the cells of a grid. That the method uses such an auditor is our choice, and
-so are responses of one sign (both signs of half as many filters say less).
+their rectified responses are averaged over the cells of a grid (that only one sign is kept is our choice).
+
+In r classes that look alike are blurred into each other, whether or not any label is wrong. Optimal scoring (Hastie,
+Tibshirani & Buja 1994), that is linear discriminant analysis (LDA) of r, undoes that. Means of *true* classes are those
+of noisy ones, unmixed by a transition matrix T:
+
+    r̃ = (r − r̄) (Σ + δ I)^(−½),    m_k = a_k + F (mean of r̃ over ỹ = k − a_k),    a_k = (Σ_k / π_k) (Σ + δ I)^(−½),
+    b_ik = r̃_iᵀ m_k  with a mean over all but sample i,
+    μ = U m,    U = (RᵀR + ε I)⁻¹ Rᵀ (1 + ε),    R[ỹ, y] = p(y | ỹ) ∝ p(y) T[y, ỹ],
+    log p(y | x_i) ∝ s · (b_iᵀ Uᵀ C − ½ diag(Cᵀ A) + log p)_y,    A = μ μᵀ,    C = Σ_j (diag(p) A)^j.
+
+If r were right on average, p(ỹ | x) itself, the mean of a class would be a_k, from row k of the covariance Σ and the
+share π_k of its labels: no label is needed to know it. What the means of labels say beyond that counts as far as it is
+more than chance: F shrinks every direction in which they differ by CHANCE · K / N (James & Stein). C stands for
+(I − diag(p) A)⁻¹, which turns the covariance of all samples into the one within classes; of its series four terms are
+taken, so that no T can make it singular. All of this is our choice.
 """
 
 from dataclasses import dataclass
@@ -22,6 +35,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, unfold
 
 from tadlib.errors import require
 
+# Patches
 LARGEST = 32  # pixels; larger images are averaged down first
 GRID = 3  # cells a side, over each of which responses are averaged
 BIAS = 0.5  # responses below it count as none
@@ -29,9 +43,15 @@ CONTRAST = 0.1  # added to a patch's variance, so that flat patches are not blow
 WHITENING = 1e-2  # added to the eigenvalues of the patches' covariance
 PATCHES = 100_000  # that the covariance is estimated from
 SAMPLES_A_FILTER = 4  # of few samples fewer filters are made: D stays of the order of N
-SHRINKAGE = (0.1, 0.3, 1.0)  # λ / N to choose from, for features of unit variance
+RIDGE = (0.1, 0.3, 1.0)  # λ / N to choose from, for features of unit variance
 PROBED = 8  # λ is chosen on every eighth sample
 BATCH = 32  # images whose responses are held at a time: they stay in the processor's cache
+# LDA
+DELTA = 0.1  # δ, in units of the mean variance of r
+EPSILON = 0.06  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
+CHANCE = 4.0  # times K / N: differences of means in one direction that are put down to chance
+TERMS = 4  # of the series C
+LEAST_PRIOR = 0.2  # a class is taken to be no rarer than this part of 1 / K
 
 
 @dataclass(frozen=True)
@@ -95,10 +115,10 @@ def _cells(height: int, width: int) -> Tensor:
     return adaptive_avg_pool2d(pixels, GRID).flatten(1).T.contiguous()
 
 
-def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, shrinkage: tuple[float, ...] = SHRINKAGE) -> Tensor:
+def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, ridge: tuple[float, ...] = RIDGE) -> Tensor:
     """r (N, K): ridge regression of ``y`` on ``z`` over the samples in ``use_N`` (bool), each predicted without itself.
 
-    Samples not in use are predicted from all that are. λ is the one of a grid, N times ``shrinkage``, with the least
+    Samples not in use are predicted from all that are. λ is the one of a grid, N times ``ridge``, with the least
     squared error of the predictions r on every :data:`PROBED`-th sample in use (Allen's PRESS of a part).
 
     Raises:
@@ -117,7 +137,7 @@ def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, shrinkage: tuple[fl
         return y_nK[part] - (y_nK[part] - predicted_nK[part]) / (1 - h_n)[:, None]
 
     best, least, probed = (gram_DD, y_NK), torch.inf, slice(None, None, PROBED)
-    for share in shrinkage:
+    for share in ridge:
         factor_DD = gram_DD.clone()
         factor_DD.diagonal().add_(share * n)
         factor_DD = torch.linalg.cholesky(factor_DD)
@@ -131,13 +151,13 @@ def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, shrinkage: tuple[fl
     return r_NK
 
 
-def left_out(
+def leave_one_out_of_patches(
     x_NCHW: Tensor, y_NK: Tensor, use_N: Tensor, *, count: int, mirror: bool, generator: torch.Generator
 ) -> Tensor:
     """r (N, K), linear estimates of p(ỹ | x) by :func:`leave_one_out` on patch features; may leave [0, 1].
 
     Args:
-        y_NK, use_N: given labels as distributions, and which of them may be learned.
+        y_NK, use_N: noisy labels as distributions, and which of them may be learned.
         count: most filters M.
         mirror: whether an image and its mirror image are alike.
 
@@ -150,3 +170,71 @@ def left_out(
         x_NCHW = adaptive_avg_pool2d(x_NCHW, (height, width))
     made = filters(x_NCHW, max(2, min(count, len(x_NCHW) // SAMPLES_A_FILTER)), generator)
     return leave_one_out(responses(made, x_NCHW, mirror=mirror), y_NK, use_N)
+
+
+@dataclass(frozen=True)
+class LdaStatistics:
+    """``b`` (N, K) float32, ``gram`` m mᵀ (K, K) and ``share`` of noisy labels (K,) float64, ``noisy`` (N,)."""
+
+    b: Tensor
+    gram: Tensor
+    share: Tensor
+    noisy: Tensor
+
+    def probabilities(self, transition_KK: Tensor, scale: Tensor | float) -> Tensor:
+        """p(y | x) (N, K) float32 under a transition matrix (K, K); gradients reach both arguments."""
+        return (scale * self.scores(transition_KK)).softmax(1)
+
+    def scores(self, transition_KK: Tensor) -> Tensor:
+        """log p(y | x) (N, K) float32 at scale 1, up to a number for every sample."""
+        map_KK, offset_K = self._rule(transition_KK.double())
+        return self.b @ map_KK.to(self.b) + offset_K.to(self.b)
+
+    def _rule(self, transition_KK: Tensor) -> tuple[Tensor, Tensor]:
+        """Uᵀ C (K, K) and the offset (K,) of every class."""
+        eye_KK = torch.eye(len(self.share), dtype=torch.float64, device=self.share.device)
+
+        def unmixed(mixed_KK: Tensor, right: Tensor) -> Tensor:
+            """(MᵀM + ε I)⁻¹ Mᵀ (1 + ε) times ``right``: the damped least squares solution of M x = ``right``."""
+            return torch.linalg.solve(mixed_KK.T @ mixed_KK + EPSILON * eye_KK, mixed_KK.T @ right) * (1 + EPSILON)
+
+        p_K = unmixed(transition_KK.T, self.share).clamp_min(LEAST_PRIOR / len(self.share))
+        p_K = p_K / p_K.sum()
+        reverse_KK = transition_KK.T * p_K
+        reverse_KK = reverse_KK / reverse_KK.sum(1, keepdim=True).clamp_min(1e-9)
+        u_KK = unmixed(reverse_KK, eye_KK)
+        between_KK = u_KK @ self.gram @ u_KK.T
+        series_KK = eye_KK
+        for _ in range(TERMS - 1):
+            series_KK = eye_KK + p_K[:, None] * between_KK @ series_KK
+        return u_KK.T @ series_KK, p_K.log() - 0.5 * (series_KK * between_KK).sum(0)
+
+
+def lda_statistics(r_NK: Tensor, noisy_N: Tensor) -> LdaStatistics:
+    """Collect what :meth:`LdaStatistics.probabilities` needs, for any T.
+
+    Args:
+        r_NK: predictions of noisy labels, each made without the sample's own.
+        noisy_N: noisy labels in [0, K).
+    """
+    n, k = r_NK.shape
+    r_NK = (r_NK - r_NK.mean(0)).double()
+    count_K = torch.bincount(noisy_N, minlength=k).double()
+    sigma_KK = r_NK.T @ r_NK / n
+    values_K, vectors_KK = torch.linalg.eigh(sigma_KK)
+    spread_K = (values_K + DELTA * values_K.mean()).clamp_min(1e-12)
+    whiten_KK = vectors_KK * spread_K.rsqrt() @ vectors_KK.T
+    share_K = count_K / n
+    at_its_word_KK = sigma_KK / share_K.clamp_min(1 / n)[:, None] @ whiten_KK
+    r_NK = r_NK @ whiten_KK
+    mean_KK = torch.zeros_like(sigma_KK).index_add_(0, noisy_N, r_NK) / count_K.clamp_min(1)[:, None]
+    beyond_KK = torch.where(count_K[:, None] > 0, mean_KK - at_its_word_KK, 0)
+    values_K, vectors_KK = torch.linalg.eigh((beyond_KK.T * share_K) @ beyond_KK)
+    kept_K = (1 - CHANCE * k / n / values_K.clamp_min(1e-12)).clamp_min(0)
+    keep_KK = vectors_KK * kept_K @ vectors_KK.T
+    m_KK = at_its_word_KK + beyond_KK @ keep_KK
+    b_NK = r_NK @ m_KK.T
+    # the mean of a sample's given class, without the sample
+    others_N = (r_NK @ keep_KK * (mean_KK[noisy_N] - r_NK)).sum(1) / (count_K[noisy_N] - 1).clamp_min(1)
+    b_NK.scatter_add_(1, noisy_N[:, None], others_N[:, None])
+    return LdaStatistics(b_NK.float(), m_KK @ m_KK.T, share_K, noisy_N)
