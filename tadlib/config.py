@@ -108,19 +108,19 @@ class TadConfig(Settings):
     """One mixture for every class, as the paper has it; otherwise one for all samples."""
     delta: float = setting(0.5, least=0)
     """δ, a class whose components lie closer together than δ(σ₀ + σ₁) is clean."""
-    tau_start: float = setting(0.5, least=0, below=1)
+    tau_start: float = setting(0.9, least=0, below=1)
     """τ at the first division: a sample is trusted if its w exceeds τ."""
-    tau_end: float = setting(0.3, least=0, below=1)
+    tau_end: float = setting(0.5, least=0, below=1)
     """τ in the last epoch."""
     minimum: float = setting(0.05, least=0, below=1)
     """Least number of trusted samples of every class, in units of N / K."""
-    consistency: float = setting(0.5, least=0)
+    consistency: float = setting(0.1, least=0)
     """Weight of the consistency loss, reached as many epochs after warm-up as warm-up takes."""
     confidence_penalty: float = setting(0.0, least=0)
     """Weight of the negative entropy in warm-up."""
     criterion: str = setting("both", of=("both", "mahalanobis", "cosine"))
     """What chooses candidates: the Mahalanobis distance, the cosine similarity, or both, which have to agree."""
-    alpha: float = setting(0.3, least=0, most=1)
+    alpha: float = setting(0.9, least=0, most=1)
     """α, a candidate is believed if its ρ exceeds the α-quantile of ρ over trusted samples; 1: none is."""
     drop: float = setting(0.98, least=0, most=1)
     """A recalibrated sample is dropped if its loss under the new label exceeds this quantile of the losses of trusted
