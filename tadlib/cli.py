@@ -10,31 +10,28 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
+from tadlib import __version__
+from tadlib.config import Config
 from tadlib.errors import InputError, known, require
 from tadlib.options import Distill, Divert, Evaluate, Export, Info, Run, RunOptions
 
-if TYPE_CHECKING:
-    from tadlib.config import Config
-
 Json = dict[str, Any]
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 130 is the shell's for Ctrl-C
-MACHINE = ("root", "download", "device", "threads")  # options that say where a run takes place, not what it is
+MACHINE = ("root", "download", "device", "threads")  # options that say where a distilled set is evaluated
 
 
-def configurations(options: RunOptions) -> "list[Config]":
+def configurations(options: RunOptions) -> list[Config]:
     """One configuration for every arm and seed, each checked as far as can be before work starts."""
     from tadlib import pipeline
 
     require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
-    given = {
-        f.name: getattr(options, f.name) for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")
-    }
-    params = {name: value for name, value in given.items() if value is not None} | settings(options.set)
-    base = pipeline.Config.from_params(**params)
+    names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    base = Config.from_params(**(given | settings(options.set)))
     arms, seeds = (tuple(dict.fromkeys(values)) for values in (options.arm, options.seed))
     configs = pipeline.runs(base, arm=arms, seed=seeds)
     for config in configs:
@@ -45,7 +42,7 @@ def configurations(options: RunOptions) -> "list[Config]":
     return configs
 
 
-def share_of_data(config: "Config") -> str | None:
+def share_of_data(config: Config) -> str | None:
     """How much of its data set a preset takes, where that is not all of it."""
     from tadlib.materials import plain_dataset
 
@@ -78,17 +75,19 @@ def settings(assignments: tuple[str, ...]) -> Json:
 Answer = tuple[int, Json, str]
 
 
-def over_runs(options: RunOptions, work: "Callable[[Config], Json]") -> tuple[int, list[Json], list[Json]]:
-    """Status, results and failures of ``work`` on every run; a run that fails does not stop the others."""
+def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
+    """Status, results and failures of ``work`` on every run; a run that fails does not stop the others.
+
+    Arm and seed are added to each.
+    """
     status, done, failed = OK, [], []
     for config in configurations(options):
+        of_run = {"arm": config.arm, "seed": config.seed}
         try:
-            done.append(work(config))
+            done.append(of_run | work(config))
         except Exception as error:
-            bad_input = isinstance(error, InputError)
-            status = max(status, BAD_INPUT if bad_input else FAILED)
-            failed.append({"arm": config.arm, "seed": config.seed, "error": _line(error)})
-            complain(f"arm {config.arm}, seed {config.seed}: {_line(error)}", None if bad_input else error)
+            status = max(status, complain(error, f"arm {config.arm}, seed {config.seed}: "))
+            failed.append(of_run | {"error": _line(error)})
     return status, done, failed
 
 
@@ -98,17 +97,14 @@ def run(options: Run) -> Answer:
     status, rows, failed = over_runs(options, pipeline.run)
     closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
     path = str(Path(options.out) / "results.parquet")
-    columns: dict[str, Callable[[Json], str]] = {
-        "arm": lambda r: r["arm"],
-        "seed": lambda r: str(r["seed"]),
-        "accuracy %": lambda r: percent(r["accuracy_mean"], r["accuracy_ci95"]),
-        "trust precision": lambda r: percent(r["trust_precision"]),
-        "recall %": lambda r: percent(r["trust_recall"]),
-        "labels right": lambda r: percent(r["label_accuracy"]),
-    }
-    for stage in ("divert", "experts", "distill", "evaluate"):
-        columns[f"{stage} s"] = lambda r, name=f"seconds_{stage}": seconds(r[name])  # type: ignore[misc]
-    lines = [table(columns, rows)] if rows else []
+    fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
+    shown = [
+        head(row)
+        | {title: percent(row[name]) for title, name in fractions.items()}
+        | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
+        for row in rows
+    ]
+    lines = [table(shown)] if rows else []
     lines += [f"gap closed by {arm}: {gap:.2f}" for arm, gap in closed.items()]
     lines += [f"± is a 95 % confidence interval over the networks of one run. Rows are in {path}"] if rows else []
     return status, {"rows": rows, "gap_closed": closed, "failed": failed, "results": path}, "\n".join(lines)
@@ -140,16 +136,10 @@ def divert(options: Divert) -> Answer:
 def distill(options: Distill) -> Answer:
     from tadlib import pipeline
 
-    def work(config: "Config") -> Json:
+    def work(config: Config) -> Json:
         path = pipeline.distill(config)
         manifest = pipeline.StageFolder(path).manifest()
-        return {
-            "arm": config.arm,
-            "seed": config.seed,
-            "path": str(path / "distilled.safetensors"),
-            "seconds": manifest["seconds"],
-            **manifest["extra"],
-        }
+        return {"path": str(path / "distilled.safetensors"), "seconds": manifest["seconds"], **manifest["extra"]}
 
     status, done, failed = over_runs(options, work)
     return status, {"runs": done, "failed": failed}, "\n\n".join(map(listing, done))
@@ -158,12 +148,14 @@ def distill(options: Distill) -> Answer:
 def evaluate(options: Evaluate) -> Answer:
     from tadlib import pipeline
 
-    def work(config: "Config") -> Json:
-        accuracies = pipeline.load_json(pipeline.evaluate(config) / "accuracies.json")
-        return {"arm": config.arm, "seed": config.seed, **summary(accuracies)}
+    def summary(accuracies: list[float]) -> Json:
+        mean, half = pipeline.mean_ci95(accuracies)
+        return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
 
     if options.path is None:
-        status, done, failed = over_runs(options, work)
+        status, done, failed = over_runs(
+            options, lambda config: summary(pipeline.load_json(pipeline.evaluate(config) / "accuracies.json"))
+        )
     else:
         for f in fields(RunOptions):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
@@ -173,13 +165,8 @@ def evaluate(options: Evaluate) -> Answer:
         accuracies = held.evaluate(**(machine | settings(options.set)))
         status, failed = OK, []
         done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies)}]
-    columns: dict[str, Callable[[Json], str]] = {
-        "arm": lambda r: r["arm"],
-        "seed": lambda r: str(r["seed"]),
-        "accuracy %": lambda r: percent(r["accuracy_mean"], r["accuracy_ci95"]),
-        "networks": lambda r: str(len(r["accuracies"])),
-    }
-    return status, {"runs": done, "failed": failed}, table(columns, done) if done else ""
+    shown = [head(row) | {"networks": len(row["accuracies"])} for row in done]
+    return status, {"runs": done, "failed": failed}, table(shown) if done else ""
 
 
 def export(options: Export) -> Answer:
@@ -200,39 +187,27 @@ def export(options: Export) -> Answer:
 
 
 def info(options: Info) -> Answer:
-    from tadlib import pipeline, store
+    from tadlib import pipeline
 
     path = options.path
     if path.is_dir():
-        folder = store.StageFolder(path)
+        folder = pipeline.StageFolder(path)
         folder.verify()
         manifest = folder.manifest()
         shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
         return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
-    d = pipeline.load_distilled(path)  # compares its checksum
+    d = pipeline.load_distilled(path)
     document: Json = {
         "path": str(path),
-        "verified": True,
+        "verified": pipeline.StageFolder(path.parent).is_complete(),  # a file elsewhere has no checksum
         "images": list(d.synthetic.x.shape),
         "learning_rate": d.synthetic.lr,
-        "mean": d.mean,
-        "std": d.std,
-        "class_names": d.class_names,
-        "params": d.params,
-        "provenance": d.provenance,
+        **{name: getattr(d, name) for name in ("mean", "std", "class_names", "params", "provenance")},
     }
     return OK, document, listing(document)
 
 
 # What is printed -----------------------------------------------------------------------------------------------------
-
-
-def summary(accuracies: list[float]) -> Json:
-    """Accuracies with their mean and the half-width of its 95 % interval, as fractions."""
-    from tadlib.evaluate import mean_ci95
-
-    mean, half = mean_ci95(accuracies)
-    return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
 
 
 def gap_closed(rows: list[Json], arm: str) -> float | None:
@@ -245,23 +220,29 @@ def gap_closed(rows: list[Json], arm: str) -> float | None:
     return (own - vanilla) / (oracle - vanilla) if oracle != vanilla else None
 
 
+def number(value: float | None) -> str:
+    """One decimal; a dash for what there is none of."""
+    return "-" if value is None else f"{value:.1f}"
+
+
 def percent(mean: float | None, half: float | None = None) -> str:
     """A fraction in percent, with its interval; a dash where there is none."""
     if mean is None:
         return "-"
-    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
+    return number(100 * mean) + (f" ± {number(100 * half)}" if half is not None else "")
 
 
-def seconds(value: float | None) -> str:
-    """Seconds; a dash for a stage that a method does without."""
-    return "-" if value is None else f"{value:.1f}"
+def head(row: Json) -> Json:
+    """What the table of every command begins with."""
+    accuracy = percent(row["accuracy_mean"], row["accuracy_ci95"])
+    return {"arm": row["arm"], "seed": row["seed"], "accuracy %": accuracy}
 
 
-def table(columns: dict[str, Callable[[Json], str]], rows: list[Json]) -> str:
-    """Rows as aligned text under the names of ``columns``."""
-    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+def table(rows: list[Json]) -> str:
+    """Rows as aligned text under their names."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False)
 
 
 def listing(values: Json, indent: str = "") -> str:
@@ -276,15 +257,17 @@ def listing(values: Json, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def complain(message: str, error: BaseException | None = None) -> None:
-    """A message on stderr, after the traceback where ``error`` is not the user's."""
-    if error is not None:
+def complain(error: Exception, where: str = "") -> int:
+    """Say on stderr what went wrong, after a traceback where it is a bug, not the input or a full disk; returns the
+    exit status."""
+    if not isinstance(error, InputError | OSError):
         traceback.print_exception(error)
-    print(f"tad: error: {message}", file=sys.stderr)
+    print(f"tad: error: {where}{_line(error)}", file=sys.stderr)
+    return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
-def _line(error: BaseException) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+def _line(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
 
 
 COMMANDS: dict[type, Callable[[Any], Answer]] = {
@@ -299,24 +282,24 @@ COMMANDS: dict[type, Callable[[Any], Answer]] = {
 
 def main(args: list[str] | None = None) -> int:
     """The command ``tad``; returns its exit status."""
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        print(f"tad {__version__}")
+        return OK
     options: Any = tyro.cli(
         Run | Divert | Distill | Evaluate | Export | Info,  # type: ignore[arg-type]
         prog="tad",
-        description="Dataset distillation from noisy labels.",
+        description="Dataset distillation from noisy labels. tad --version tells the version.",
         args=args,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
     )
     try:
         status, document, text = COMMANDS[type(options)](options)
-    except InputError as error:
-        complain(str(error))
-        return BAD_INPUT
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on from the last checkpoint")
+        print("tad: error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        complain(_line(error), error)
-        return FAILED
+        return complain(error)
     shown = json.dumps(document, indent=2, allow_nan=False) if options.json else text
     try:
         print(shown, end="\n" if shown else "", flush=True)

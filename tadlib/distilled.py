@@ -17,7 +17,7 @@ from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import require
 from tadlib.evaluate import evaluate
 from tadlib.nn import speed
-from tadlib.store import load_metadata, load_tensors, save_tensors
+from tadlib.store import StageFolder, load_metadata, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,10 @@ class Distilled:
         """
         config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
         speed.prepare(config.threads)
-        data = materials.dataset(config)
+        data, net = materials.dataset(config), materials.evaluated_network(config)
         synthetic = self.synthetic.to(config.torch_device)
-        net = materials.evaluated_network(config)
-        return evaluate(
-            net,
-            synthetic,
-            data.x_test,
-            data.y_test,
-            config.evaluate,
-            seed=config.seed,
-            workers=config.threads,
-        )
+        test = data.x_test, data.y_test
+        return evaluate(net, synthetic, *test, config.evaluate, seed=config.seed, workers=config.threads)
 
 
 def save_distilled(
@@ -78,12 +70,16 @@ def save_distilled(
 def load_distilled(path: Path | str) -> Distilled:
     """Read a distilled set from its file, or from the folder of a finished stage ``distill``.
 
+    There it is compared with the checksum in the manifest; a file elsewhere has none.
+
     Raises:
         InputError: when the file is missing, damaged or holds something else.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "distilled.safetensors"
+    path = path / "distilled.safetensors" if path.is_dir() else path
+    stage = StageFolder(path.parent)
+    if stage.is_complete():
+        stage.verify()
     tensors, metadata = load_tensors(path), load_metadata(path)
     holds = "distilled" in metadata and {"x", "pixels", "y"} <= tensors.keys()
     require(holds, f"{path} does not hold a distilled set")

@@ -1,16 +1,16 @@
 """The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
 
-A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`), where the key is a hash of its settings, its
-inputs' keys and the code that computes it. A finished folder is returned as it is; an interrupted one is resumed from
-its checkpoint and ends with the same bits on a CPU.
+A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`), where the key is a hash of its settings, its inputs' keys
+and the code that computes it. A finished folder is returned as it is; an interrupted stage resumes from its checkpoint
+and ends with the same bits on a CPU.
 """
 
-import fcntl
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -24,20 +24,15 @@ from tqdm import tqdm
 import tadlib
 from tadlib import evaluate as evaluation
 from tadlib import experts, noise, trust
-from tadlib.config import METHODS
-from tadlib.config import Config as Config
+from tadlib.config import Config
 from tadlib.data import Dataset, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.loop import Loop
 from tadlib.distill.synthetic import Real
-from tadlib.distilled import load_distilled as load_distilled
-from tadlib.distilled import save_distilled
+from tadlib.distilled import load_distilled, save_distilled
 from tadlib.errors import require
 from tadlib.evaluate import mean_ci95
-from tadlib.materials import dataset as dataset
-from tadlib.materials import evaluated_network as evaluated_network
-from tadlib.materials import network as network
-from tadlib.materials import plain_dataset as plain_dataset
+from tadlib.materials import dataset, evaluated_network, network, plain_dataset
 from tadlib.nn import speed
 from tadlib.noise import NoisyLabels
 from tadlib.store import (
@@ -48,6 +43,7 @@ from tadlib.store import (
     load_json,
     load_table,
     load_tensors,
+    locked,
     processor,
     save_json,
     save_table,
@@ -65,38 +61,44 @@ CODE = {"noise": "noise", "divert": "trust", "experts": "experts", "distill": "d
 
 
 class Work:
-    """What a stage sees while it works: its folder, its checkpoint, a progress bar and a clock that survives a kill."""
+    """What a stage has while it works: its folder, its checkpoint, a progress bar and a clock that survives a kill."""
 
     def __init__(self, folder: StageFolder, title: str):
         self.folder, self.title = folder, title
-        loaded = folder.load_checkpoint()
-        self.resume = None if loaded is None else (loaded[0], loaded[1]["state"])
-        self.before = 0.0 if loaded is None else loaded[1]["seconds"]
-        self.started = self.saved = time.monotonic()
+        tensors, meta = folder.load_checkpoint() or (None, {"state": None, "seconds": 0.0, "steps": 0})
+        self.resume = None if tensors is None else (tensors, meta["state"])
+        self.steps = meta["steps"]
+        self.saved = time.monotonic()
+        self.started = self.saved - meta["seconds"]
 
     @property
     def seconds(self) -> float:
         """Wall time spent on this stage, earlier attempts included."""
-        return self.before + time.monotonic() - self.started
+        return time.monotonic() - self.started
 
     def checkpoint(self, tensors: Mapping[str, torch.Tensor], state: Any, *, now: bool = False) -> None:
         """Keep the state, unless the last checkpoint is recent."""
         if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-            self.folder.save_checkpoint(tensors, {"state": state, "seconds": self.seconds})
+            self.folder.save_checkpoint(tensors, {"state": state, "seconds": self.seconds, "steps": self.steps})
             self.saved = time.monotonic()
 
-    def say(self, what: object) -> None:
-        """One line on a terminal, nothing elsewhere."""
-        if sys.stderr.isatty():
-            tqdm.write(f"{self.title}: {what}", file=sys.stderr)
+    @contextmanager
+    def progress(self, total: int, checkpoint: Callable[[Any], tuple] | None = None) -> Iterator[Callable[..., None]]:
+        """Yields what to call after every step: it moves a bar, on a terminal, and keeps what ``checkpoint`` makes of
+        the state."""
+        with tqdm(total=total, initial=self.steps, desc=self.title, disable=None, leave=False) as bar:
 
-    def bar(self, total: int, done: int = 0) -> tqdm:
-        """A progress bar on a terminal, nothing elsewhere."""
-        return tqdm(total=total, initial=done, desc=self.title, disable=None, leave=False)
+            def step(state: Any = None) -> None:
+                bar.update()
+                self.steps += 1
+                if checkpoint is not None:
+                    self.checkpoint(*checkpoint(state))
+
+            yield step
 
 
 @contextmanager
-def peak_memory(device: torch.device):
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes; None: unknown)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -106,32 +108,36 @@ def peak_memory(device: torch.device):
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 
     def read() -> int | None:
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-        except (OSError, StopIteration):
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        status = Path("/proc/self/status")
+        found = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE) if status.exists() else None
+        return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
     yield read
 
 
 def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> Path:
-    """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra."""
+    """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra.
+
+    Raises:
+        InputError: before any work, naming a file of its inputs that is damaged.
+    """
     speed.prepare(config.threads)
     claim_output(config.out)
-    name, folder = planned.name, StageFolder(planned.path)
+    folder = StageFolder(planned.path)
     if folder.is_complete():
         return folder.path
     with folder.lock():
         if folder.is_complete():
             return folder.path
+        for stage, key in planned.inputs.items():
+            StageFolder(Path(config.out) / stage / key).verify()
         with peak_memory(config.torch_device) as peak:
-            w = Work(folder, name)
+            w = Work(folder, planned.name)
             extra = work(w)
             folder.finish(
-                stage=name,
+                stage=planned.name,
                 key=planned.key,
-                config={"settings": dict(planned.settings), "params": config.portable()},
+                config={"settings": planned.settings, "params": config.portable()},
                 inputs=planned.inputs,
                 seed=config.seed,
                 device=str(config.torch_device),
@@ -142,18 +148,13 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
     return folder.path
 
 
+# The plan of a run ---------------------------------------------------------------------------------------------------
+
+
 @lru_cache
 def _code_versions() -> dict[str, str]:
     """Versions of every stage's code, read once: a file edited during a run does not change what is running."""
     return {stage: code_version(module) for stage, module in CODE.items()}
-
-
-def _network_settings(config: Config) -> dict[str, Any]:
-    """The network and how its images are prepared."""
-    return {"width": config.width, "depth": config.depth, "norm": config.norm, "zca": config.zca}
-
-
-# The plan of a run ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,29 +190,23 @@ def plan(config: Config) -> dict[str, Planned]:
     Raises InputError where files that belong to a key are missing.
     """
     config = as_used(config)
-    method, seed, network = METHODS[config.method], config.seed, _network_settings(config)
-    stages: dict[str, Planned] = {}
+    own, judge = config.method_config, trust_method(config)
+    network = {name: getattr(config, name) for name in ("width", "depth", "norm", "zca")}
+    common = {"network": network, "seed": config.seed}
+    stages = {"noise": _plan_noise(config)}
 
     def add(name: str, settings: Mapping[str, Any], *inputs: str) -> None:
         stages[name] = Planned(name, settings, {i: stages[i].key for i in inputs}, config.out)
 
-    stages["noise"] = _plan_noise(config)
-    diverted: dict[str, Any] = {"arm": config.arm}
-    method_of_trust = trust_method(config)
-    if method_of_trust.epochs:
-        diverted |= {"method": asdict(method_of_trust), "network": network, "seed": seed}  # type: ignore[call-overload]
-    add("divert", diverted, "noise")
-    if method.needs_experts:
-        loops = asdict(trust_method(config)) if config.own_loops else None  # type: ignore[call-overload]
-        add("experts", {"expert": asdict(config.expert), "network": network, "seed": seed, "loops": loops}, "divert")
-    own = {config.method: asdict(config.method_config)}
-    add(
-        "distill",
-        {"method": config.method, "ipc": config.ipc, "seed": seed, "network": network} | own,
-        *(["divert", "experts"] if method.needs_experts else ["divert"]),
-    )
-    protocol, evaluated = asdict(config.evaluate), network | {"name": config.evaluate_network}
-    add("evaluate", {"protocol": protocol, "network": evaluated, "n_test": config.n_test, "seed": seed}, "distill")
+    learned = {"method": asdict(judge)} | common if judge.epochs else {}
+    add("divert", {"arm": config.arm} | learned, "noise")
+    if own.needs_experts:
+        loops, judged = (asdict(judge), ["noise"]) if config.own_loops else (None, [])
+        add("experts", {"expert": asdict(config.expert), "loops": loops} | common, "divert", *judged)
+    distilled = {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common
+    add("distill", distilled, *(["divert", "experts"] if own.needs_experts else ["divert"]))
+    evaluated = {"protocol": asdict(config.evaluate), "n_test": config.n_test, "seed": config.seed}
+    add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill")
     return stages
 
 
@@ -227,15 +222,20 @@ def _plan_noise(config: Config) -> Planned:
 @lru_cache
 def _files(dataset: str, noise_name: str, root: str | None) -> dict[str, str]:
     """Checksums of the data that no published md5 vouches for."""
+    folder = None if root is None else Path(root).expanduser()
     files = {}
     if dataset == "tiny-imagenet":
-        files[dataset] = tiny_imagenet.checksum(None if root is None else Path(root).expanduser())
+        files[dataset] = tiny_imagenet.checksum(folder)
     if noise_name == "human":
-        files["human"] = noise.human_checksum(dataset, None if root is None else Path(root).expanduser())
+        files["human"] = noise.human_checksum(dataset, folder)
     return files
 
 
-def trust_method(config: Config) -> trust.TrustMethod:
+def _noise_name(config: Config) -> str:
+    return config.noise.partition(":")[0]
+
+
+def trust_method(config: Config) -> Any:
     """The trust method of a configuration's arm, with its settings."""
     return trust.method(config.arm, config.auditor, config.tad, config.posterior)
 
@@ -248,7 +248,7 @@ def check(config: Config) -> NoisyLabels:
     data = plain_dataset(config)
     network(config), evaluated_network(config)
     labels = _labels(config, data)
-    used_N, whose = labels.noisy_N, "given"
+    used_N, whose = labels.noisy_N, "noisy"
     if config.arm == "oracle":
         require(labels.true_N is not None, "arm oracle needs the true labels, which this data set does not have")
         used_N, whose = labels.true_N, "true"  # type: ignore[assignment]
@@ -276,10 +276,6 @@ def _labels(config: Config, data: Dataset) -> NoisyLabels:
         n_full=data.n_full,
         x_NCHW=data.x_train,
     )
-
-
-def _noise_name(config: Config) -> str:
-    return config.noise.partition(":")[0]
 
 
 def inject_noise(config: Config) -> Path:
@@ -310,15 +306,10 @@ def divert(config: Config) -> Path:
     source, method = inject_noise(config), trust_method(config)
 
     def work(w: Work) -> dict:
-        data, labels = dataset(config), load_labels(source)
-        problem = noisy_problem(config, data, labels)
-        with w.bar(method.epochs, len(w.resume[1]["/rows"]) if w.resume else 0) as bar:
-
-            def on_epoch(state: Any) -> None:
-                bar.update()
-                w.checkpoint(*trust.checkpoint(state))
-
-            refined = trust.refine(method, problem, resume=w.resume, on_epoch=on_epoch)
+        data = dataset(config)
+        problem = noisy_problem(config, data, load_labels(source))
+        with w.progress(method.epochs, trust.checkpoint) as step:
+            refined = trust.refine(method, problem, resume=w.resume, on_epoch=step)
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
         save_tensors(w.folder.path / "refined.safetensors", tensors)
         save_table(w.folder.path / "labels.parquet", refined.table(problem.true, data.index))
@@ -356,27 +347,25 @@ def load_refined(path: Path) -> trust.RefinedSet:
 def train_experts(config: Config) -> Path:
     """Stage ``experts``: one trajectory a file; those already there are kept."""
     config = as_used(config)
-    source = divert(config)
+    source, expert = divert(config), config.expert
 
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
+        trained_on = data.x_train, refined.y, refined.weight
         store = experts.TrajectoryStore(w.folder.path)
         if sys.stderr.isatty():
-            speed_now = experts.images_per_second(net, data.x_train, refined.y, refined.weight, config.expert)
-            n_used = int((refined.weight > 0).sum())
-            w.say(experts.estimate(config.expert, net.n_parameters, n_used, speed_now))
-        finished = int(w.resume[1]) if w.resume else 0
-        with w.bar(config.expert.count * config.expert.epochs, finished * config.expert.epochs) as bar:
-            for i in range(finished, config.expert.count):
-                more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": bar.update}
+            speed_now = experts.images_per_second(net, *trained_on, expert)
+            size = experts.estimate(expert, net.n_parameters, int((refined.weight > 0).sum()), speed_now)
+            tqdm.write(f"{w.title}: {size}", file=sys.stderr)
+        with w.progress(expert.count * expert.epochs) as step:
+            for i in range(int(w.resume[1]) if w.resume else 0, expert.count):
+                more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": step}
                 if config.own_loops:
                     problem = noisy_problem(config, data, load_labels(inject_noise(config)))
-                    trajectory = experts.train_own_loop(problem, trust_method(config), config.expert, **more)
+                    trajectory = experts.train_own_loop(problem, trust_method(config), expert, **more)
                 else:
-                    trajectory = experts.train_expert(
-                        net, data.x_train, refined.y, refined.weight, config.expert, **more
-                    )
-                store.save(i, trajectory, half=config.expert.half)
+                    trajectory = experts.train_expert(net, *trained_on, expert, **more)
+                store.save(i, trajectory, half=expert.half)
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
 
@@ -386,6 +375,7 @@ def train_experts(config: Config) -> Path:
 def _enough(config: Config, diverted_at: Path) -> None:
     """InputError where the arm left a class too few images for ``ipc``: before hours go into experts, not after."""
     if not StageFolder(plan(config)["distill"].path).is_complete():
+        StageFolder(diverted_at).verify()
         refined = load_refined(diverted_at)
         Real.of(refined.y, refined.y, refined.weight, config.method_config.draw_power).enough(config.ipc)
 
@@ -393,7 +383,7 @@ def _enough(config: Config, diverted_at: Path) -> None:
 def distill(config: Config) -> Path:
     """Stage ``distill``: ``distilled.safetensors`` (:mod:`tadlib.distilled`) and ``history.parquet``, where one is."""
     config = as_used(config)
-    distill_by, own = DISTILL[config.method], config.method_config
+    own = config.method_config
     inputs = {"divert": divert(config)}
     _enough(config, inputs["divert"])
     if own.needs_experts:
@@ -404,13 +394,8 @@ def distill(config: Config) -> Path:
         store = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
         if store is not None:
             store.verify(network(config).n_parameters)  # before hours of matching
-        with w.bar(own.iterations, len(w.resume[1]["rows"]) if w.resume else 0) as bar:
-
-            def on_iteration(state: Loop) -> None:
-                bar.update()
-                w.checkpoint(*state.checkpoint())
-
-            synthetic, rows = distill_by(
+        with w.progress(own.iterations, Loop.checkpoint) as step:
+            synthetic, rows = DISTILL[config.method](
                 network(config),
                 data.x_train,
                 refined.y,
@@ -420,7 +405,7 @@ def distill(config: Config) -> Path:
                 ipc=config.ipc,
                 seed=config.seed,
                 resume=w.resume,
-                on_iteration=on_iteration,
+                on_iteration=step,
             )
         keys = {stage: path.name for stage, path in inputs.items()}
         provenance = {"inputs": keys, "versions": versions(), "commit": _commit()}
@@ -439,23 +424,17 @@ def evaluate(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data = dataset(config)
-        synthetic = load_distilled(source).synthetic.to(config.torch_device)
-        with w.bar(config.evaluate.epochs, w.resume[1]["epoch"] if w.resume else 0) as bar:
-
-            def on_epoch(state: evaluation.Loop) -> None:
-                bar.update()
-                w.checkpoint(*state.checkpoint())
-
+        with w.progress(config.evaluate.epochs, evaluation.Loop.checkpoint) as step:
             accuracies = evaluation.evaluate(
                 evaluated_network(config),
-                synthetic,
+                load_distilled(source).synthetic.to(config.torch_device),
                 data.x_test,
                 data.y_test,
                 config.evaluate,
                 seed=config.seed,
                 workers=config.threads,
                 resume=w.resume,
-                on_epoch=on_epoch,
+                on_epoch=step,
             )
         save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)
@@ -464,7 +443,7 @@ def evaluate(config: Config) -> Path:
     return _stage(config, plan(config)["evaluate"], work)
 
 
-# A whole run ---------------------------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -475,53 +454,29 @@ def run(config: Config) -> dict[str, Any]:
     return row
 
 
-def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
-    """The row of a finished run, read from the manifests of its stages."""
-    noise_at = inject_noise(config)  # of an oracle too, whose own stages go without
-    stages = {"evaluate": evaluated_at}
-    for stage in ("evaluate", "distill", "experts"):
-        if stage in stages:
-            for name, key in StageFolder(stages[stage]).manifest()["inputs"].items():
-                stages[name] = Path(config.out) / name / key
-    m = {name: StageFolder(path).manifest() for name, path in {**stages, "noise": noise_at}.items()}
-    trust = m["divert"]["extra"]
-    peaks = [s["peak_memory_bytes"] for s in m.values() if s["peak_memory_bytes"] is not None]
-    versions, hardware = m["evaluate"]["versions"], m["distill"]["hardware"]
-    return {
-        "dataset": config.dataset,
-        "n_train": m["noise"]["extra"]["n_train"],
-        "noise": config.noise,
-        "rate_nominal": load_labels(noise_at).rate,
-        "rate_realised": m["noise"]["extra"]["rate_realised"],
-        "arm": config.arm,
-        "method": config.method,
-        "ipc": config.ipc,
-        "seed": config.seed,
-        "preset": config.preset,
-        "evaluate_network": config.evaluate_network,
-        "accuracy_mean": m["evaluate"]["extra"]["accuracy_mean"],
-        "accuracy_ci95": m["evaluate"]["extra"]["accuracy_ci95"],
-        "n_networks": len(load_json(stages["evaluate"] / "accuracies.json")),
-        "trust_auroc": trust.get("trust_auroc"),
-        "trust_precision": trust.get("trust_precision"),
-        "trust_recall": trust.get("trust_recall"),
-        "relabel_count": trust.get("relabel_count"),
-        "relabel_accuracy": trust.get("relabel_accuracy"),
-        "label_accuracy": trust.get("label_accuracy"),
-        **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
-        "peak_memory_bytes": max(peaks, default=None),
-        "device": m["distill"]["device"],
-        "hardware": processor(hardware, m["distill"]["device"]),
-        "torch_version": versions["torch"],
-        "tadlib_version": versions["tadlib"],
-        "commit": _commit(),
-        "config_hash": content_key(config.portable()),
-        "key": evaluated_at.name,
-    }
-
-
 TRUST = ("trust_auroc", "trust_precision", "trust_recall")
 RELABELLED = ("relabel_count", "relabel_accuracy", "relabel_recall")
+
+
+def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
+    """The row of a finished run, read from the manifests of its stages."""
+    m = {"evaluate": StageFolder(evaluated_at).manifest()}
+    for stage in ("evaluate", "distill", "experts"):
+        for name, key in m[stage]["inputs"].items() if stage in m else ():
+            m[name] = StageFolder(Path(config.out) / name / key).manifest()
+    found, accuracy = m["divert"]["extra"], m["evaluate"]["extra"]
+    peaks = [manifest["peak_memory_bytes"] for manifest in m.values() if manifest["peak_memory_bytes"] is not None]
+    return {
+        **_setting(config, "arm", "method", "ipc", "seed", "preset", "evaluate_network"),
+        "accuracy_mean": accuracy["accuracy_mean"],
+        "accuracy_ci95": accuracy["accuracy_ci95"],
+        "n_networks": len(load_json(evaluated_at / "accuracies.json")),
+        **{name: found.get(name) for name in (*TRUST, "relabel_count", "relabel_accuracy", "label_accuracy")},
+        **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
+        "peak_memory_bytes": max(peaks, default=None),
+        **_provenance(config, m["distill"]),
+        "key": evaluated_at.name,
+    }
 
 
 def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
@@ -529,49 +484,58 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
 
     ``flagged`` is the fraction of samples that are not trusted as given.
     """
-    m = StageFolder(diverted_at).manifest()
-    noise_at = inject_noise(config)
-    noise_extra, found = StageFolder(noise_at).manifest()["extra"], m["extra"]
-    n_train = noise_extra["n_train"]
+    m, setting = StageFolder(diverted_at).manifest(), _setting(config, "arm", "seed", "preset")
+    found = m["extra"]
     return {
-        "dataset": config.dataset,
-        "n_train": n_train,
-        "noise": config.noise,
-        "rate_nominal": load_labels(noise_at).rate,
-        "rate_realised": noise_extra["rate_realised"],
-        "arm": config.arm,
-        "seed": config.seed,
-        "preset": config.preset,
+        **setting,
         **{name: found.get(name) for name in TRUST},
-        "flagged": 1 - found["n_trusted"] / n_train,
-        **{name: found.get(name) for name in RELABELLED},
-        "label_accuracy": found.get("label_accuracy"),
-        "mass_accuracy": found.get("mass_accuracy"),
+        "flagged": 1 - found["n_trusted"] / setting["n_train"],
+        **{name: found.get(name) for name in (*RELABELLED, "label_accuracy", "mass_accuracy")},
         "seconds_divert": m["seconds"],
         "peak_memory_bytes": m["peak_memory_bytes"],
-        "device": m["device"],
-        "hardware": processor(m["hardware"], m["device"]),
-        "torch_version": m["versions"]["torch"],
-        "tadlib_version": m["versions"]["tadlib"],
+        **_provenance(config, m),
+        "key": diverted_at.name,
+    }
+
+
+def _setting(config: Config, *names: str) -> dict[str, Any]:
+    """Data and noise of a run (its own noise also where the arm is the oracle), and more of its settings."""
+    noise_at = inject_noise(config)
+    made = StageFolder(noise_at).manifest()["extra"]
+    return {
+        "dataset": config.dataset,
+        "n_train": made["n_train"],
+        "noise": config.noise,
+        "rate_nominal": load_labels(noise_at).rate,
+        "rate_realised": made["rate_realised"],
+        **{name: getattr(config, name) for name in names},
+    }
+
+
+def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Where, and with which versions, the stage of ``manifest`` ran."""
+    return {
+        "device": manifest["device"],
+        "hardware": processor(manifest["hardware"], manifest["device"]),
+        "torch_version": manifest["versions"]["torch"],
+        "tadlib_version": manifest["versions"]["tadlib"],
         "commit": _commit(),
         "config_hash": content_key(config.portable()),
-        "key": diverted_at.name,
     }
 
 
 @lru_cache
 def _commit() -> str | None:
     """The commit of this checkout of tadlib, and a + where its code is changed; None where it is no checkout."""
-    here = Path(tadlib.__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        return done.stdout.strip()
+        command = ["git", "-C", str(Path(tadlib.__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")
-        return f"{commit}+" if commit and git("status", "--porcelain", "--", ".") else commit or None
-    except (OSError, subprocess.TimeoutExpired):
+        return commit + ("+" if git("status", "--porcelain", "--", ".") else "") if commit else None
+    except OSError:  # no git here
         return None
 
 
@@ -580,9 +544,7 @@ ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", 
 
 def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Add rows to a table of results; a row of the same configuration is replaced. Returns the table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / ".results.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.parent / ".results.lock"):
         table = result_table([load_table(path), rows] if path.exists() else [rows])
         save_table(path, table)
     return table

@@ -1,35 +1,34 @@
-"""Artefacts: content keys, atomic files that notice damage, and stage folders.
+"""Files that are whole or absent, and the folders of stages: keys, manifests, checkpoints and locks.
 
-A stage writes ``runs/<stage>/<key>/``; the key follows from its configuration, its inputs and the code that computes
-it. Files appear under their final names only when they are whole, and ``manifest.json`` comes last: a folder with a
-valid manifest is complete, any other is not. Nothing is pickled.
+A stage writes ``runs/<stage>/<key>/``; the key follows from its settings, its inputs and the code that computes it.
+``manifest.json`` is written last and lists every file with its SHA-256: a folder with a valid manifest is complete, any
+other is not. Nothing is pickled.
 """
 
 import ast
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import logging
-import math
 import os
 import platform
+import re
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import tadlib
 from tadlib.errors import InputError, require
 
 PACKAGE = Path(__file__).parent
@@ -40,19 +39,24 @@ LOCK = ".lock"
 TEMPORARY = ".tmp"  # prefix of files that are being written, by us or by safetensors
 HEADER = "tadlib"  # our one key in the header of a tensor file
 
-logger = logging.getLogger(__name__)
 
-
-# Keys
+# Keys ----------------------------------------------------------------------------------------------------------------
 
 
 def content_key(payload: Mapping[str, Any]) -> str:
-    """16 hex digits of the SHA-256 of ``payload`` as canonical JSON.
+    """16 hex digits of the SHA-256 of ``payload`` as JSON.
 
     The order of keys does not matter; 1, 1.0 and True differ; a tuple equals a list. Raises InputError on what JSON
-    cannot hold: NaN, infinities, keys that are not strings, tensors, paths.
+    cannot hold: NaN, infinities, tensors, paths.
     """
-    return hashlib.sha256(_canonical(payload).encode()).hexdigest()[:16]
+    return hashlib.sha256(_json(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _json(value: Any, **layout: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cannot be stored as JSON: {error}") from error
 
 
 APART = ("config", "presets", "errors", "store")  # modules whose code is no part of what a stage computes
@@ -107,28 +111,7 @@ class _StripStrings(ast.NodeTransformer):
         return None if is_string else node
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` built from JSON's types alone; InputError naming the place of what JSON cannot hold."""
-    if isinstance(value, Mapping):
-        for key in value:
-            # json.dumps would turn 1, True and None into strings, so that different payloads shared a key.
-            require(isinstance(key, str), f"{where}: keys must be strings, got {key!r}")
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, float):
-        require(math.isfinite(value), f"{where} must be finite, got {value}")
-    else:
-        expected = "a string, number, bool, None, list or mapping"
-        require(value is None or isinstance(value, str | int), f"{where} must be {expected}, got {type(value)}")
-    return value
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(_plain(value, "payload"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-# Folders and files
+# Folders and files ---------------------------------------------------------------------------------------------------
 
 
 def claim_output(path: Path | str) -> Path:
@@ -142,11 +125,10 @@ def claim_output(path: Path | str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         # The order counts: another process that claims the folder writes its marker before anything else.
         occupied = any(path.iterdir())
-        marker = path / MARKER
-        ours = marker.is_file()
+        ours = (path / MARKER).is_file()
         require(ours or not occupied, f"{path} is not an output folder of tadlib: it holds other files")
         if not ours:
-            marker.write_text("tadlib writes its results here; this file lets it use the folder again.\n")
+            (path / MARKER).write_text("tadlib writes its results here; this file lets it use the folder again.\n")
     except OSError as error:
         raise InputError(f"cannot use {path} as output folder: {error.strerror}") from error
     return path
@@ -158,22 +140,27 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     The file at ``path`` is at all times the old one or the new one, whole, also after a crash or a power cut. An
     exception leaves the old one and no temporary file; only a killed process leaves one (named ``.tmp…``).
+
+    Raises:
+        OSError: naming ``path``, when it cannot be written: no space, no permission.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The name ends as the final one does: some writers choose the format by it.
     temporary = path.parent / f"{TEMPORARY}-{secrets.token_hex(6)}-{path.name}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors makes its files private to their owner, whatever the umask says
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()  # where something failed
 
 
 def _sync(path: Path) -> None:
@@ -186,7 +173,24 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` against other processes and threads; waits, and says so, while another holds it.
+
+    Not reentrant. The system releases the lock when the process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        held = lock.acquire(timeout=1)
+    except Timeout:
+        print(f"tad: waiting for another process that uses {path.parent}", file=sys.stderr)
+        held = lock.acquire()
+    with held:
+        yield
+
+
+@contextmanager
+def _reading(path: Path | str, *errors: type[Exception]) -> Iterator[None]:
     """Turn a missing or unreadable file, and the parser's ``errors``, into an InputError that names the file."""
     damage: tuple[type[Exception], ...] = (OSError, *errors)
     try:
@@ -205,114 +209,68 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 
 def save_json(path: Path | str, value: Any) -> None:
     """Write ``value`` as JSON; InputError on what JSON cannot hold. Tuples come back as lists."""
-    text = json.dumps(_plain(value, "value"), indent=2, allow_nan=False)
-    write_atomic(path, f"{text}\n".encode())
+    write_atomic(path, f"{_json(value, indent=2)}\n".encode())
 
 
 def load_json(path: Path | str) -> Any:
     """Read a JSON file; InputError naming it when it is missing or damaged."""
-    path = Path(path)
     with _reading(path, ValueError):  # covers bad JSON and bad UTF-8
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def save_table(path: Path | str, table: pd.DataFrame) -> None:
-    """Write ``table`` as Parquet, its index included, with a checksum on every page."""
+    """Write ``table`` as Parquet, its index included."""
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pandas(table), temporary, write_page_checksum=True)
+        table.to_parquet(temporary)
 
 
 def load_table(path: Path | str) -> pd.DataFrame:
-    """Read a Parquet file; InputError naming it when it is missing or damaged.
-
-    The checksums cover the values. The footer (names, types) has none: only :meth:`StageFolder.verify` sees all of it.
-    """
-    path = Path(path)
-    # A damaged footer makes pandas raise whatever its parser trips over, hence Exception.
+    """Read a Parquet file; InputError naming it when it is missing or cannot be read."""
+    # A damaged footer makes the parser raise whatever it trips over, hence Exception.
     # ParquetFile reads just this file: read_table would take "name=value" in a folder's name for a column.
-    with _reading(path, Exception), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with _reading(path, Exception), pq.ParquetFile(path) as file:
         return file.read().to_pandas()
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write dense tensors as safetensors, with ``metadata`` and a SHA-256 over all of it in the header.
+    """Write dense tensors as safetensors, with ``metadata`` in the header.
 
     Values, shapes and dtypes come back bit for bit (not complex128, which the format lacks); device, strides, shared
     storage and the order of names do not. The same content gives the same bytes.
     """
-    tensors = _storable(tensors)
-    metadata = dict(metadata or {})
-    for key, value in metadata.items():
-        require(isinstance(value, str), f"metadata[{key!r}] must be a string, got {type(value)}")
-    # One key, because safetensors writes several in random order and equal content would give different files.
-    header = {HEADER: _canonical({"metadata": metadata, "sha256": _tensor_digest(tensors, metadata)})}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
-
-
-def load_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Read, on the CPU, a file of :func:`save_tensors`; InputError naming it when it is missing or damaged."""
-    return _read_tensors(Path(path))[0]
-
-
-def load_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata of a file of :func:`save_tensors`; reads its header only, so tensors are not checked."""
-    path = Path(path)
-    with _reading(path, SafetensorError), safe_open(path, framework="pt") as file:
-        return _header(path, file.metadata())["metadata"]
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU copies where needed: safetensors refuses strides and shared storage, and drops a lazy conjugation."""
-    storable, storages = {}, set()
+    storable, storages = {}, set()  # safetensors refuses strides and shared storage, and drops a lazy conjugation
     for name, tensor in tensors.items():
-        require(name != "__metadata__", "safetensors keeps the tensor name '__metadata__' for itself")
-        require(tensor.layout == torch.strided, f"tensor {name!r} must be dense, got {tensor.layout}")
         tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         storable[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
-    return storable
+    # One key, because safetensors writes several in random order and equal content would give different files.
+    header = {HEADER: _json({"metadata": dict(metadata or {})}, sort_keys=True)}
+    with replacing(path) as temporary:
+        save_file(storable, temporary, metadata=header)
 
 
-def _tensor_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(_canonical(metadata).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def load_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Read a safetensors file, on the CPU; InputError naming it when it is missing or cannot be read."""
+    with _reading(path, SafetensorError):
+        return load_file(path)
 
 
-def _header(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
-    """Our part of a tensor file's header: {"metadata": …, "sha256": …}."""
-    with _reading(path, ValueError):
-        ours = json.loads((header or {}).get(HEADER, "null"))
-    valid = isinstance(ours, dict) and ours.keys() == {"metadata", "sha256"}
-    require(valid, f"{path} is damaged, or not a tensor file of tadlib")
-    return ours
+def load_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a file of :func:`save_tensors`, of any version; empty for other safetensors files."""
+    with _reading(path, SafetensorError, ValueError), safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get(HEADER, "{}")).get("metadata", {})
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file of :func:`save_tensors`, compared with their checksum."""
-    with _reading(path, SafetensorError), safe_open(path, framework="pt") as file:
-        header = _header(path, file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    digest = _tensor_digest(tensors, header["metadata"])
-    require(digest == header["sha256"], f"{path} is damaged: its SHA-256 is {digest}, expected {header['sha256']}")
-    return tensors, header["metadata"]
-
-
-# What a run ran on
+# What a run ran on ---------------------------------------------------------------------------------------------------
 
 
 def hardware() -> dict[str, Any]:
     """The processor's name, how many cores this process may use, and the first GPU's name or None."""
     cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
+    with suppress(OSError):
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = named[1] if named else cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": cores, "gpu": gpu}
@@ -325,21 +283,14 @@ def processor(hardware: Mapping[str, Any], device: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, tadlib and the packages whose arithmetic ends up in results."""
-    packages = ("tadlib", "torch", "torchvision", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+    packages = ("torch", "torchvision", "numpy", "scikit-learn")
+    own = {"python": platform.python_version(), "tadlib": tadlib.__version__}
+    return own | {package: importlib.metadata.version(package) for package in packages}
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
+# Stages --------------------------------------------------------------------------------------------------------------
 
 
-# Stages
-
-
-@dataclass(frozen=True)
 class StageFolder:
     """The folder ``runs/<stage>/<key>`` of one stage.
 
@@ -347,18 +298,16 @@ class StageFolder:
     works, and ends with :meth:`finish`.
     """
 
-    path: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
 
     def is_complete(self) -> bool:
         """Whether the manifest is valid and every file it lists is there with its size; contents are not read."""
         try:
-            files = self.manifest()["files"]
+            files = {self.path / name: entry["bytes"] for name, entry in self.manifest()["files"].items()}
         except InputError:
             return False
-        return all(self._size(name) == entry["bytes"] for name, entry in files.items())
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def manifest(self) -> dict[str, Any]:
         """What :meth:`finish` wrote; InputError when the stage is not finished or the manifest is damaged."""
@@ -373,35 +322,16 @@ class StageFolder:
         return manifest
 
     def verify(self) -> None:
-        """Compare size and SHA-256 of every file with the manifest; InputError naming the first that differs."""
-        advice = f"delete {self.path} to have it computed anew"
+        """Compare every file with its SHA-256 in the manifest; InputError naming the first that differs."""
         for name, entry in self.manifest()["files"].items():
-            path = self.path / name
-            size = self._size(name)
-            require(size is not None, f"{path} is missing; {advice}")
-            require(size == entry["bytes"], f"{path} is damaged: {size} bytes, expected {entry['bytes']}; {advice}")
+            path, advice = self.path / name, f"delete {self.path} to have it computed anew"
+            require(path.is_file(), f"{path} is missing; {advice}")
             digest = _file_digest(path)
-            message = f"{path} is damaged: its SHA-256 is {digest}, expected {entry['sha256']}; {advice}"
-            require(digest == entry["sha256"], message)
+            expected = entry["sha256"]
+            require(digest == expected, f"{path} is damaged: its SHA-256 is {digest}, expected {expected}; {advice}")
 
-    def finish(
-        self,
-        *,
-        stage: str,
-        key: str,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        seed: int,
-        device: str,
-        seconds: float,
-        peak_memory_bytes: int | None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Declare the stage complete: write the manifest over all files here, then remove the checkpoint.
-
-        ``inputs`` maps the name of each input to its key, ``seconds`` is wall time, ``extra`` anything JSON can hold.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
+    def finish(self, **about: Any) -> None:
+        """Declare the stage complete: write the manifest, ``about`` and all files here, then remove the checkpoint."""
         files = {}
         for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
             name = path.relative_to(self.path).as_posix()
@@ -409,21 +339,8 @@ class StageFolder:
                 path.unlink()  # left by a killed process
             elif name not in (MANIFEST, CHECKPOINT, LOCK):
                 files[name] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-        manifest = {
-            "stage": stage,
-            "key": key,
-            "config": config,
-            "inputs": inputs,
-            "seed": seed,
-            "device": str(device),
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory_bytes,
-            "versions": versions(),
-            "hardware": hardware(),
-            "extra": extra or {},
-            "files": files,
-        }
-        save_json(self.path / MANIFEST, manifest)
+        made_with = {"versions": versions(), "hardware": hardware()}
+        save_json(self.path / MANIFEST, {**about, **made_with, "files": files})
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -431,50 +348,30 @@ class StageFolder:
 
         Both lie in one file, so that they cannot disagree after a crash.
         """
-        save_tensors(self.path / CHECKPOINT, tensors, {"meta": json.dumps(_plain(meta, "meta"))})
+        save_tensors(self.path / CHECKPOINT, tensors, {"meta": _json(meta)})
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors (on the CPU) and meta of the last checkpoint; None when there is none, or, with a warning, when it
-        is damaged: the stage then starts anew."""
+        cannot be read: the stage then starts anew."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
         try:
-            tensors, metadata = _read_tensors(path)
-        except InputError as error:
-            warnings.warn(f"checkpoint ignored, the stage starts anew: {error}", stacklevel=2)
+            return load_tensors(path), json.loads(load_metadata(path)["meta"])
+        except (InputError, KeyError) as error:
+            warnings.warn(f"checkpoint ignored, the stage starts anew: {path}: {error}", stacklevel=2)
             return None
-        return tensors, json.loads(metadata["meta"])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against other processes (and threads); waits as long as another one holds it.
-
-        Not reentrant. The system lets go of the lock when the process ends, however it ends.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s is in use by another process; waiting for it", self.path)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not self.is_complete():
-                # Half of the files written anew could match an old manifest in size, and pass for complete.
+        """Hold the folder against other processes (see :func:`locked`)."""
+        with locked(self.path / LOCK):
+            if (self.path / MANIFEST).exists() and not self.is_complete():
+                # Half of the files written anew could match the old manifest in size, and pass for complete.
                 # A checkpoint beside a manifest is a leftover of the finished run, and says that all is done.
-                if (self.path / MANIFEST).exists():
-                    (self.path / CHECKPOINT).unlink(missing_ok=True)
-                (self.path / MANIFEST).unlink(missing_ok=True)
+                (self.path / CHECKPOINT).unlink(missing_ok=True)
+                (self.path / MANIFEST).unlink()
             yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor open
-            os.close(descriptor)
-
-    def _size(self, name: str) -> int | None:
-        """Bytes of a file here; None when it is missing."""
-        path = self.path / name
-        return path.stat().st_size if path.is_file() else None
 
 
 def _file_digest(path: Path) -> str:
