@@ -159,7 +159,7 @@ def main(arm: str, *settings: str) -> None:
         params = {"dataset": "digits", "noise": "pairflip", "rate": 0.4, "preset": "smoke", "threads": 1, "out": out}
         config = Config.from_params(**params | {"arm": arm, "device": str(DEVICE)} | more)
         refined = pipeline.load_refined(pipeline.divert(config))
-        right_N = refined.given == pipeline.load_labels(pipeline.inject_noise(config)).true_N
+        right_N = refined.noisy == pipeline.load_labels(pipeline.inject_noise(config)).true_N
     from tadlib.trust import auroc
 
     found = {"refused": refused, "device": str(x.device), "auroc": auroc(refined.trust, right_N)}

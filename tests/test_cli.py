@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,21 +14,21 @@ import pytest
 import torch
 from torchvision.io import decode_image
 
+import tadlib
 from tadlib import cli, noise, pipeline, presets
-from tadlib.arms import ARMS
-from tadlib.config import METHODS
+from tadlib.config import ARMS, METHODS
 from tadlib.data import DATASETS
 from tadlib.errors import InputError
-from tadlib.options import Cells
+from tadlib.options import RunOptions
 from tadlib.store import load_json, load_table, load_tensors
 
-TINY = """--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --ipc 1 --device cpu --set width=4 divert_epochs=4
-    divert_warmup=2 expert_count=2 expert_epochs=4 mtt_iterations=4 mtt_syn_steps=3 mtt_expert_epochs=2 mtt_max_start=2
+TINY = """--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --ipc 1 --device cpu --set width=4 auditor_epochs=4
+    auditor_warmup=2 expert_count=2 expert_epochs=4 mtt_iterations=4 mtt_syn_steps=3 mtt_expert_epochs=2 mtt_max_start=2
     evaluate_networks=2 evaluate_epochs=4"""
 
 
 def tiny(*more: object) -> list[str]:
-    """Options of a cell that takes a second; what comes first in ``more`` adds to its settings."""
+    """Options of a run that takes a second; what comes first in ``more`` adds to its settings."""
     return [*TINY.split(), *map(str, more)]
 
 
@@ -69,7 +70,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = re.sub(r"[│\s]+", " ", done.stdout)
-    for name in Cells.__dataclass_fields__:
+    for name in RunOptions.__dataclass_fields__:
         assert f"--{name.replace('_', '-')} " in text
     for told in ("(default: digits)", "(default: 10)", "(default: smoke)", "in pixels", "in [0, 1)"):
         assert told in text
@@ -103,6 +104,11 @@ def test_arguments_that_cannot_be_read_exit_2(capsys, args):
     assert said.err
 
 
+def test_the_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tad {tadlib.__version__}\n"
+
+
 BAD = [
     (["--dataset", "digit"], "unknown data set 'digit'"),
     (["--noise", "fog"], "unknown noise 'fog'"),
@@ -122,7 +128,7 @@ BAD = [
 
 @pytest.mark.parametrize("command", ["run", "distill"])
 @pytest.mark.parametrize("args, message", BAD)
-def test_bad_input_exits_2_before_any_cell_starts(tmp_path, monkeypatch, capsys, command, args, message):
+def test_bad_input_exits_2_before_any_run_starts(tmp_path, monkeypatch, capsys, command, args, message):
     monkeypatch.setattr(pipeline, "Work", None)  # any work would need one
     assert cli.main([command, "--out", str(tmp_path / "runs"), "--json", *args]) == 2
     said = capsys.readouterr()
@@ -140,7 +146,7 @@ def test_a_process_exits_with_the_status_of_main(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-# Running cells
+# Whole runs
 
 
 def test_run_prints_one_document_with_a_row_for_every_arm(ran):
@@ -153,23 +159,27 @@ def test_run_prints_one_document_with_a_row_for_every_arm(ran):
     assert len(list((out / "noise").iterdir())) == 2  # shared; the oracle's is none
     accuracy = {row["arm"]: row["accuracy_mean"] for row in document["rows"]}
     gap = accuracy["oracle"] - accuracy["vanilla"]
-    expected = (accuracy["tad"] - accuracy["vanilla"]) / gap if gap else None
+    expected = {"tad": (accuracy["tad"] - accuracy["vanilla"]) / gap} if gap else {}
     assert document["gap_closed"] == pytest.approx(expected)
 
 
-def test_the_table_is_in_percent_and_finished_cells_are_only_read(ran, monkeypatch, capsys):
+def test_the_table_is_in_percent_and_finished_runs_are_only_read(ran, monkeypatch, capsys):
     out, document = ran
     monkeypatch.setattr(pipeline, "Work", None)
     assert cli.main(["run", *tiny("--arm", "tad", "tad", "--out", out)]) == 0
     header, row, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["arm", "seed"]
     accuracy = document["rows"][1]["accuracy_mean"]
-    assert row.startswith(f"tad  0     {100 * accuracy:.1f} ± ")
+    assert row.split()[:4] == ["tad", "0", f"{100 * accuracy:.1f}", "±"]
+    assert len(row) == len(header)
     assert all(f"{stage} s" in header for stage in ("divert", "experts", "distill", "evaluate"))
 
 
-@pytest.mark.parametrize("error, status", [(RuntimeError("out of luck"), 1), (InputError("no"), 2)])
-def test_a_failing_cell_costs_no_other_its_row(ran, monkeypatch, capsys, error, status):
+@pytest.mark.parametrize(
+    "error, status",
+    [(RuntimeError("out of luck"), 1), (OSError("cannot write x: No space left"), 1), (InputError("no"), 2)],
+)
+def test_a_failing_run_costs_no_other_its_row(ran, monkeypatch, capsys, error, status):
     run = pipeline.run
 
     def failing(config):
@@ -185,7 +195,7 @@ def test_a_failing_cell_costs_no_other_its_row(ran, monkeypatch, capsys, error, 
     assert [row["arm"] for row in document["rows"]] == ["vanilla", "oracle"]
     assert [(f["arm"], f["seed"]) for f in document["failed"]] == [("tad", 0)]
     assert said.err.splitlines()[-1].startswith("tad: error: arm tad, seed 0: ")
-    assert ("Traceback" in said.err) == (status == 1)
+    assert ("Traceback" in said.err) == isinstance(error, RuntimeError)
 
 
 def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
@@ -241,16 +251,16 @@ def test_distill_tells_where_the_set_lies_and_evaluate_reads_it(ran, capsys):
     row = document["rows"][1]
     args = tiny("--arm", "tad", "--out", out, "--json")
     assert cli.main(["distill", *args]) == 0
-    (cell,) = json.loads(capsys.readouterr().out)["cells"]
-    assert Path(cell["path"]).is_file()
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert Path(told["path"]).is_file()
     assert cli.main(["evaluate", *args]) == 0
-    (of_cell,) = json.loads(capsys.readouterr().out)["cells"]
-    assert cli.main(["evaluate", cell["path"], "--device", "cpu", "--json"]) == 0
-    (of_path,) = json.loads(capsys.readouterr().out)["cells"]
-    assert of_cell == of_path
-    assert of_cell["accuracy_mean"] == row["accuracy_mean"]
-    assert of_cell["accuracy_ci95"] == row["accuracy_ci95"]
-    assert cli.main(["evaluate", cell["path"], "--ipc", "3"]) == 2
+    (of_run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert cli.main(["evaluate", told["path"], "--device", "cpu", "--json"]) == 0
+    (of_path,) = json.loads(capsys.readouterr().out)["runs"]
+    assert of_run == of_path
+    assert of_run["accuracy_mean"] == row["accuracy_mean"]
+    assert of_run["accuracy_ci95"] == row["accuracy_ci95"]
+    assert cli.main(["evaluate", told["path"], "--ipc", "3"]) == 2
     assert "--ipc is not for a distilled set, which was made with its own" in capsys.readouterr().err
 
 
@@ -278,7 +288,7 @@ def test_export_writes_pictures_tensors_and_recipe(distilled, tmp_path, capsys):
     assert "is not an output folder of tadlib" in capsys.readouterr().err
 
 
-def test_info_tells_what_a_folder_or_file_holds(ran, distilled, capsys):
+def test_info_tells_what_a_folder_or_file_holds(ran, distilled, tmp_path, capsys):
     assert cli.main(["info", str(distilled), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["stage"], manifest["verified"], manifest["key"]) == ("distill", True, distilled.name)
@@ -287,6 +297,10 @@ def test_info_tells_what_a_folder_or_file_holds(ran, distilled, capsys):
     held = json.loads(capsys.readouterr().out)
     assert held["images"] == [10, 1, 8, 8]
     assert held["params"]["ipc"] == 1
+    assert held["verified"]
+    moved = shutil.copy(distilled / "distilled.safetensors", tmp_path)
+    assert cli.main(["info", str(moved), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == held | {"path": str(moved), "verified": False}
     for folder in ran[0].glob("*/*/"):
         assert cli.main(["info", str(folder)]) == 0
         assert "all match" in capsys.readouterr().out
@@ -316,10 +330,11 @@ def test_the_gap_closed_needs_all_three_arms_of_a_seed():
         return {"arm": arm, "seed": seed, "accuracy_mean": accuracy}
 
     rows = [row("vanilla", 0.5), row("tad", 0.8), row("oracle", 0.9)]
-    assert cli.gap_closed(rows) == pytest.approx(0.75)
-    assert cli.gap_closed([*rows, row("vanilla", 0.1, seed=1)]) == pytest.approx(0.75)
-    assert cli.gap_closed(rows[:2]) is None
-    assert cli.gap_closed([row("vanilla", 0.5), row("tad", 0.5), row("oracle", 0.5)]) is None
+    assert cli.gap_closed(rows, "tad") == pytest.approx(0.75)
+    assert cli.gap_closed([*rows, row("vanilla", 0.1, seed=1)], "tad") == pytest.approx(0.75)
+    assert cli.gap_closed(rows[:2], "tad") is None
+    assert cli.gap_closed(rows, "tad-posterior") is None
+    assert cli.gap_closed([row("vanilla", 0.5), row("tad", 0.5), row("oracle", 0.5)], "tad") is None
 
 
 def test_settings_are_typed_by_their_values():

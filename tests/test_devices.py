@@ -17,17 +17,17 @@ from tadlib.nn.training import Sgd, State, gradient, one_hot, train_epoch, weigh
 from tadlib.rng import generator
 
 SCRIPT = Path(__file__).parent / "pretend.py"
-FEW = ("divert_epochs=4", "divert_warmup=2")
+FEW = ("auditor_epochs=4", "auditor_warmup=2")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.mark.parametrize(
     "arm, settings, least",
     [
-        ("tad", (), 0.98),
-        ("tad", ("divert_evidence=fused", "divert_belief=quantile"), 0.6),
-        ("tad", ("divert_auditors=2", "divert_consistency=0.5"), 0.98),
-        ("clean-then-distill", (), 0.6),
+        ("tad", (), 0.6),
+        ("tad", ("tad_confidence_penalty=0.5", "tad_criterion=cosine"), 0.6),
+        ("tad-posterior", (), 0.98),
+        ("loss-filter", (), 0.6),
         ("co-teaching", (), 0.6),
         ("confident-learning", (), 0.6),
         ("gce", (), 0.6),

@@ -1,6 +1,5 @@
 """Promises of the pipeline and its configuration: bad input is refused early, no work is lost, none is done twice."""
 
-import ast
 import json
 import math
 import os
@@ -17,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import tadlib
-from tadlib import pipeline, presets
-from tadlib.config import METHODS, Config, param_types
+from tadlib import pipeline, presets, store
+from tadlib.config import ARMS, METHODS, Config, param_types
 from tadlib.data import load_dataset
 from tadlib.errors import InputError
 from tadlib.experts import TrajectoryStore
@@ -34,8 +33,8 @@ TINY = {
     "device": "cpu",
     "width": 4,
     "depth": 2,
-    "divert_epochs": 4,
-    "divert_warmup": 2,
+    "auditor_epochs": 4,
+    "auditor_warmup": 2,
     "expert_count": 3,
     "expert_epochs": 4,
     "mtt_iterations": 6,
@@ -79,13 +78,13 @@ COLUMNS = [
 
 
 def tiny(out: Path | str = "never-written", **changes) -> Config:
-    """A cell that takes about two seconds."""
+    """A run that takes about two seconds."""
     return Config.from_params(**TINY | {"out": str(out)} | changes)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, dict]:
-    """The output folder of a finished cell, and its row. Tests that change files take a copy."""
+    """The output folder of a finished run, and its row. Tests that change files take a copy."""
     out = tmp_path_factory.mktemp("finished") / "runs"
     return out, pipeline.run(tiny(out))
 
@@ -141,8 +140,8 @@ def contents(out: Path) -> dict[str, dict]:
         ({"method": "dmm"}, "unknown method 'dmm'; expected one of: mtt, tesla, "),
         ({"method": "dm", "mtt_lr_img": 5.0}, "mtt_lr_img is a setting of method mtt; the method chosen is dm"),
         ({"method": "dm", "loops": "per-expert"}, "loops 'per-expert' needs experts, which method dm does not have"),
-        ({"method": "ftd", "loops": "per-expert"}, "expert_rho is not for experts that carry a dual loop"),
-        ({"loops": "per-expert", "expert_compile": True}, "expert_compile is not for experts that carry a dual loop"),
+        ({"method": "ftd", "loops": "per-expert"}, "expert_rho is not for experts that judge labels"),
+        ({"loops": "per-expert", "expert_compile": True}, "expert_compile is not for experts that judge labels"),
         ({"evaluate_network": "resnet"}, "unknown network 'resnet'; expected one of: convnet, resnet18"),
         ({"method": "datm", "datm_max_start_initial": 11}, "0 <= min_start < max_start_initial <= max_start"),
         ({"method": "ftd", "ftd_ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
@@ -166,7 +165,7 @@ def contents(out: Path) -> dict[str, dict]:
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"device": "tpu"}, "device 'tpu' cannot be used"),
         ({"expert_lr": -1.0}, "expert_lr must be positive, got -1.0"),
-        ({"divert_batch": 0}, "divert_batch must be at least 1, got 0"),
+        ({"auditor_batch": 0}, "auditor_batch must be at least 1, got 0"),
         ({"mtt_momentum": 1.0}, r"mtt_momentum must be in \[0, 1\), got 1.0"),
         ({"evaluate_augmentation": "crop_flop"}, "unknown augmentation 'flop'"),
         ({"expert_epochs": 1}, "experts must be trained for mtt_max_start - 1 .* or more, got expert_epochs 1"),
@@ -237,7 +236,7 @@ def test_check_refuses_before_anything_is_written(tmp_path, params, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_class_without_a_given_label_is_refused(tmp_path, monkeypatch):
+def test_a_class_without_a_noisy_label_is_refused(tmp_path, monkeypatch):
     inject = pipeline.noise.inject
 
     def without_class_three(*args, **options):
@@ -265,7 +264,7 @@ def test_the_oracle_counts_images_by_their_true_labels(tmp_path, monkeypatch):
 
 
 def test_a_class_with_too_few_trusted_images_is_named_and_finished_stages_stay(tmp_path):
-    config = tiny(tmp_path / "runs", ipc=20, arm="clean-then-distill")
+    config = tiny(tmp_path / "runs", ipc=20, arm="loss-filter")
     with pytest.raises(InputError, match=r"ipc must not exceed the images of a class: class \d has \d+, got 20"):
         pipeline.run(config)
     assert StageFolder(pipeline.divert(config)).is_complete()
@@ -286,7 +285,7 @@ def test_a_foreign_output_folder_stays_as_it_is(tmp_path):
 
 @pytest.fixture
 def keys(tmp_path, monkeypatch):
-    """Keys of all stages of a cell, without doing the work."""
+    """Keys of all stages of a run, without doing the work."""
     monkeypatch.setattr(StageFolder, "is_complete", lambda self: True)
 
     def of(**changes) -> dict[str, str]:
@@ -310,7 +309,7 @@ def keys(tmp_path, monkeypatch):
         ("tad", {"rate": 0.2}, "noise"),
         ("tad", {"n_train": 300}, "noise"),
         ("tad", {"arm": "oracle"}, "divert"),
-        ("tad", {"divert_alpha": 0.4}, "divert"),
+        ("tad", {"tad_alpha": 0.4}, "divert"),
         ("tad", {"width": 6}, "divert"),
         ("tad", {"loops": "per-expert"}, "experts"),
         ("tad", {"expert_lr": 0.3}, "experts"),
@@ -320,9 +319,12 @@ def keys(tmp_path, monkeypatch):
         ("tad", {"evaluate_network": "alexnet"}, "evaluate"),
         ("tad", {"zca": True}, "divert"),
         ("vanilla", {"zca": True}, "experts"),
-        ("clean-then-distill", {"divert_epochs": 5}, "divert"),
-        ("clean-then-distill", {"divert_tau_start": 0.9}, None),
-        ("vanilla", {"divert_epochs": 5}, None),
+        ("loss-filter", {"auditor_epochs": 5}, "divert"),
+        ("loss-filter", {"tad_tau_start": 0.9}, None),
+        ("tad", {"posterior_holdout": 0.2}, None),
+        ("tad-posterior", {"posterior_holdout": 0.2}, "divert"),
+        ("tad-posterior", {"tad_alpha": 0.4}, None),
+        ("vanilla", {"auditor_epochs": 5}, None),
         ("vanilla", {"width": 6}, "experts"),
         ("vanilla", {"loops": "per-expert"}, None),
         ("tad", {"device": "auto", "threads": 2, "root": "/data", "download": True}, None),
@@ -362,7 +364,7 @@ def test_a_plan_tells_every_folder_before_any_work(tmp_path, arm, method):
     assert made == {name: [p.key] for name, p in planned.items()}
 
 
-def test_one_oracle_serves_every_noise_and_its_row_tells_the_noise_of_its_cell(tmp_path):
+def test_one_oracle_serves_every_noise_and_its_row_tells_the_noise_of_its_run(tmp_path):
     configs = [tiny(tmp_path / "runs", arm="oracle", rate=rate) for rate in (0.2, 0.3)]
     rows = [pipeline.run(config) for config in configs]
     assert rows[0]["key"] == rows[1]["key"]
@@ -450,6 +452,30 @@ def test_a_truncated_file_is_an_error_to_read_and_its_stage_is_computed_again(co
     assert contents(copy) == contents(finished[0])
 
 
+@pytest.mark.parametrize(
+    "stage, name, work",
+    [
+        ("noise", "labels.safetensors", pipeline.divert),
+        ("divert", "refined.safetensors", pipeline.distill),
+        ("experts", "expert_001.safetensors", pipeline.distill),
+        ("distill", "distilled.safetensors", pipeline.evaluate),
+    ],
+)
+def test_one_changed_byte_in_an_input_is_noticed_before_work_starts(copy, monkeypatch, stage, name, work):
+    path = folders(copy)[stage] / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        if (stage, later) != ("divert", "experts"):  # what is found before experts would be trained
+            shutil.rmtree(copy / later)
+    monkeypatch.setattr(pipeline, "Work", None)  # any work would need one
+    with pytest.raises(InputError) as caught:
+        work(tiny(copy))
+    assert f"{path} is damaged" in str(caught.value)
+    assert f"delete {path.parent} to have it computed anew" in str(caught.value)
+
+
 def test_a_distilled_set_carries_what_its_evaluation_needs(finished, tmp_path):
     out, row = finished
     moved = shutil.copy(folders(out)["distill"] / "distilled.safetensors", tmp_path / "somewhere.safetensors")
@@ -503,8 +529,8 @@ def test_every_method_runs_on_every_arm(all_methods_out, method):
     base = {name: value for name, value in TINY.items() if not name.startswith("mtt_")}
     own = {f"{method}_{name}": value for name, value in FEW[method].items()}
     config = Config.from_params(**base | own | {"method": method, "out": str(all_methods_out), "evaluate_networks": 1})
-    rows = [pipeline.run(cell) for cell in pipeline.cells(config, arm=tuple(pipeline.arms.ARMS))]
-    assert [row["arm"] for row in rows] == list(pipeline.arms.ARMS)
+    rows = [pipeline.run(each) for each in pipeline.runs(config, arm=ARMS)]
+    assert [row["arm"] for row in rows] == list(ARMS)
     assert all(0 <= row["accuracy_mean"] <= 1 for row in rows)
     assert all((row["seconds_experts"] is not None) == METHODS[method].needs_experts for row in rows)
     table = load_table(all_methods_out / "results.parquet")
@@ -521,7 +547,7 @@ def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, f
 
 # Interrupted stages
 
-# Runs one cell; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
+# Carries out one run; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
 DRIVER = """
 import json, os, signal, sys
 from tadlib import pipeline
@@ -552,7 +578,7 @@ print(json.dumps(finished))
 
 
 def start(out: Path, kill: str = "") -> subprocess.Popen:
-    """A process that waits for a line on its standard input and then runs the tiny cell in ``out``."""
+    """A process that waits for a line on its standard input and then carries out the tiny run in ``out``."""
     order = json.dumps({"params": tiny(out).to_params(), "kill": kill})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -625,7 +651,7 @@ def test_a_row_has_the_columns_of_the_interface_and_is_what_the_stages_say(finis
     assert row["peak_memory_bytes"] > 1e6
 
 
-def test_rows_of_a_cell_are_replaced_and_others_kept(finished, tmp_path):
+def test_rows_of_a_run_are_replaced_and_others_kept(finished, tmp_path):
     path = tmp_path / "new" / "results.parquet"
     row = finished[1]
     vanilla = row | {
@@ -646,41 +672,48 @@ def test_rows_of_a_cell_are_replaced_and_others_kept(finished, tmp_path):
     assert list(table.columns) == list(row)
 
 
-def test_cells_are_all_arms_and_seeds():
-    cells = pipeline.cells(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
-    assert [(c.arm, c.seed) for c in cells] == [("vanilla", 0), ("tad", 0), ("vanilla", 1), ("tad", 1)]
-    assert pipeline.cells(tiny()) == [tiny()]
+def test_runs_are_all_arms_and_seeds():
+    found = pipeline.runs(tiny(), arm=("vanilla", "tad"), seed=(0, 1))
+    assert [(c.arm, c.seed) for c in found] == [("vanilla", 0), ("tad", 0), ("vanilla", 1), ("tad", 1)]
+    assert pipeline.runs(tiny()) == [tiny()]
 
 
-def imported(module: str) -> set[str]:
-    """Modules of tadlib that a module, or any in a package, imports, by their names below tadlib."""
-    package = Path(tadlib.__file__).parent
-    base = package / module.replace(".", "/")
-    files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
-    found = set()
-    for node in (n for file in files for n in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tadlib":
-            inside = node.module.split(".")[1:2]
-            found |= set(inside) if inside else {alias.name for alias in node.names}
-    return {name for name in found if (package / name).is_dir() or (package / f"{name}.py").is_file()}
+@pytest.mark.parametrize(
+    "module, renewed",
+    [
+        ("rng.py", {"noise", "divert", "experts", "distill", "evaluate"}),
+        ("nn/training.py", {"divert", "experts", "distill", "evaluate"}),
+        ("noise/models.py", {"noise"}),
+        ("data/datasets.py", {"noise"}),
+        ("trust/tad.py", {"divert", "experts", "distill"}),
+        ("experts.py", {"experts", "distill"}),
+        ("matching.py", {"distill"}),
+        ("distill/mtt.py", {"distill"}),
+        ("evaluate.py", {"evaluate"}),
+        ("cli.py", set()),
+        ("export.py", set()),
+    ],
+)
+def test_a_stage_s_key_holds_the_code_of_all_that_it_computes_with(tmp_path, monkeypatch, module, renewed):
+    """Or a change there would find the old results and pass them off as new ones. Keys of later stages follow, since a
+    key holds those of its inputs."""
+    package = Path(shutil.copytree(store.PACKAGE, tmp_path / "tadlib", ignore=shutil.ignore_patterns("__pycache__")))
+    monkeypatch.setattr(store, "PACKAGE", package)
 
+    def versions() -> dict[str, str]:
+        return pipeline._code_versions.__wrapped__()
 
-@pytest.mark.parametrize("stage", pipeline.CODE)
-def test_a_stage_s_key_holds_the_code_of_all_that_it_computes_with(stage):
-    """Or a change there would find the old results and pass them off as new ones."""
-    computes_nothing = {"errors", "artifacts"}  # messages and files
-    # noise is drawn for images as they are; files of distilled images are written after the stage's work
-    unused = {"data": {"whiten"}, "distilled": {"cell", "config", "evaluate"}}
-    order = list(pipeline.CODE)
-    before = {name for earlier in order[: order.index(stage)] for name in pipeline.CODE[earlier]}
-    own = set(pipeline.CODE[stage])
-    for module in own:  # a stage's key holds those of its inputs
-        missing = imported(module) - own - before - computes_nothing - unused.get(module, set())
-        assert not missing, f"{module} imports {missing}"
+    before, code = versions(), (package / module).read_text()
+    opening, docstring, rest = code.split('"""', 2)
+    (package / module).write_text(f'{opening}"""Other words."""{rest}\n# and a comment\n')
+    assert docstring
+    assert versions() == before
+    (package / module).write_text(f"{code}\nCHANGED = True\n")
+    assert {stage for stage, version in versions().items() if version != before[stage]} == renewed
 
 
 def test_a_row_of_labels_tells_its_place_in_the_whole_training_set(tmp_path):
-    """A preset may judge a part of the data; who mends a list of labels needs places in all of it."""
+    """A preset may judge a part of the data; who corrects a list of labels needs places in all of it."""
     config = tiny(tmp_path / "runs", noise="none", rate=0.0, arm="vanilla", n_train=200)
     table = pd.read_parquet(pipeline.divert(config) / "labels.parquet")
     everything = load_dataset("digits").y_train
