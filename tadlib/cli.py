@@ -134,11 +134,11 @@ def divert(options: Divert) -> Answer:
 
 
 def distill(options: Distill) -> Answer:
-    from tadlib import pipeline
+    from tadlib import pipeline, store
 
     def work(config: Config) -> Json:
         path = pipeline.distill(config)
-        manifest = pipeline.StageFolder(path).manifest()
+        manifest = store.StageFolder(path).manifest()
         return {"path": str(path / "distilled.safetensors"), "seconds": manifest["seconds"], **manifest["extra"]}
 
     status, done, failed = over_runs(options, work)
@@ -146,16 +146,17 @@ def distill(options: Distill) -> Answer:
 
 
 def evaluate(options: Evaluate) -> Answer:
-    from tadlib import pipeline
+    from tadlib import pipeline, store
 
     def summary(accuracies: list[float]) -> Json:
         mean, half = pipeline.mean_ci95(accuracies)
         return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
 
+    def work(config: Config) -> Json:
+        return summary(store.load_json(pipeline.evaluate(config) / "accuracies.json"))
+
     if options.path is None:
-        status, done, failed = over_runs(
-            options, lambda config: summary(pipeline.load_json(pipeline.evaluate(config) / "accuracies.json"))
-        )
+        status, done, failed = over_runs(options, work)
     else:
         for f in fields(RunOptions):
             theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
@@ -187,22 +188,22 @@ def export(options: Export) -> Answer:
 
 
 def info(options: Info) -> Answer:
-    from tadlib import pipeline
+    from tadlib import distilled, store
 
     path = options.path
     if path.is_dir():
-        folder = pipeline.StageFolder(path)
+        folder = store.StageFolder(path)
         folder.verify()
         manifest = folder.manifest()
         shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
         return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
-    d = pipeline.load_distilled(path)
+    held = distilled.load_distilled(path)
     document: Json = {
         "path": str(path),
-        "verified": pipeline.StageFolder(path.parent).is_complete(),  # a file elsewhere has no checksum
-        "images": list(d.synthetic.x.shape),
-        "learning_rate": d.synthetic.lr,
-        **{name: getattr(d, name) for name in ("mean", "std", "class_names", "params", "provenance")},
+        "verified": store.StageFolder(path.parent).is_complete(),  # a file elsewhere has no checksum
+        "images": list(held.synthetic.x.shape),
+        "learning_rate": held.synthetic.lr,
+        **{name: getattr(held, name) for name in ("mean", "std", "class_names", "params", "provenance")},
     }
     return OK, document, listing(document)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import tadlib
 from tadlib import evaluate as evaluation
-from tadlib import experts, noise, trust
+from tadlib import experts, noise, store, trust
 from tadlib.config import Config
 from tadlib.data import Dataset, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
@@ -35,21 +35,7 @@ from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, plain_dataset
 from tadlib.nn import speed
 from tadlib.noise import NoisyLabels
-from tadlib.store import (
-    StageFolder,
-    claim_output,
-    code_version,
-    content_key,
-    load_json,
-    load_table,
-    load_tensors,
-    locked,
-    processor,
-    save_json,
-    save_table,
-    save_tensors,
-    versions,
-)
+from tadlib.store import StageFolder, claim_output
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
@@ -154,7 +140,7 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
 @lru_cache
 def _code_versions() -> dict[str, str]:
     """Versions of every stage's code, read once: a file edited during a run does not change what is running."""
-    return {stage: code_version(module) for stage, module in CODE.items()}
+    return {stage: store.code_version(module) for stage, module in CODE.items()}
 
 
 @dataclass(frozen=True)
@@ -170,7 +156,7 @@ class Planned:
     def key(self) -> str:
         """A hash of settings, inputs and the code that computes the stage."""
         code = _code_versions()[self.name]
-        return content_key({"stage": self.name, "settings": self.settings, "inputs": self.inputs, "code": code})
+        return store.content_key({"stage": self.name, "settings": self.settings, "inputs": self.inputs, "code": code})
 
     @property
     def path(self) -> Path:
@@ -311,10 +297,10 @@ def divert(config: Config) -> Path:
         with w.progress(method.epochs, trust.checkpoint) as step:
             refined = trust.refine(method, problem, resume=w.resume, on_epoch=step)
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
-        save_tensors(w.folder.path / "refined.safetensors", tensors)
-        save_table(w.folder.path / "labels.parquet", refined.table(problem.true, data.index))
+        store.save_tensors(w.folder.path / "refined.safetensors", tensors)
+        store.save_table(w.folder.path / "labels.parquet", refined.table(problem.true, data.index))
         if refined.history:
-            save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
+            store.save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
         counts = torch.bincount(refined.space.long(), minlength=3).tolist()
         sizes = {f"n_{name}": count for name, count in zip(trust.SPACES, counts, strict=True)}
         if problem.true is None:
@@ -340,8 +326,8 @@ def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.N
 def load_refined(path: Path) -> trust.RefinedSet:
     """The refined set that stage ``divert`` wrote, on the CPU."""
     history = path / "history.parquet"
-    rows = load_table(history).to_dict("records") if history.exists() else []
-    return trust.RefinedSet(**load_tensors(path / "refined.safetensors"), history=tuple(rows))
+    rows = store.load_table(history).to_dict("records") if history.exists() else []
+    return trust.RefinedSet(**store.load_tensors(path / "refined.safetensors"), history=tuple(rows))
 
 
 def train_experts(config: Config) -> Path:
@@ -352,7 +338,7 @@ def train_experts(config: Config) -> Path:
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
         trained_on = data.x_train, refined.y, refined.weight
-        store = experts.TrajectoryStore(w.folder.path)
+        trajectories = experts.TrajectoryStore(w.folder.path)
         if sys.stderr.isatty():
             speed_now = experts.images_per_second(net, *trained_on, expert)
             size = experts.estimate(expert, net.n_parameters, int((refined.weight > 0).sum()), speed_now)
@@ -365,7 +351,7 @@ def train_experts(config: Config) -> Path:
                     trajectory = experts.train_own_loop(problem, trust_method(config), expert, **more)
                 else:
                     trajectory = experts.train_expert(net, *trained_on, expert, **more)
-                store.save(i, trajectory, half=expert.half)
+                trajectories.save(i, trajectory, half=expert.half)
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
 
@@ -391,16 +377,16 @@ def distill(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
-        store = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
-        if store is not None:
-            store.verify(network(config).n_parameters)  # before hours of matching
+        trajectories = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
+        if trajectories is not None:
+            trajectories.verify(network(config).n_parameters)  # before hours of matching
         with w.progress(own.iterations, Loop.checkpoint) as step:
             synthetic, rows = DISTILL[config.method](
                 network(config),
                 data.x_train,
                 refined.y,
                 refined.weight,
-                store,
+                trajectories,
                 own,
                 ipc=config.ipc,
                 seed=config.seed,
@@ -408,10 +394,10 @@ def distill(config: Config) -> Path:
                 on_iteration=step,
             )
         keys = {stage: path.name for stage, path in inputs.items()}
-        provenance = {"inputs": keys, "versions": versions(), "commit": _commit()}
+        provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()}
         save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config, provenance)
         if rows:
-            save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
+            store.save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
         return {"lr": synthetic.lr, "not_finite": sum(not row["finite"] for row in rows)}
 
     return _stage(config, plan(config)["distill"], work)
@@ -436,7 +422,7 @@ def evaluate(config: Config) -> Path:
                 resume=w.resume,
                 on_epoch=step,
             )
-        save_json(w.folder.path / "accuracies.json", accuracies)
+        store.save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)
         return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
 
@@ -470,7 +456,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         **_setting(config, "arm", "method", "ipc", "seed", "preset", "evaluate_network"),
         "accuracy_mean": accuracy["accuracy_mean"],
         "accuracy_ci95": accuracy["accuracy_ci95"],
-        "n_networks": len(load_json(evaluated_at / "accuracies.json")),
+        "n_networks": len(store.load_json(evaluated_at / "accuracies.json")),
         **{name: found.get(name) for name in (*TRUST, "relabel_count", "relabel_accuracy", "label_accuracy")},
         **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
         "peak_memory_bytes": max(peaks, default=None),
@@ -516,11 +502,11 @@ def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Where, and with which versions, the stage of ``manifest`` ran."""
     return {
         "device": manifest["device"],
-        "hardware": processor(manifest["hardware"], manifest["device"]),
+        "hardware": store.processor(manifest["hardware"], manifest["device"]),
         "torch_version": manifest["versions"]["torch"],
         "tadlib_version": manifest["versions"]["tadlib"],
         "commit": _commit(),
-        "config_hash": content_key(config.portable()),
+        "config_hash": store.content_key(config.portable()),
     }
 
 
@@ -544,9 +530,9 @@ ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", 
 
 def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Add rows to a table of results; a row of the same configuration is replaced. Returns the table."""
-    with locked(path.parent / ".results.lock"):
-        table = result_table([load_table(path), rows] if path.exists() else [rows])
-        save_table(path, table)
+    with store.locked(path.parent / ".results.lock"):
+        table = result_table([store.load_table(path), rows] if path.exists() else [rows])
+        store.save_table(path, table)
     return table
 
 

@@ -93,13 +93,11 @@ def _imported(tree: ast.AST) -> set[Path]:
     """Paths, without suffix, of the modules of tadlib that a module imports from."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE.name:
-            base = PACKAGE.joinpath(*(node.module or "").split(".")[1:])
-            inner = [base / alias.name for alias in node.names]
-            modules = [path for path in inner if path.is_dir() or path.with_suffix(".py").is_file()]
-            found |= {*modules}
-            if len(modules) < len(inner):  # names that are no modules come from the module itself
-                found.add(base / "__init__" if base.is_dir() else base)
+        if isinstance(node, ast.ImportFrom) and (names := (node.module or "").split("."))[0] == PACKAGE.name:
+            base = PACKAGE.joinpath(*names[1:])
+            for inner in (base / alias.name for alias in node.names):
+                is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
+                found.add(inner if is_module else base / "__init__" if base.is_dir() else base)
     return found
 
 
