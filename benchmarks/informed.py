@@ -1,31 +1,30 @@
 """How far trust is from what the same network could say if it were told the truth about all other samples.
 
     python benchmarks/informed.py --root DATA
-    python benchmarks/informed.py --root DATA --settings cifar10:human:worse --seeds 0
+    python benchmarks/informed.py --root DATA --settings cifar10:human:worse --arms tad --seeds 0
 
 The informed auditor is trained on the *true* labels, for the epochs and with the settings of the auditors, on four
 fifths of the samples at a time, and judges the fifth that it has not seen; it is told the true transition matrix, and
-how much an image counts is the exponent that serves it best. No method can have any of that. It is no upper bound (the
-dual loop pools several views), but where it fails, labels of this rate on images of this size are hardly to be mended
-by a network of this size.
+its predictions have the inverse temperature that serves it best. No method can have any of that. It is no upper bound
+(the trust posterior pools two predictors), but where it fails, a network of this size can hardly correct labels of this
+rate on images of this size.
 
-A row has AUROC and the share of wrong labels that can be mended with at least 85 % of new labels right, surest first,
-both for the informed auditor and for the arm tad. Cells found in ``--results`` are left alone; the stages of tad are
-kept under ``--out``, where ``benchmarks/trust.py`` puts them too.
+A row has AUROC and the share of wrong labels that can be corrected with at least 85 % of pseudo-labels right, most
+certain first, both for the informed auditor and for an arm. Runs found in ``--results`` are left alone; the stages are
+kept under ``--out``, where ``benchmarks/trust.py`` puts them too. ``--time-limit MINUTES`` starts no run after that.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from refined import trained
 from torch import Tensor
-from trust import SETTINGS, cells
+from trust import SETTINGS, common, in_time, parser, runs
 
-from tadlib import cell, pipeline, posterior, trust
+from tadbook.tables import OURS, replace_rows
+from tadlib import pipeline, trust
 from tadlib.config import Config
 from tadlib.errors import InputError, require
 from tadlib.nn import speed
@@ -33,14 +32,16 @@ from tadlib.nn.training import one_hot, predict
 from tadlib.noise import transition
 from tadlib.rng import generator
 from tadlib.store import load_table
+from tadlib.trust.calibration import INVERSE_TEMPERATURES
+from tadlib.trust.posterior import posterior
 
 FOLDS = 5
-RIGHT = 0.85  # of new labels
+RIGHT = 0.85  # of pseudo-labels
 
 
-def left_out(config: Config, true_N: Tensor) -> Tensor:
+def held_out(config: Config, true_N: Tensor) -> Tensor:
     """p(y | x) (N, K) of networks trained on the true labels of the other folds."""
-    data, net = cell.dataset(config), cell.network(config)
+    data, net = pipeline.dataset(config), pipeline.network(config)
     n = len(true_N)
     fold_N = torch.randperm(n, generator=generator(config.seed, "informed")) % FOLDS
     p_NK = torch.empty(n, data.n_classes, device=config.torch_device)
@@ -53,10 +54,11 @@ def left_out(config: Config, true_N: Tensor) -> Tensor:
     return p_NK
 
 
-def mended(sureness_N: Tensor, label_N: Tensor, noisy_N: Tensor, true_N: Tensor) -> float:
-    """Largest share of wrong labels that new ones put right, surest first, while :data:`RIGHT` of these are right."""
+def corrected(certainty_N: Tensor, label_N: Tensor, noisy_N: Tensor, true_N: Tensor) -> float:
+    """Largest share of wrong labels that pseudo-labels correct, most certain first, while :data:`RIGHT` of these are
+    right."""
     new_n = (label_N != noisy_N).nonzero()[:, 0]
-    new_n = new_n[sureness_N[new_n].argsort(descending=True, stable=True)]
+    new_n = new_n[certainty_N[new_n].argsort(descending=True, stable=True)]
     right_n = (label_N[new_n] == true_N[new_n]).double().cumsum(0)
     count_n = torch.arange(1, len(new_n) + 1, device=right_n.device)
     enough_n = right_n[right_n >= RIGHT * count_n]
@@ -65,14 +67,15 @@ def mended(sureness_N: Tensor, label_N: Tensor, noisy_N: Tensor, true_N: Tensor)
 
 
 def judged(p_NK: Tensor, noisy_N: Tensor, true_N: Tensor) -> dict[str, float | None]:
-    """AUROC and mended share of predictions joined with the true transition matrix, each at its best exponent."""
+    """AUROC and corrected share of predictions joined with the true transition matrix, each at its best inverse
+    temperature."""
     transition_KK = transition(true_N, noisy_N, p_NK.shape[1]).to(p_NK.device).double()
     found = []
-    for b in posterior.SHARPNESS:
-        q_NK = posterior.posterior(p_NK.double().log(), noisy_N, transition_KK, b)
-        sureness_N, label_N = q_NK.max(1)
+    for b in INVERSE_TEMPERATURES:
+        q_NK = posterior(p_NK.double().log(), noisy_N, transition_KK, b)
+        certainty_N, label_N = q_NK.max(1)
         auroc = trust.auroc(q_NK.gather(1, noisy_N[:, None])[:, 0], noisy_N == true_N)
-        found.append((auroc, mended(sureness_N, label_N, noisy_N, true_N)))
+        found.append((auroc, corrected(certainty_N, label_N, noisy_N, true_N)))
     return {
         "informed_auroc": max((auroc for auroc, _ in found if auroc is not None), default=None),
         "informed_mended": max(share for _, share in found),
@@ -80,47 +83,41 @@ def judged(p_NK: Tensor, noisy_N: Tensor, true_N: Tensor) -> dict[str, float | N
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    noisy = [setting for setting in SETTINGS if not setting.endswith(":none")]
-    parser.add_argument("--settings", nargs="+", default=noisy, metavar="SETTING", help="default: all noisy ones")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--root", help="folder of the data sets' files")
-    parser.add_argument("--preset", default="lite", help="default: lite")
-    parser.add_argument("--device", default="auto", help="default: auto")
-    parser.add_argument("--out", default="runs/trust", help="folder of the stages (default: runs/trust)")
-    parser.add_argument("--results", type=Path, default=Path("results/informed.parquet"))
-    options = parser.parse_args(arguments)
-    common: dict[str, Any] = {"root": options.root, "preset": options.preset, "device": options.device}
+    made = parser(__doc__, "results/informed.parquet")
+    made.add_argument("--arms", nargs="+", default=OURS, choices=OURS, help=f"default: {' '.join(OURS)}")
+    options = made.parse_args(arguments)
+    results = options.results or Path("results/informed.parquet")
+    settings = options.settings or [setting for setting in SETTINGS if not setting.endswith(":none")]
     try:
-        todo = [c for _, c in cells(options.settings, ["tad"], options.seeds, out=options.out, **common)]
-        require(all(c.noise != "none" for c in todo), "settings must be noisy ones, got noise none")
+        todo = runs(settings, options.arms, options.seeds, **common(options))
+        require(all(c.noise != "none" for _, c in todo), "settings must be noisy ones, got noise none")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    known = set(load_table(options.results)["key"]) if options.results.exists() else set()
+    known = set(load_table(results)["key"]) if results.exists() else set()
     speed.prepare(1)
     predictions: dict[tuple, Tensor] = {}  # true labels are the same under every noise
-    for config in todo:
-        diverted_at = pipeline.divert(config)
-        row = pipeline.trust_row(config, diverted_at)
+    for heading, _, config in in_time(todo, options.time_limit):
+        refined_at = pipeline.divert(config)
+        row = pipeline.trust_row(config, refined_at)
         if row["key"] in known:
             continue
-        labels, refined = pipeline.load_labels(pipeline.inject_noise(config)), pipeline.load_refined(diverted_at)
+        labels, refined = pipeline.load_labels(pipeline.inject_noise(config)), pipeline.load_refined(refined_at)
+        assert labels.true_N is not None
         device = config.torch_device
         noisy_N, true_N, refined = labels.noisy_N.to(device), labels.true_N.to(device), refined.to(device)
         of = config.dataset, config.seed
         if of not in predictions:
-            predictions[of] = left_out(config, true_N)
+            predictions[of] = held_out(config, true_N)
         p_NK = predictions[of]
         row |= {"informed_accuracy": (p_NK.argmax(1) == true_N).double().mean().item(), **judged(p_NK, noisy_N, true_N)}
-        row["mended"] = mended(refined.reliability, refined.label, noisy_N, true_N)
-        pipeline.merge_results(options.results, pd.DataFrame([row]))
+        row["mended"] = corrected(refined.reliability, refined.label, noisy_N, true_N)
+        replace_rows(results, pd.DataFrame([row]))
         print(
-            f"{config.dataset} {config.noise} {config.rate:g} {config.seed}: AUROC {row['trust_auroc']:.3f}, informed "
-            f"{row['informed_auroc']:.3f}; mended {row['mended']:.3f}, informed {row['informed_mended']:.3f}",
+            f"{heading}: AUROC {row['trust_auroc']:.3f}, informed {row['informed_auroc']:.3f}; corrected "
+            f"{row['mended']:.3f}, informed {row['informed_mended']:.3f}",
             flush=True,
         )
-    (options.results.parent / ".results.lock").unlink(missing_ok=True)
     return 0
 
 

@@ -1,20 +1,18 @@
-"""What a network learns from each set of labels: given, trusted alone, in use, refined, true.
+"""What a network learns from each set of labels: noisy, trusted alone, hard, refined, true.
 
     python benchmarks/refined.py --root DATA
-    python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --seeds 0
+    python benchmarks/refined.py --root DATA --settings cifar10:pairflip:.4 --arms tad --seeds 0
 
-The sets are those of the arm tad: ``trusted`` are its samples trusted as given, at the weights of their labels in use,
-``trust`` the same samples at their trust, ``alone`` has all labels in use and nothing else, and ``refined`` is the
-refined set, with soft labels of what is not in use. The same network is trained on each for the epochs and with the
-settings of the auditors, and tested on the true test labels after each of the last :data:`TESTED` epochs; the mean of
-these accuracies swings less than the last one. Finished cells are found in ``--results`` and left alone; the stages
-before are kept under ``--out``, where ``benchmarks/trust.py`` puts them too.
-``--time-limit MINUTES`` starts no cell after that.
+The sets are those of the refined set of an arm: ``trusted`` are its trusted samples at their hard-label weights,
+``trust`` the same samples at their trust, ``alone`` has all hard labels and nothing else, and ``refined`` is the
+refined set, with the soft labels of what is left; ``given`` are all noisy labels. The same network is trained on each
+for the epochs and with the settings of the auditors, and tested on the true test labels after each of the last
+:data:`TESTED` epochs; the mean of these accuracies varies less than the last one. Finished runs are found in
+``--results`` and left alone; the stages before are kept under ``--out``, where ``benchmarks/trust.py`` puts them too.
+``--time-limit MINUTES`` starts no run after that.
 """
 
-import argparse
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from trust import SETTINGS, cells
+from trust import SETTINGS, common, in_time, parser, runs
 
-from tadlib import cell, diversion, pipeline
+from tadbook.tables import OURS, replace_rows
+from tadlib import pipeline, trust
 from tadlib.config import Config
 from tadlib.errors import InputError
 from tadlib.nn import speed
-from tadlib.nn.training import State, accuracy, one_hot, train_epoch
+from tadlib.nn.training import Sgd, State, accuracy, one_hot, train_epoch
 from tadlib.rng import generator
 from tadlib.store import load_table
 
@@ -40,21 +39,13 @@ def trained(config: Config, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, *name: An
 
     ``name`` is that of its random numbers.
     """
-    net, loop = cell.network(config), config.divert
+    net, auditor = pipeline.network(config), config.auditor
+    sgd = Sgd(auditor.lr, auditor.momentum, auditor.weight_decay)
     random = generator(config.seed, *name, device=config.torch_device)
+    how: dict[str, Any] = {"batch": auditor.batch, "strategy": auditor.augmentation, "generator": random}
     state = State(net.init(config.seed, *name))
-    for epoch in range(loop.epochs):
-        state = train_epoch(
-            net,
-            state,
-            x_NCHW,
-            y_NK,
-            w_N,
-            sgd=loop.sgd(epoch),
-            batch=loop.batch,
-            strategy=loop.augmentation,
-            generator=random,
-        )
+    for _ in range(auditor.epochs):
+        state = train_epoch(net, state, x_NCHW, y_NK, w_N, sgd=sgd, **how)
         yield state.theta
 
 
@@ -63,14 +54,14 @@ def accuracies(config: Config) -> dict[str, float]:
     refined = pipeline.load_refined(pipeline.divert(config)).to(config.torch_device)
     true_N = pipeline.load_labels(pipeline.inject_noise(config)).true_N
     assert true_N is not None
-    data, net, epochs = cell.dataset(config), cell.network(config), config.divert.epochs
-    ones = torch.ones_like(refined.weight)
-    noisy_NK, trusted_N = one_hot(refined.given, data.n_classes), refined.space == diversion.TRUSTED
+    data, net = pipeline.dataset(config), pipeline.network(config)
+    ones, weight_N = torch.ones_like(refined.weight), refined.label_weight
+    noisy_NK, trusted_N = one_hot(refined.noisy, data.n_classes), refined.space == trust.TRUSTED
     sets = {
         "given": (noisy_NK, ones),
-        "trusted": (noisy_NK, refined.in_use * trusted_N * (refined.label == refined.given)),
+        "trusted": (noisy_NK, weight_N * trusted_N * (refined.label == refined.noisy)),
         "trust": (noisy_NK, refined.trust.float() * trusted_N),
-        "alone": (one_hot(refined.label, data.n_classes), refined.in_use),
+        "alone": (one_hot(refined.label, data.n_classes), weight_N),
         "refined": (refined.y, refined.weight),
         "true": (one_hot(true_N.to(ones.device), data.n_classes), ones),
     }
@@ -79,48 +70,32 @@ def accuracies(config: Config) -> dict[str, float]:
         tested = [
             accuracy(net, theta_P, data.x_test, data.y_test)
             for epoch, theta_P in enumerate(trained(config, data.x_train, y_NK, w_N, "refined"))
-            if epoch >= epochs - TESTED
+            if epoch >= config.auditor.epochs - TESTED
         ]
         found[name] = sum(tested) / len(tested)
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="SETTING", help="default: all of the table")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--root", help="folder of the data sets' files")
-    parser.add_argument("--preset", default="lite", help="default: lite")
-    parser.add_argument("--device", default="auto", help="default: auto")
-    parser.add_argument("--out", default="runs/trust", help="folder of the stages (default: runs/trust)")
-    parser.add_argument("--results", type=Path, default=Path("results/refined.parquet"))
-    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no cell after so long")
-    options = parser.parse_args(arguments)
-    started = time.monotonic()
-    common: dict[str, Any] = {"root": options.root, "preset": options.preset, "device": options.device}
+    made = parser(__doc__, "results/refined.parquet")
+    made.add_argument("--arms", nargs="+", default=OURS, choices=OURS, help=f"default: {' '.join(OURS)}")
+    options = made.parse_args(arguments)
+    results = options.results or Path("results/refined.parquet")
     try:
-        todo = list(cells(options.settings, ["tad"], options.seeds, out=options.out, **common))
+        todo = runs(options.settings or SETTINGS, options.arms, options.seeds, **common(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    known = set(load_table(options.results)["key"]) if options.results.exists() else set()
+    known = set(load_table(results)["key"]) if results.exists() else set()
     speed.prepare(1)
-    for done, (_, config) in enumerate(todo):
-        if options.time_limit is not None and time.monotonic() - started > 60 * options.time_limit:
-            print(f"time is up: {len(todo) - done} of {len(todo)} cells are left; the same command goes on")
-            break
+    for heading, _, config in in_time(todo, options.time_limit):
         row = pipeline.trust_row(config, pipeline.divert(config))
         if row["key"] in known:
             continue
         found = accuracies(config)
         row |= {f"accuracy_{name}": value for name, value in found.items()}
-        pipeline.merge_results(options.results, pd.DataFrame([row]))
-        text = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-        print(
-            f"[{done + 1}/{len(todo)}] {config.dataset} {config.noise} {config.rate:g} {config.seed}: {text}",
-            flush=True,
-        )
-    (options.results.parent / ".results.lock").unlink(missing_ok=True)
+        replace_rows(results, pd.DataFrame([row]))
+        print(f"{heading}: {', '.join(f'{name} {value:.3f}' for name, value in found.items())}", flush=True)
     return 0
 
 

@@ -6,8 +6,8 @@
     python results/collect.py --check             exit status 1 if the README's table is out of date
 
 RUNS is a folder with ``results.parquet``: ``runs`` itself after `tad run`, ``runs/GRID`` after `make grid`. Rows go to
-``results/<preset>.parquet``; a row takes the place of what was there of the same cell, arm and seed, whatever its other
-settings were. The distilled sets of the first seed are copied to ``results/distilled/``, so that they can be evaluated
+``results/<preset>.parquet``; a row takes the place of what was there of the same setting, arm and seed, whatever else
+was set. The distilled sets of the first seed are copied to ``results/distilled/``, so that they can be evaluated
 without distilling.
 """
 
@@ -18,17 +18,22 @@ from pathlib import Path
 import pandas as pd
 
 import tadbook
-from tadbook.tables import CELL
+from tadbook.tables import OURS, SETTING, replace_rows
 from tadlib.errors import InputError
 from tadlib.nn.training import one_hot
-from tadlib.pipeline import load_distilled, load_refined, result_table
+from tadlib.pipeline import load_distilled, load_refined
 from tadlib.store import StageFolder, load_table, replacing, save_table, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 PICTURE = ROOT / "book" / "figures" / "overview.png"
-SHOWN = ("vanilla", "tad", "oracle")
-DIVERTED = ["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]  # what a diversion is of
+SHOWN = {
+    "vanilla": "vanilla: noisy labels",
+    "tad": "tad: refined labels",
+    "tad-posterior": "tad-posterior: refined labels",
+    "oracle": "oracle: true labels",
+}
+REFINED = ["dataset", "n_train", "noise", "rate_nominal", "arm", "preset", "seed"]  # what a refined set is of
 LEFT = 8  # pairs of classes that are kept of a run
 
 
@@ -47,10 +52,10 @@ def merge(runs: Path, sets: str | None = None) -> None:
     for preset, of_preset in rows.groupby("preset"):
         replace_rows(RESULTS / f"{preset}.parquet", of_preset)
     truth_known = rows["label_accuracy"].notna() & (rows["noise"] != "none")
-    tad = rows[(rows["arm"] == "tad") & truth_known].drop_duplicates(DIVERTED)
-    if len(tad):
-        keep_leftover(pd.concat([leftover(stages, row) for row in tad.itertuples()]))
-    first = rows[rows.seed == rows.groupby(CELL).seed.transform("min")]
+    refined = rows[rows["arm"].isin(OURS) & truth_known].drop_duplicates(REFINED)
+    if len(refined):
+        keep_leftover(pd.concat([leftover(stages, row) for row in refined.itertuples()]))
+    first = rows[rows.seed == rows.groupby(SETTING).seed.transform("min")]
     try:
         kept = first.query(sets) if sets else first
     except Exception as error:
@@ -65,52 +70,38 @@ def distilled_at(stages: Path, row) -> StageFolder:
 
 
 def leftover(stages: Path, row) -> pd.DataFrame:
-    """Which wrong labels are in use after diversion: share of all weight by true class and label, largest first."""
+    """Which wrong labels are trained on as hard labels: share of all weight by true class and label, largest first."""
     distilled = distilled_at(stages, row)
     diverted = stages / "divert" / distilled.manifest()["inputs"]["divert"]
     refined, names = load_refined(diverted), load_distilled(distilled.path / "distilled.safetensors").class_names
-    mass_NK = pd.DataFrame((one_hot(refined.label, len(names)) * refined.in_use[:, None]).numpy(), columns=names)
+    mass_NK = pd.DataFrame((one_hot(refined.label, len(names)) * refined.label_weight[:, None]).numpy(), columns=names)
     true_N = load_table(diverted / "labels.parquet")["true_label"].map(lambda k: names[k]).rename("true_label")
     share = (mass_NK.groupby(true_N).sum() / mass_NK.sum().sum()).rename_axis(columns="label").stack()
     table = share[share > 0].sort_values(ascending=False).rename("share").reset_index()
     table = table[table["true_label"] != table["label"]].head(LEFT)
-    return table.assign(**{name: getattr(row, name) for name in (*DIVERTED, "commit", "config_hash")})
+    return table.assign(**{name: getattr(row, name) for name in (*REFINED, "commit", "config_hash")})
 
 
 def keep_leftover(rows: pd.DataFrame) -> None:
-    """Put what is left over into its table, in place of what was there of the same diversions."""
+    """Put what is left over into its table, in place of what was there of the same refined sets."""
     path = RESULTS / "leftover.parquet"
     if path.exists():
-        old, new = load_table(path), pd.MultiIndex.from_frame(rows[DIVERTED])
-        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[DIVERTED]).isin(new)], rows])
-    save_table(path, rows.sort_values([*DIVERTED, "share"], ascending=[True] * len(DIVERTED) + [False]))
-
-
-def replace_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Add rows to a table, in place of those of the same cell, arm and seed."""
-    tables = [rows]
-    if path.exists():
-        old, same = load_table(path), [name for name in (*CELL, "arm", "seed") if name in rows]
-        new = pd.MultiIndex.from_frame(rows[same].astype(object))
-        tables = [old[~pd.MultiIndex.from_frame(old[same].astype(object)).isin(new)], rows]
-    save_table(path, result_table([table for table in tables if len(table)]))
+        old, new = load_table(path), pd.MultiIndex.from_frame(rows[REFINED])
+        rows = pd.concat([old[~pd.MultiIndex.from_frame(old[REFINED]).isin(new)], rows])
+    save_table(path, rows.sort_values([*REFINED, "share"], ascending=[True] * len(REFINED) + [False]))
 
 
 def overview() -> None:
     """The README's picture: the digits' distilled images by arm."""
     results = tadbook.read_results(RESULTS)
     rows = results[(results.dataset == "digits") & (results.seed == 0) & results.arm.isin(SHOWN)]
-    kept = (row for row in rows.itertuples() if distilled_path(row).exists())  # of one cell
+    kept = (row for row in rows.itertuples() if distilled_path(row).exists())  # of one setting
     sets = {row.arm: load_distilled(distilled_path(row)) for row in kept}
-    if set(SHOWN) - set(sets):
+    if not {"vanilla", "oracle"} <= sets.keys():
         return
-    titles = {
-        "vanilla": "vanilla: noisy labels",
-        "tad": "tad: labels that deserve trust",
-        "oracle": "oracle: true labels",
-    }
     tadbook.style()
-    figure = tadbook.synthetic_images({titles[a]: sets[a].pixels for a in SHOWN}, sets["tad"].class_names)
+    shown = {title: sets[arm].pixels for arm, title in SHOWN.items() if arm in sets}
+    figure = tadbook.synthetic_images(shown, sets["oracle"].class_names)
     with replacing(PICTURE) as path:
         figure.savefig(path, dpi=150, metadata={"Software": None})
 

@@ -1,6 +1,6 @@
 """Figures and tables of the book: pure functions from tensors and tables to figures, tables and Markdown.
 
-The only part of the library that imports matplotlib and seaborn.
+It imports tadlib, never the other way round, and it alone imports matplotlib and seaborn.
 """
 
 from tadbook.comparison import against_rate, comparisons, shortfalls, verdict

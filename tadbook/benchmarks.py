@@ -15,11 +15,11 @@ def meta_gradient(table: pd.DataFrame) -> Figure:
     """Seconds and peak memory of one meta-gradient over the number of student steps, a column a width."""
     widths = sorted(table.width.unique())
     made, axes = figure(4.6, 2, len(widths))
-    looks = dict(zip(sorted(table.method.unique()), CYCLE, strict=False))
+    styles = dict(zip(sorted(table.method.unique()), CYCLE, strict=False))
     for column, width in zip(axes.T, widths, strict=True):
         of_width = table[table.width == width]
         for method, rows in of_width.sort_values("steps").groupby("method"):
-            colour, dashes = looks[method]
+            colour, dashes = styles[method]
             whole = rows[~rows.out_of_memory]
             for ax, values in ((column[0], whole.cpu_seconds), (column[1], whole.peak_bytes / 1e9)):
                 ax.plot(whole.steps, values, color=colour, linestyle=dashes, marker="o", markersize=3, label=method)
@@ -63,7 +63,7 @@ def evaluation(table: pd.DataFrame) -> Figure:
 
 
 def diversion(table: pd.DataFrame) -> Figure:
-    """What the dual loop costs in units of plain training for the same epochs."""
+    """What trust methods cost in units of plain training for the same epochs."""
     table = table[table.method != "mixtures"]
     named = table.method + ", " + table.classes.astype(str) + " classes"
     return _bars(table.assign(method=named), "ratio", "processor seconds, plain training = 1")

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadbook.tables import read_results
-from tadlib.arms import ARMS
-from tadlib.presets import PRESETS
+from tadbook.tables import OURS, by_definition, read_results
 from tadlib.store import load_table
 
 STAGES = ("divert", "experts", "distill", "evaluate")
@@ -45,11 +43,8 @@ def stage_costs(results: pd.DataFrame) -> pd.DataFrame:
         row["peak memory"] = f"{runs['peak_memory_bytes'].astype(float).max() / 1e9:.1f} GB"
         row["runs"] = len(runs)
         rows.append(row)
-    order = {"preset": list(PRESETS), "arm": list(ARMS)}
     table = pd.DataFrame(rows, columns=[*keys, *STAGES, "all stages", "peak memory", "runs"])
-    return table.sort_values(
-        keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}) if c.name in order else c
-    )
+    return table.sort_values(keys, key=by_definition)
 
 
 def chapter_costs(chapters: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +61,7 @@ def chapter_costs(chapters: pd.DataFrame) -> pd.DataFrame:
 def chapter_note(results_dir: Path | str, chapter: str) -> str:
     """The box under a chapter's title: what it takes to run as it stands, and on CIFAR-10; empty if neither is known.
 
-    The second figure is an estimate: measured stages of arm tad at scale lite, times how often the chapter runs each.
+    The second figure is an estimate: measured stages of ``OURS`` at scale lite, times how often the chapter runs each.
     """
     parts = []
     chapters = read_chapters(results_dir)
@@ -79,7 +74,7 @@ def chapter_note(results_dir: Path | str, chapter: str) -> str:
         )
     results = read_results(results_dir)
     if len(results) and chapter in RUNS:
-        lite = results[(results["preset"] == "lite") & (results["dataset"] == "cifar10") & (results["arm"] == "tad")]
+        lite = results[(results["preset"] == "lite") & (results["dataset"] == "cifar10") & results["arm"].isin(OURS)]
         if len(lite):
             each = {stage: lite[f"seconds_{stage}"].astype(float).mean() for stage in RUNS[chapter]}
             total = sum(times * each[stage] for stage, times in RUNS[chapter].items())

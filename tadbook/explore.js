@@ -1,5 +1,5 @@
-/* Figures to look around in, without a library and without a network. explore(root, kind, data) fills an empty <div>
-   with native controls (so that a keyboard works) and a picture; tadlib/report/explore.py writes what it needs. */
+/* Interactive figures, without a library and without a network. explore(root, kind, data) fills an empty <div> with
+   native controls (so that a keyboard works) and a picture; explore.py writes the data that it needs. */
 function explore(root, kind, data) {
   const make = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
@@ -102,16 +102,16 @@ function explore(root, kind, data) {
     samples() {
       const any = [["", "all"]], size = 24;
       const space = select([...any, ...data.spaces.map((name, i) => [i, name])]);
-      const given = select([...any, ...data.names.map((name, k) => [k, name])]);
-      const truth = select([...any, ["right", "given label right"], ["wrong", "given label wrong"]]);
+      const noisy = select([...any, ...data.names.map((name, k) => [k, name])]);
+      const truth = select([...any, ["right", "noisy label right"], ["wrong", "noisy label wrong"]]);
       const order = select([["up", "least trusted first"], ["down", "most trusted first"]]);
       const back = make("button", { type: "button" }, "previous"), on = make("button", { type: "button" }, "next");
       let first = 0;
       const draw = () => {
         const fits = (i) =>
           (space.value === "" || data.space[i] === Number(space.value)) &&
-          (given.value === "" || data.given[i] === Number(given.value)) &&
-          (truth.value === "" || (data.given[i] === data.true[i]) === (truth.value === "right"));
+          (noisy.value === "" || data.noisy[i] === Number(noisy.value)) &&
+          (truth.value === "" || (data.noisy[i] === data.true[i]) === (truth.value === "right"));
         const sign = order.value === "up" ? 1 : -1;
         const found = data.trust.map((_, i) => i).filter(fits).sort((a, b) => sign * (data.trust[a] - data.trust[b]));
         first = Math.min(Math.max(0, first), Math.max(0, Math.ceil(found.length / size) - 1) * size);
@@ -121,13 +121,13 @@ function explore(root, kind, data) {
         const share = (of) => (found.length ? percent(found.filter(of).length / found.length) : "–");
         status.textContent = found.length
           ? `${first + 1} to ${first + page.length} of ${found.length} samples. Of them all, ` +
-            `${share((i) => data.given[i] === data.true[i])} have a right given label, and ` +
-            `${share((i) => data.label[i] === data.true[i])} a right label in use or on offer.`
+            `${share((i) => data.noisy[i] === data.true[i])} have a right noisy label, and ` +
+            `${share((i) => data.label[i] === data.true[i])} a right refined label.`
           : "No sample fits.";
         stage.replaceChildren(
           ...page.map((i) => {
-            const [g, now, t] = [data.given[i], data.label[i], data.true[i]].map((k) => data.names[k]);
-            const words = [`given ${g}`, ...(now === g ? [] : [`now ${now}`]), `true ${t}`, `trust ${data.trust[i].toFixed(2)}`];
+            const [g, now, t] = [data.noisy[i], data.label[i], data.true[i]].map((k) => data.names[k]);
+            const words = [`noisy ${g}`, ...(now === g ? [] : [`refined ${now}`]), `true ${t}`, `trust ${data.trust[i].toFixed(2)}`];
             const wrong = now === t ? "" : " wrong";
             return make(
               "div", { class: `sample${wrong}` }, tile(0, i, 56, words.join(", ")),
@@ -137,16 +137,16 @@ function explore(root, kind, data) {
         );
       };
       const restart = () => { first = 0; draw(); };
-      for (const control of [space, given, truth, order]) control.oninput = restart;
+      for (const control of [space, noisy, truth, order]) control.oninput = restart;
       back.onclick = () => { first -= size; draw(); };
       on.onclick = () => { first += size; draw(); };
-      show(labelled("space", space), labelled("given label", given), labelled("truth", truth), labelled("order", order), back, on);
+      show(labelled("space", space), labelled("noisy label", noisy), labelled("truth", truth), labelled("order", order), back, on);
       draw();
     },
 
-    /* q(y) ∝ p(y | x)^b T[y, given] for one sample, with b and T to choose. */
+    /* q(y) ∝ p(y | x)^b T[y, noisy label] for one sample, with b and T to choose. */
     posterior() {
-      const captions = data.given.map((g, i) => [i, `${i + 1}: given ${data.names[g]}, true ${data.names[data.true[i]]}`]);
+      const captions = data.noisy.map((g, i) => [i, `${i + 1}: noisy ${data.names[g]}, true ${data.names[data.true[i]]}`]);
       const sample = select(captions), b = slider(0, 4, 0.1, data.b);
       const flips = select(Object.keys(data.transitions).map((name) => [name, name]));
       const softmax = (logs) => {
@@ -154,24 +154,24 @@ function explore(root, kind, data) {
         return parts.map((v) => v / sum);
       };
       const draw = () => {
-        const i = Number(sample.value), g = data.given[i], strength = Number(b.value);
+        const i = Number(sample.value), g = data.noisy[i], strength = Number(b.value);
         const T = data.transitions[flips.value].map((row) => row[g]);
         const image = softmax(data.log_p[i].map((v) => strength * v));
         const q = softmax(data.log_p[i].map((v, y) => strength * v + Math.log(Math.max(T[y], 1e-12))));
         const best = q.indexOf(Math.max(...q)), mark = { [data.true[i]]: "← true" };
         stage.replaceChildren(
-          make("div", { class: "sample" }, tile(0, i, 96, captions[i][1]), make("span", {}, `given ${data.names[g]}`),
+          make("div", { class: "sample" }, tile(0, i, 96, captions[i][1]), make("span", {}, `noisy ${data.names[g]}`),
             make("span", {}, `true ${data.names[data.true[i]]}`)),
-          bars("image: p(y|x)^b", image, data.names), bars(`given label: T[y, ${data.names[g]}]`, T, data.names),
+          bars("predicted: p(y|x)^b", image, data.names), bars(`noisy label: T[y, ${data.names[g]}]`, T, data.names),
           bars("both: q(y)", q, data.names, mark)
         );
         const right = best === data.true[i] ? "which is right" : `which is wrong: it is ${data.names[data.true[i]]}`;
         status.textContent =
-          `b = ${strength.toFixed(1)}. Trust in the given label ${data.names[g]}: ${q[g].toFixed(2)}. ` +
+          `b = ${strength.toFixed(1)}. Trust in the noisy label ${data.names[g]}: ${q[g].toFixed(2)}. ` +
           `Most likely true label: ${data.names[best]} with ${q[best].toFixed(2)}, ${right}.`;
       };
       sample.oninput = b.oninput = flips.oninput = draw;
-      show(labelled("sample", sample), labelled("how much the image counts, b", b), labelled("T", flips));
+      show(labelled("sample", sample), labelled("inverse temperature b", b), labelled("T", flips));
       draw();
     },
 
@@ -222,7 +222,8 @@ function explore(root, kind, data) {
       };
       const W = 640, H = 320, left = 52, bottom = 44, top = 12, right = 150;
       const shapes = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0", "M-5 -5H5V5H-5Z", "M0 -6L6 5H-6Z", "M0 -7L6 0L0 7L-6 0Z", "M-6 -5H6L0 6Z",
-        "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z", "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0Z"];
+        "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z", "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0Z",
+        "M-6 0L-3 -6H3L6 0L3 6H-3Z"];
       const draw = () => {
         const rows = data.rows.filter((row) => row.group === group.value && row[along.value] !== null);
         const most = Math.max(...rows.map((row) => row[along.value])) * 1.06 || 1;
@@ -244,7 +245,7 @@ function explore(root, kind, data) {
           `${row.arm}, ${row.method}, ${row.ipc} images a class, seed ${row.seed}: accuracy ${percent(row.accuracy, 1)}` +
           `${row.half === null ? "" : ` ± ${(100 * row.half).toFixed(1)}`}, ${data.axes[along.value]} ${Number(row[along.value].toPrecision(3))}.`;
         const points = rows.map((row) => {
-          const { colour, shape } = data.looks[row.arm];
+          const { colour, shape } = data.styles[row.arm];
           const half = row.half === null ? [] : [svg("line", { x1: 0, x2: 0, y1: y(row.half) - y(0), y2: y(0) - y(row.half), class: "half" })];
           const point = svg("g", { class: "point", tabindex: 0, role: "img", "aria-label": tell(row),
             transform: `translate(${x(row[along.value])} ${y(row.accuracy)})` }, ...half,
@@ -254,7 +255,7 @@ function explore(root, kind, data) {
         });
         const arms = [...new Set(rows.map((row) => row.arm))];
         const legend = arms.map((arm, i) => svg("g", { transform: `translate(${W - right + 18} ${top + 14 + 22 * i})` },
-          svg("path", { d: shapes[data.looks[arm].shape % shapes.length], fill: data.looks[arm].colour, class: "key" }),
+          svg("path", { d: shapes[data.styles[arm].shape % shapes.length], fill: data.styles[arm].colour, class: "key" }),
           text(arm, { x: 12, y: 4 })));
         stage.replaceChildren(svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": "test accuracy of every run" },
           ...grid, text("test accuracy (%)", { x: 14, y: H / 2, transform: `rotate(-90 14 ${H / 2})`, "text-anchor": "middle" }),

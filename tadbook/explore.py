@@ -1,4 +1,4 @@
-"""Figures to look around in: HTML that stands on its own, needs no network, and works with a keyboard.
+"""Interactive figures: HTML that stands on its own, needs no network, and works with a keyboard.
 
 Legend: N samples, K classes, C H W image.
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torchvision.io import encode_png
 
-from tadbook.style import arm_look
-from tadlib.arms import ARMS
-from tadlib.diversion import SPACES, RefinedSet
+from tadbook.style import arm_style
+from tadlib.config import ARMS
 from tadlib.errors import require
 from tadlib.noise import inject
+from tadlib.trust import SPACES, RefinedSet
 
 FOLDER = Path(__file__).parent
 COLUMNS = 40  # of the one picture that holds all images
@@ -93,7 +93,7 @@ def explore_noise(class_names: Sequence[str], *, rate: float = 0.4, dataset: str
 def explore_samples(
     pixels_NCHW: Tensor, refined: RefinedSet, true_N: Tensor, class_names: Sequence[str], *, most: int = 2000
 ) -> Explorer:
-    """Training images with their given, present and true label, by space, class and trust; at most ``most``, evenly."""
+    """Training images with their noisy, refined and true label, by space, class and trust; at most ``most``, evenly."""
     n = len(pixels_NCHW)
     chosen = torch.arange(n)[:: -(-n // most)]
 
@@ -104,7 +104,7 @@ def explore_samples(
         "sprites": [sprite(pixels_NCHW[chosen.to(pixels_NCHW.device)])],
         "names": list(class_names),
         "spaces": list(SPACES),
-        "given": part(refined.given),
+        "noisy": part(refined.noisy),
         "true": part(true_N),
         "label": part(refined.label),
         "space": part(refined.space),
@@ -122,12 +122,12 @@ def explore_posterior(
     b: float,
     class_names: Sequence[str],
 ) -> Explorer:
-    """q(y) ∝ p(y | x)^b T[y, given] of single samples (at most a few dozen), with b and T (K, K) to choose."""
+    """q(y) ∝ p(y | x)^b T[y, ỹ] of single samples (at most a few dozen), with b and T (K, K) to choose."""
     data = {
         "sprites": [sprite(pixels_NCHW)],
         "names": list(class_names),
         "log_p": log_p_NK.detach().cpu().double().round(decimals=3).tolist(),
-        "given": noisy_N.tolist(),
+        "noisy": noisy_N.tolist(),
         "true": true_N.tolist(),
         "transitions": {name: T.detach().cpu().double().round(decimals=4).tolist() for name, T in transitions.items()},
         "b": b,
@@ -169,10 +169,10 @@ def explore_runs(results: pd.DataFrame) -> Explorer:
                 "accuracy": round(float(run["accuracy_mean"]), 4),
                 "half": None if pd.isna(run["accuracy_ci95"]) else round(float(run["accuracy_ci95"]), 4),
                 "seconds": round(float(np.nansum([float(run[stage]) for stage in stages])), 1),
-                "diverting": round(float(np.nan_to_num(float(run["seconds_divert"]))), 1),
+                "trusting": round(float(np.nan_to_num(float(run["seconds_divert"]))), 1),
             }
         )
-    looks = {arm: {"colour": arm_look(arm)[0], "shape": i} for i, arm in enumerate(ARMS)}
-    axes = {"seconds": "seconds, all stages", "diverting": "seconds, diversion alone", "ipc": "images a class"}
+    styles = {arm: {"colour": arm_style(arm)[0], "shape": i} for i, arm in enumerate(ARMS)}
+    axes = {"seconds": "seconds, all stages", "trusting": "seconds, trust method alone", "ipc": "images a class"}
     about = "Test accuracy of every committed run against what it cost."
-    return Explorer("runs", {"rows": rows, "axes": axes, "looks": looks}, about)
+    return Explorer("runs", {"rows": rows, "axes": axes, "styles": styles}, about)

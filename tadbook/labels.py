@@ -1,6 +1,6 @@
 """Figures about labels: noise, trust and recalibration.
 
-Legend: N samples, K classes, E rounds, C H W image.
+Legend: N samples, K classes, E epochs, C H W image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.stats import norm
 from torch import Tensor
 
 from tadbook.style import (
@@ -30,25 +30,26 @@ from tadbook.style import (
     show_image,
 )
 from tadlib.errors import require
-from tadlib.recalibrate import anchors
-from tadlib.trust import Partition, auroc
+from tadlib.trust import auroc
+from tadlib.trust.anchors import anchors
+from tadlib.trust.mixture import Split
 
 FEWEST = 10  # samples of a bin whose share is drawn
 MOST_TICKS = 20  # class names beside a matrix; with more classes only the axes are named
 
 
 def transition_maps(matrices: Mapping[str, Tensor], class_names: Sequence[str], *, values: bool = True) -> Figure:
-    """Transition matrices (K, K) side by side, row = true class, column = given class, on one scale from 0 to 1.
+    """Transition matrices (K, K) side by side, row = true class, column = noisy label, on one scale from 0 to 1.
 
-    ``values`` writes entries of .05 and more into their cells where classes are few.
+    ``values`` writes entries of .05 and more into the matrix where classes are few.
     """
     n = len(matrices)
     made, axes = figure(WIDTH / n * (1.02 if n > 1 else 0.8), 1, n, sharey=True)
-    few, norm = len(class_names) <= MOST_TICKS, Normalize(0, 1)
+    few = len(class_names) <= MOST_TICKS
     for ax, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
         T = array(matrix)
-        picture = ax.imshow(T, cmap=heat(), norm=norm)
-        ax.set(title=title, xlabel="given class")
+        picture = ax.imshow(T, cmap=heat(), vmin=0, vmax=1)
+        ax.set(title=title, xlabel="noisy label")
         ax.spines[:].set_visible(True)
         if few:
             places = range(len(class_names))
@@ -67,7 +68,7 @@ def transition_maps(matrices: Mapping[str, Tensor], class_names: Sequence[str], 
 
 
 def image_grid(pixels_NCHW: Tensor, captions: Sequence[str], *, columns: int = 8, empty: str = "no image") -> Figure:
-    """Images in [0, 1] with a caption (of any number of lines) above each; ``empty`` is said when there is none."""
+    """Images in [0, 1] with a caption (of any number of lines) above each; the text ``empty`` where there is none."""
     n = len(pixels_NCHW)
     require(n == len(captions), f"got {n} images and {len(captions)} captions; expected as many")
     if n == 0:
@@ -133,7 +134,7 @@ def score_histograms(cases: Mapping[str, tuple[Tensor, Tensor]], *, columns: int
 def weighed_labels(
     pixels_NCHW: Tensor, factors: Mapping[str, Tensor], captions: Sequence[str], class_names: Sequence[str]
 ) -> Figure:
-    """A row an image: the image, then a bar chart over classes for each of ``factors`` (N, K), the last stressed."""
+    """A row an image: the image, then a bar chart over classes for each of ``factors`` (N, K), the last in colour."""
     if not len(pixels_NCHW):
         return image_grid(pixels_NCHW, [], empty="no sample to show")
     ratios = [0.55, *(1 for _ in factors)]
@@ -159,62 +160,53 @@ def weighed_labels(
 
 
 def mixtures(
-    split: Partition, noisy_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
+    split: Split, label_N: Tensor, trusted_N: Tensor, right_N: Tensor, class_names: Sequence[str], *, columns: int = 5
 ) -> Figure:
-    """Per given class: the scaled evidence of right and wrong labels, the two Gaussians, and the cut of τ."""
+    """Per class of ``label`` (N,): the scaled losses of right and wrong labels, the two Gaussians of ``split``, and the
+    largest loss of a trusted sample.
+
+    ``trusted`` and ``right`` are masks (N,). Shows at most ten classes.
+    """
     shown = range(min(10, len(class_names)))
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     made, axes = figure(1.45 * rows + 0.5, rows, columns, sharex=True, sharey=True)
-    u, given, right = array(split.u), array(noisy_N), array(right_N)
+    u, label, trusted, right = (array(t) for t in (split.u, label_N, trusted_N, right_N))
+    fitted = split.mixture
+    parameters = np.stack([array(t) for t in (fitted.mean, fitted.variance.sqrt(), fitted.weight)], 2)  # (G, 2, 3)
     grid, edges = np.linspace(0, 1, 200), np.linspace(0, 1, 21)
     for k, ax in zip(shown, axes.flat):
-        of_class = given == k
-        _right_and_wrong(ax, u[of_class], right[of_class], edges, density=True)
-        row = k if len(split.mixture.mean) > 1 else 0
-        mean, variance, weight = (
-            array(t[row]) for t in (split.mixture.mean, split.mixture.variance, split.mixture.weight)
-        )
-        for c, line in enumerate(("-", (0, (4, 1.5)))):
-            density = (
-                weight[c] * np.exp(-((grid - mean[c]) ** 2) / (2 * variance[c])) / np.sqrt(2 * np.pi * variance[c])
-            )
-            ax.plot(grid, density, color=INK, linewidth=1, linestyle=line, label=f"{('lower', 'upper')[c]} Gaussian")
-        ax.axvline(
-            float(split.cut[k]),
-            color=INK,
-            linewidth=1,
-            linestyle=(0, (1, 1.2)),
-            label=rf"cut at $\tau$ = {split.threshold:.2f}",
-        )
+        own = label == k
+        _right_and_wrong(ax, u[own], right[own], edges, density=True)
+        components = parameters[k if len(parameters) > 1 else 0]
+        for (mean, sigma, weight), name, line in zip(components, ("lower", "upper"), ("-", (0, (4, 1.5)))):
+            density = weight * norm.pdf(grid, mean, sigma)
+            ax.plot(grid, density, color=INK, linewidth=1, linestyle=line, label=f"{name} Gaussian")
+        cut = u[own & trusted].max(initial=0)
+        ax.axvline(cut, color=INK, linewidth=1, linestyle=(0, (1, 1.2)), label="trusted up to here")
         ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=())
-        ax.set_title(f"given class {class_names[k]}", pad=2, fontsize=8)
+        ax.set_title(f"noisy label {class_names[k]}", pad=2, fontsize=8)
     for ax in axes.flat[len(shown) :]:
         ax.axis("off")
-    made.supxlabel(r"evidence against the noisy label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
+    made.supxlabel(r"loss of the noisy label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
     made.supylabel("density", fontsize=8.5)
-    made.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=5,
-        handlelength=1.8,
-        columnspacing=1.2,
-    )
+    options = {"ncols": 5, "handlelength": 1.8, "columnspacing": 1.2}
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", **options)
     return made
 
 
 def roc_curves(scores: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """ROC curves of scores (N,) for "the noisy label is right" (N,), with their areas, ties counted half."""
+    from sklearn.metrics import roc_curve  # here: it takes a second to import
+
     made, axes = figure(3.3, 1, 2, gridspec_kw={"width_ratios": [1, 0.9]})
     ax = axes[0, 0]
     for (colour, line), (name, (score_N, right_N)) in zip(CYCLE, scores.items()):
-        score, right = array(score_N).astype(float), array(right_N)
-        order = np.argsort(-score, kind="stable")
-        last = np.append(np.diff(score[order]) != 0, True)  # ties become one straight piece
-        true, false = (np.append(0, np.cumsum(part[order])[last]) / max(1, part.sum()) for part in (right, ~right))
         area = auroc(score_N, right_N)
-        label = name if area is None else f"{name}\nAUROC {area:.3f}"
-        ax.plot(false, true, color=colour, linestyle=line, label=label)
+        if area is None:  # one kind of label is missing
+            continue
+        false, true, _ = roc_curve(array(right_N), array(score_N).astype(float))
+        ax.plot(false, true, color=colour, linestyle=line, label=f"{name}\nAUROC {area:.3f}")
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.6)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     ax.set(xlabel="wrong labels trusted (false positive rate)", ylabel="right labels trusted (true positive rate)")
@@ -224,40 +216,40 @@ def roc_curves(scores: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 
 
 def space_flow(space_history_EN: Tensor, *, n_right: int | None = None, warmup: int | None = None) -> Figure:
-    """How many samples are in each space after every round, stacked; a line at the number of right noisy labels."""
+    """How many samples are in each space after every epoch, stacked; a line at the number of right noisy labels."""
     history = array(space_history_EN)
-    rounds = np.arange(1, len(history) + 1)
+    epochs = np.arange(1, len(history) + 1)
     counts = [(history == code).sum(1) for code in (2, 1, 0)]
     made, axes = figure(2.9)
     ax = axes[0, 0]
-    for area, (name, (colour, hatch)) in zip(ax.stackplot(rounds, counts), SPACES.items(), strict=True):
+    for area, (name, (colour, hatch)) in zip(ax.stackplot(epochs, counts), SPACES.items(), strict=True):
         area.set(
             facecolor=colour, hatch=hatch, edgecolor="white" if name == "trusted" else MUTED, linewidth=0.4, label=name
         )
     if n_right is not None:
         ax.axhline(n_right, color=INK, linewidth=1.2, linestyle=(0, (5, 1.5)), label="noisy labels that are right")
     if warmup is not None:
-        ax.axvline(warmup, color=INK, linewidth=0.9, linestyle=(0, (1, 1.2)), label="first diversion")
-    ax.set(xlim=(1, len(history)), ylim=(0, history.shape[1]), xlabel="round", ylabel="samples")
+        ax.axvline(warmup, color=INK, linewidth=0.9, linestyle=(0, (1, 1.2)), label="end of warm-up")
+    ax.set(xlim=(1, len(history)), ylim=(0, history.shape[1]), xlabel="epoch", ylabel="samples")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     return made
 
 
 def trust_over_rounds(history: pd.DataFrame) -> Figure:
-    """Precision and recall of the trusted space, AUROC of trust, accuracy of the labels in use: after every round."""
+    """Precision and recall of the trusted space, AUROC of trust, accuracy of hard labels: after every epoch."""
     made, axes = figure(2.7)
     ax = axes[0, 0]
     names = {
         "trust_precision": "precision: trusted labels that are right",
         "trust_recall": "recall: right labels that are trusted",
         "trust_auroc": "AUROC of trust",
-        "label_accuracy": "labels in use that are right (by weight)",
+        "label_accuracy": "hard training labels that are right (by weight)",
     }
     for (colour, line), (column, name), marker in zip(CYCLE, names.items(), "os^D", strict=True):
         y = history[column].astype(float)
         ax.plot(history["epoch"] + 1, y, color=colour, linestyle=line, marker=marker, markersize=3.5, label=name)
-    ax.set(xlabel="round", ylabel="per cent", xlim=(1, len(history)))
+    ax.set(xlabel="epoch", ylabel="per cent", xlim=(1, len(history)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.9)
@@ -281,15 +273,15 @@ def anchor_picture(
     """Features in two whitened discriminants; one panel for each labelling (N,), with the anchors it gives.
 
     A circle of radius 2 about an anchor holds the points at Mahalanobis distance 2; the ray from the origin to the
-    anchor is the direction against which cosines are taken. Marker = given class.
+    anchor is the direction against which cosines are taken. Marker = noisy label.
     """
-    z, given = array(z_N2), array(noisy_N)
+    z, noisy = array(z_N2), array(noisy_N)
     made, axes = figure(3.7, 1, len(labels), sharex=True, sharey=True)
     colours = ("#0b5c8f", "#e0a13a", "#8d8d8d")
     for ax, (title, label_N) in zip(axes[0], labels.items(), strict=True):
         label = array(label_N)
         for k, marker, colour in zip(classes, "osv", colours):
-            own = given == k
+            own = noisy == k
             ax.scatter(
                 *z[own].T,
                 s=9,
@@ -328,12 +320,14 @@ def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
     width = 0.8 / bins / len(cases)
     axes[0, 0].plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, label="reliability = share")
     for i, ((colour, line), (name, (rho_N, correct_N))) in enumerate(zip(CYCLE, cases.items())):
-        rho, correct = array(rho_N).astype(float), array(correct_N).astype(float)
-        place = np.clip(np.digitize(rho, edges) - 1, 0, bins - 1)
-        counts = np.bincount(place, minlength=bins)
-        used = counts >= FEWEST
-        mean_rho, share = (np.bincount(place, values, bins)[used] / counts[used] for values in (rho, correct))
-        axes[0, 0].plot(mean_rho, share, color=colour, linestyle=line, marker="os^D"[i], markersize=4.5, label=name)
+        rho = pd.Series(array(rho_N).astype(float))
+        of_bin = pd.DataFrame({"rho": rho, "share": array(correct_N)}).groupby(
+            pd.cut(rho, edges, right=False, labels=False).fillna(bins - 1).astype(int)  # 1 is in the last bin
+        )
+        counts = of_bin.size().reindex(range(bins), fill_value=0)
+        means = of_bin.mean()[of_bin.size() >= FEWEST]
+        drawn = {"color": colour, "linestyle": line, "marker": "os^D"[i], "markersize": 4.5, "label": name}
+        axes[0, 0].plot(means["rho"], means["share"], **drawn)
         centre = (edges[:-1] + edges[1:]) / 2 + (i - (len(cases) - 1) / 2) * width
         hatch = {"hatch": WRONG_HATCH, "facecolor": "white"} if i else {"facecolor": colour}
         axes[1, 0].bar(centre, counts, width, edgecolor=colour, linewidth=0.8, **hatch)
@@ -344,18 +338,19 @@ def calibration_curve(cases: Mapping[str, tuple[Tensor, Tensor]], *, bins: int =
 
 
 def label_bars(noisy_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor) -> Figure:
-    """How many labels are right before diversion, and right, wrong or left out after it: two bars of N samples."""
-    given, label, space, true = (array(t) for t in (noisy_N, label_N, space_N, true_N))
-    right = given == true
+    """How many noisy labels are right, and how many labels of a refined set are right, wrong or left out: two bars of N
+    samples."""
+    noisy, label, space, true = (array(t) for t in (noisy_N, label_N, space_N, true_N))
+    right = noisy == true
     parts: dict[str, dict[str, int]] = {
         "noisy labels": {"right": int(right.sum()), "wrong": int((~right).sum())},
-        "after both loops": {
+        "refined set": {
             "right": int(((space > 0) & (label == true)).sum()),
             "wrong": int(((space > 0) & (label != true)).sum()),
             "left out": int((space == 0).sum()),
         },
     }
-    looks = {
+    styles = {
         "right": (RIGHT, "", "white"),
         "wrong": ("white", WRONG_HATCH, INK),
         "left out": (SPACES["untrusted"][0], "", INK),
@@ -365,17 +360,17 @@ def label_bars(noisy_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor
     for row, counts in enumerate(parts.values()):
         start = 0
         for kind, count in counts.items():
-            colour, hatch, ink = looks[kind]
+            colour, hatch, ink = styles[kind]
             edge = WRONG if kind == "wrong" else colour
-            name = None if row == 0 else {"left out": "untrusted: no label in use"}.get(kind, f"label in use {kind}")
+            name = None if row == 0 else {"left out": "untrusted"}.get(kind, f"{kind} label")
             ax.barh(row, count, 0.62, left=start, facecolor=colour, hatch=hatch, edgecolor=edge, label=name)
-            if count > 0.05 * len(given):
+            if count > 0.05 * len(noisy):
                 box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"} if hatch else None
                 ax.text(start + count / 2, row, f"{count:,}", ha="center", va="center", color=ink, fontsize=8, bbox=box)
             start += count
     ax.set_yticks(range(len(parts)), list(parts))
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
-    ax.set(xlabel="samples", xlim=(0, len(given)))
+    ax.set(xlabel="samples", xlim=(0, len(noisy)))
     made.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return made

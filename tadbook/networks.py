@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from tadbook.style import CYCLE, INK, MUTED, WIDTH, arm_look, array, figure, percent
+from tadbook.style import CYCLE, INK, MUTED, WIDTH, arm_style, array, figure, percent
 from tadlib.errors import require
 from tadlib.evaluate import mean_ci95
 
@@ -24,7 +24,7 @@ def trajectories(accuracy: Mapping[str, np.ndarray], travelled: Mapping[str, np.
     made, axes = figure(2.8, 1, 2)
     for ax, curves in zip(axes[0], (accuracy, travelled), strict=True):
         for name, runs in curves.items():
-            colour, marker, line = arm_look(name)
+            colour, marker, line = arm_style(name)
             epochs = np.arange(runs.shape[1])
             ax.plot(epochs, runs.T, color=colour, linewidth=0.5, alpha=0.7)
             ax.plot(epochs, runs.mean(0), color=colour, linestyle=line, marker=marker, markersize=4, label=name)
@@ -61,9 +61,9 @@ def gradient_agreement(table: pd.DataFrame) -> Figure:
     """
     made, axes = figure(2.7, 1, 2)
     for (colour, line), marker, (name, rows) in zip(CYCLE, "os^D", table.groupby("gradient", sort=False)):
-        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": name}
-        axes[0, 0].plot(rows["steps"], rows["relative error"].clip(lower=1e-17), **look)
-        axes[0, 1].plot(rows["steps"], np.degrees(np.arccos(rows["cosine"].clip(-1, 1))), **look)
+        drawn = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": name}
+        axes[0, 0].plot(rows["steps"], rows["relative error"].clip(lower=1e-17), **drawn)
+        axes[0, 1].plot(rows["steps"], np.degrees(np.arccos(rows["cosine"].clip(-1, 1))), **drawn)
     axes[0, 0].set(yscale="log", ylabel="relative error")
     axes[0, 0].axhline(np.finfo(float).eps, color=MUTED, linewidth=0.8, linestyle=(0, (1, 1.2)))
     axes[0, 0].annotate(
@@ -123,7 +123,7 @@ def accuracy_bars(accuracies: Mapping[str, Sequence[float]], *, what: str = "net
     made, axes = figure(0.42 * len(accuracies) + 0.75)
     ax = axes[0, 0]
     for row, (name, values) in enumerate(accuracies.items()):
-        colour, marker, _ = arm_look(name)
+        colour, marker, _ = arm_style(name)
         mean, half = mean_ci95(list(values))
         ax.barh(row, 100 * mean, 0.56, color=colour, alpha=0.9)
         ax.errorbar(100 * mean, row, xerr=100 * (half or 0), color=INK, capsize=3, linewidth=1.1)

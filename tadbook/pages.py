@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadbook.comparison import ENOUGH, RIVAL, comparisons, shortfalls, verdict
+from tadbook.comparison import ENOUGH, RIVALS, comparisons, shortfalls, verdict
 from tadbook.costs import chapter_costs, read_chapters, stage_costs
 from tadbook.tables import (
-    CELL,
+    OURS,
+    SETTING,
     ablation_table,
     informed_table,
     inner_loop_table,
     labels_table,
     methods_table,
-    noisy_cells,
+    noisy_settings,
     read_results,
     read_trust,
     refined_table,
@@ -23,7 +24,7 @@ from tadbook.tables import (
     spaces_table,
     trust_table,
 )
-from tadlib.arms import ARMS
+from tadlib.config import ARMS
 from tadlib.errors import require
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, write_atomic
@@ -67,10 +68,10 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         },
     ),
     "diversion": (
-        "Diversion",
-        "Processor time of the dual loop, in units of plain training of the same network for as many epochs. "
-        "*Mixtures*: Gaussian mixtures of 200 classes of 500 samples each.",
-        "Horizontal bars, one for each part of the dual loop and number of classes, of time by that of plain training.",
+        "Trust methods",
+        "Processor time of TAD and of the trust posterior, in units of plain training of the same network for as many "
+        "epochs. *Mixtures*: Gaussian mixtures of 200 classes of 500 samples each.",
+        "Horizontal bars, one for each method and number of classes, of time by that of plain training.",
         {"method": "work", "classes": "classes", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
     ),
     "expert_training": (
@@ -117,8 +118,53 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 
 
+# of tables that are a file each: what makes the table, its caption and the command that makes its rows again
+MEASURED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
+    "trust_32": (
+        trust_table,
+        "Area under the ROC curve of trust as a score of right labels, at 32×32 pixels",
+        # a file of its own: a row does not tell its resolution
+        "trust.py --set resolution=32 --results results/trust_32.parquet",
+    ),
+    "trust_images": (
+        labels_table,
+        "More images: AUROC of trust, and the labels that leave each method (%)",
+        "trust.py --arms tad tad-posterior --seeds 0 --set n_train=50000 --results results/trust_images.parquet "
+        "--settings cifar10:human:worse cifar10:human:random1 cifar100:symmetric:.4 cifar100:human:fine",
+    ),
+    "trust_fresh": (
+        labels_table,
+        "Seeds on which no constant was chosen: AUROC of trust, and the labels that leave each method (%)",
+        "trust.py --arms tad tad-posterior --seeds 3 4 5 --results results/trust_fresh.parquet",
+    ),
+    "informed": (
+        informed_table,
+        "Each method beside an informed auditor: area under the ROC curve of trust, and wrong labels (%) that can be "
+        "corrected while at least 85 % of pseudo-labels are right",
+        "informed.py",
+    ),
+    "refined": (
+        refined_table,
+        "Test accuracy (%) of the same network after training on each set of labels",
+        "refined.py",
+    ),
+    "ablation": (
+        ablation_table,
+        "The trust posterior with one setting changed at a time: AUROC of trust. Variants that are no longer a setting "
+        "are of the versions named below",
+        "trust.py --ablation tad-posterior",
+    ),
+    "ablation_tad": (
+        ablation_table,
+        "TAD with one part changed at a time: AUROC of trust, and test accuracy (%) after distillation by DM",
+        "trust.py --ablation tad",
+    ),
+}
+MEAN = "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, cells as they print."""
+    """A table in Markdown, values as they print."""
     lines = [[str(column) for column in table.columns], ["---"] * table.shape[1]]
     lines += [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -127,9 +173,9 @@ def markdown(table: pd.DataFrame) -> str:
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    ``results.md`` (all scales), ``comparison``, ``trust``, ``trust_32``, ``trust_images``, ``trust_fresh``,
-    ``informed``, ``refined``, ``ablation``, ``methods``, ``untouched``, ``benchmarks`` and ``costs``. They are MyST
-    fragments (``.md``), to be included by a page beside the folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``trust``, those of ``MEASURED``, ``methods``, ``untouched``,
+    ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder
+    ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -147,12 +193,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts["methods.md"] = _methods_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
-    texts["trust_32.md"] = _trust_32_fragment(Path(results_dir) / "trust_32.parquet")
-    texts["trust_images.md"] = _trust_images_fragment(Path(results_dir) / "trust_images.parquet")
-    texts["trust_fresh.md"] = _trust_fresh_fragment(Path(results_dir) / "trust_fresh.parquet")
-    texts["informed.md"] = _informed_fragment(Path(results_dir) / "informed.parquet")
-    texts["refined.md"] = _refined_fragment(Path(results_dir) / "refined.parquet")
-    texts["ablation.md"] = _ablation_fragment(Path(results_dir) / "ablation.parquet")
+    texts |= {f"{name}.md": _measured_fragment(Path(results_dir), name) for name in MEASURED}
     texts["untouched.md"] = _untouched_fragment(results)
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
     for name, text in texts.items():
@@ -192,103 +233,46 @@ def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
 
 
 def _trust_fragment(rows: pd.DataFrame) -> str:
-    if rows.empty:
-        return NONE_YET
     parts = []
     for preset, own in rows.groupby("preset", sort=False):
         auroc = (
             "Area under the ROC curve of trust as a score of right labels, "
             f"at scale {preset}: {TRUST_SCALES[str(preset)]}. "
             "Behind each noise the share of wrong labels; without noise, marked %, the share of samples flagged. "
-            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds."
+            f"{MEAN}"
         )
         spaces = f"What each arm trusts (%), and its cost in seconds, at scale {preset}."
-        labels = f"Labels that leave the arm tad (%), at scale {preset}."
+        labels = f"Labels that leave each method (%), at scale {preset}."
         parts.append(
             f"{_folded_table(trust_table(own), f'trust-{preset}', auroc)}\n\n"
             f"{_folded_table(labels_table(own), f'labels-{preset}', labels)}\n\n"
             f"::::{{dropdown}} What each arm trusts, and what it costs\n"
             f"{_folded_table(spaces_table(own), f'spaces-{preset}', spaces)}\n::::\n\n"
-            f"{provenance(own)}\n\nTo make these rows again:\n\n"
-            f"```console\n$ python benchmarks/trust.py --root DATA --preset {preset}\n```"
+            f"{provenance(own)}\n\nTo make these rows again:\n\n{_again('trust.py', str(preset))}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or NONE_YET
 
 
-def _trust_32_fragment(path: Path) -> str:
-    caption = "Area under the ROC curve of trust as a score of right labels, at 32×32 pixels"
-    # a file of its own: a row does not tell its resolution
-    command = "benchmarks/trust.py --set resolution=32 --results results/trust_32.parquet"
-    return _measured(path, "trust-32", trust_table, caption, command)
-
-
-def _trust_images_fragment(path: Path) -> str:
-    caption = "The arm tad with more images: AUROC of trust, and the labels that leave it (%)"
-    command = (
-        "benchmarks/trust.py --arms tad --seeds 0 --set n_train=50000 --results results/trust_images.parquet "
-        "--settings cifar10:human:worse cifar10:human:random1 cifar100:symmetric:.4 cifar100:human:fine"
-    )
-    return _measured(path, "trust-images", labels_table, caption, command)
-
-
-def _trust_fresh_fragment(path: Path) -> str:
-    caption = "The arm tad on seeds that no constant was chosen on: AUROC of trust, and the labels that leave it (%)"
-    command = "benchmarks/trust.py --arms tad --seeds 3 4 5 --results results/trust_fresh.parquet"
-    return _measured(path, "trust-fresh", labels_table, caption, command)
-
-
-def _informed_fragment(path: Path) -> str:
-    caption = (
-        "The arm tad beside an informed auditor: area under the ROC curve of trust, and wrong labels (%) that can be "
-        "mended while at least 85 % of new labels are right"
-    )
-    return _measured(path, "informed", informed_table, caption, "benchmarks/informed.py")
-
-
-def _refined_fragment(path: Path) -> str:
-    caption = "Test accuracy (%) of the same network after training on each set of labels"
-    return _measured(path, "refined", refined_table, caption, "benchmarks/refined.py")
-
-
-def _ablation_fragment(path: Path) -> str:
-    caption = "The dual loop with one setting changed at a time: AUROC of trust"
-    text = _measured(path, "ablation", ablation_table, caption, "benchmarks/trust.py --ablation", by_dataset=True)
-    rows = load_table(path) if path.exists() else pd.DataFrame({"variant": []})
-    inner = inner_loop_table(rows)
-    if inner.empty:
-        return text
-    shown, told = folded(inner)
-    caption = f"The paper's inner loop under mixtures: new labels that are right, wrong ones that they mend (%). {told}"
-    return f"{text}\n\n{captioned(shown, 'inner-loop', caption)}"
-
-
-def _measured(
-    path: Path,
-    name: str,
-    table: Callable[[pd.DataFrame], pd.DataFrame],
-    caption: str,
-    command: str,
-    by_dataset: bool = False,
-) -> str:
-    """The rows of ``path``, a table for each scale, and if asked each data set, with its provenance and the command
-    that makes it again."""
+def _measured_fragment(results_dir: Path, name: str) -> str:
+    """The rows of a table of ``MEASURED``, by scale, ablations by data set too, with provenance and command."""
+    path, (table, caption, command) = results_dir / f"{name}.parquet", MEASURED[name]
     if not path.exists():
         return NONE_YET
-    parts = []
-    for of, own in load_table(path).groupby(["preset", "dataset"] if by_dataset else ["preset"], sort=False):
-        preset = of[0]
-        shown, told = folded(table(own))
+    rows, ablation, parts = load_table(path), "--ablation" in command, []
+    for of, own in rows.groupby(["preset", "dataset"] if ablation else ["preset"], sort=False):
         images = f"{own['n_train'].iloc[0]} images of " if own["n_train"].nunique() == 1 else ""
-        text = (
-            f"{caption}, on {images}{', '.join(own['dataset'].unique())} at scale {preset}. "
-            "Mean ± half of the 95 % interval over seeds; without an interval where there are fewer than three seeds. "
-            f"{told}"
-        )
-        parts.append(
-            f"{captioned(shown, '-'.join((name, *of)), text.rstrip())}\n\n{provenance(own)}\n\n"
-            f"```console\n$ python {command} --root DATA --preset {preset}{_settings(own) if by_dataset else ''}\n```"
-        )
+        text = f"{caption}, on {images}{', '.join(own['dataset'].unique())} at scale {of[0]}. {MEAN}"
+        shown = _folded_table(table(own), "-".join((name.replace("_", "-"), *of)), text)
+        again = _again(command, of[0], _settings(own) if ablation else "")
+        parts.append(f"{shown}\n\n{provenance(own)}\n\n{again}")
+    if name == "ablation" and len(inner := inner_loop_table(rows)):
+        caption = "Inner loop of variants with mixtures: pseudo-labels that are right, wrong labels they correct (%)."
+        parts.append(_folded_table(inner, "inner-loop", caption))
     return "\n\n".join(parts)
+
+
+def _again(command: str, preset: str, more: str = "") -> str:
+    return f"```console\n$ python benchmarks/{command} --root DATA --preset {preset}{more}\n```"
 
 
 def _settings(rows: pd.DataFrame) -> str:
@@ -352,7 +336,7 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _results_fragment(results: pd.DataFrame, preset: str) -> str:
-    results = noisy_cells(results)
+    results = noisy_settings(results)
     if results.empty:
         return ""
     runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
@@ -369,33 +353,32 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
 
 
 def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFrame | None) -> str:
-    """What the runs say of tad as a whole, and the cells where it falls short."""
+    """What the runs say of our methods as a whole, and the settings where one falls short."""
     pairs = comparisons(results)
     if pairs.empty:
         return ""
-    short = shortfalls(results, leftover)
-    short, told = folded(short)
-    text = f"At scale {preset}, {verdict(pairs)}"
+    short, text = shortfalls(results, leftover), f"At scale {preset}, {verdict(pairs)}"
     if short.empty:
-        return f"{text} There is no cell where it falls short."
+        return f"{text} There is no setting where a method falls short."
     caption = (
-        f"Cells at scale {preset} where tad falls short: no better than {RIVAL}, or less than {ENOUGH:g} of the gap "
-        "closed. Test accuracies, and right labels among those in use by weight (%), means over seeds; of the "
-        "wrong ones that tad leaves in use, the two largest kinds, as true class → label and share of all weight. "
-        f"{told}"
+        f"Settings at scale {preset} where {' or '.join(OURS)} falls short: no better than {' or '.join(RIVALS)}, or "
+        f"less than {ENOUGH:g} of the gap closed. Test accuracies, and right labels among hard training labels by "
+        "weight (%), means over seeds; of the wrong labels that are left, the two most frequent kinds, as true class → "
+        "label and share of all weight."
     )
-    return f"{text}\n\n{captioned(short, f'short-{preset}', caption)}"
+    return f"{text}\n\n{_folded_table(short, f'short-{preset}', caption)}"
 
 
 def _untouched_fragment(results: pd.DataFrame) -> str:
     """Test accuracy of every arm on the seed of grid ``lite`` that chose nothing."""
-    rows = noisy_cells(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
+    rows = noisy_settings(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
     if rows.empty:
         return NONE_YET
     wide = rows.assign(accuracy=100 * rows["accuracy_mean"].astype(float)).pivot(
         index=["dataset", "method", "noise"], columns="arm", values="accuracy"
     )
-    wide = wide[[arm for arm in ARMS if arm in wide]].round(1).reset_index()
+    wide = wide.reindex(columns=[arm for arm in ARMS if arm in {*OURS, *rows["arm"]}])
+    wide = wide.map(lambda value: "–" if pd.isna(value) else f"{value:.1f}").reset_index()
     caption = f"Test accuracy (%) by arm on seed {UNTOUCHED} alone, at scale lite: means over the networks of a run."
     return captioned(wide, "untouched", caption)
 
@@ -413,9 +396,9 @@ def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
 
 
 def _commands(results: pd.DataFrame) -> Iterable[str]:
-    """One command for each cell of a table; data sets other than digits need the folder of their files."""
-    for cell, runs in results.groupby(CELL, sort=False):
-        of = dict(zip(CELL, cell))
+    """One command for each setting of a table; data sets other than digits need the folder of their files."""
+    for setting, runs in results.groupby(SETTING, sort=False):
+        of = dict(zip(SETTING, setting))
         root = "" if of["dataset"] == "digits" else " --root DATA"
         rate = "" if str(of["noise"]).startswith(("none", "human")) else f" --rate {float(of['rate_nominal']):g}"
         arms = " ".join(name for name in ARMS if name in {*runs["arm"]})
@@ -471,8 +454,8 @@ def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: 
     _, end, after = rest.partition(END)
     require(bool(begin and end), f"{path.name} must hold {BEGIN} and, after it, {END}")
     results = read_results(results_dir)
-    shown = results_table(results)
-    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{provenance(results)}"
+    shown, told = folded(results_table(results))
+    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{told} {provenance(results)}".replace("\n ", "\n")
     new = f"{before}{BEGIN}\n{table}\n{END}{after}"
     if new == text:
         return False

@@ -1,4 +1,4 @@
-"""What the book's pages show of committed distilled sets: the two pictures for newcomers, and figures to explore."""
+"""What the book's pages show of committed distilled sets: the two pictures for newcomers, and interactive figures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,49 +9,51 @@ from matplotlib.figure import Figure
 
 from tadbook.comparison import against_rate
 from tadbook.explore import explore_images, explore_runs
-from tadbook.style import INK, arm_look, array, bare, figure, style
+from tadbook.style import INK, arm_style, array, bare, figure, style
 from tadbook.tables import read_results, summarise
 from tadlib.data import Dataset, load_dataset
 from tadlib.distilled import Distilled, load_distilled
 from tadlib.store import write_atomic
 
 ARM_WORDS = {
-    "vanilla": "the labels as given",
-    "clean-then-distill": "what a loss filter passes",
-    "tad": "labels that deserve trust",
+    "vanilla": "all noisy labels",
+    "loss-filter": "labels of small loss",
+    "tad": "labels refined by TAD",
+    "tad-posterior": "labels refined by the posterior",
     "oracle": "the true labels",
 }
-MOST_GROUPS = 12  # to explore on one page
+MOST_GROUPS = 12  # of one interactive figure
 ABOUT = ("dataset", "noise", "rate", "method", "ipc", "preset")
 RATES = """\
 :::{figure} generated/rates.png
 :name: fig-rates
 :alt: Line charts against the rate of wrong labels, a column a kind of noise: accuracy of every arm, and the gap closed.
 
-Accuracy of every arm (above), and the share of the gap between vanilla and oracle that tad closes (below), against the
-rate of wrong labels; one kind of noise a column. Bars: 95 % intervals, over seeds where there are several.
+Accuracy of every arm (above), and the share of the gap between vanilla and oracle that TAD and the trust posterior
+close (below), against the rate of wrong labels; one kind of noise a column. Bars: 95 % intervals, over seeds where
+there are several.
 :::"""
 
 Sets = dict[tuple, dict[str, Distilled]]
 
 
 def read_distilled(results_dir: Path | str) -> Sets:
-    """Committed distilled sets by cell (values of ``ABOUT``) and arm.
+    """Committed distilled sets by setting (values of ``ABOUT``) and arm.
 
-    The oracle's, which knows no noise (:func:`tadlib.pipeline.as_used`), stands in every cell that it belongs to.
+    The oracle's, which knows no noise (:func:`tadlib.pipeline.as_used`), stands in every setting that it belongs to.
     """
     found: Sets = {}
     for path in sorted((Path(results_dir) / "distilled").glob("*.safetensors")):
         held = load_distilled(path)
         found.setdefault(tuple(held.params[name] for name in ABOUT), {})[held.params["arm"]] = held
-    noisy = {cell: arms for cell, arms in found.items() if cell[1] != "none"}
-    for cell, arms in found.items():
-        alike = [of for of in noisy if cell[1] == "none" and (of[0], *of[3:]) == (cell[0], *cell[3:])]
+    noisy = {setting: arms for setting, arms in found.items() if setting[1] != "none"}
+    for setting, arms in found.items():
+        alike = [of for of in noisy if setting[1] == "none" and (of[0], *of[3:]) == (setting[0], *setting[3:])]
         for of in alike if "oracle" in arms else ():
             noisy[of].setdefault("oracle", arms["oracle"])
-        if cell not in noisy and not (alike and set(arms) == {"oracle"}):
-            noisy[cell] = arms
-    return {cell: {arm: arms[arm] for arm in ARM_WORDS if arm in arms} for cell, arms in noisy.items()}
+        if setting not in noisy and not (alike and set(arms) == {"oracle"}):
+            noisy[setting] = arms
+    return {setting: {arm: arms[arm] for arm in ARM_WORDS if arm in arms} for setting, arms in noisy.items()}
 
 
 def few_for_many(data: Dataset, few: Distilled) -> Figure:
@@ -100,31 +102,30 @@ def by_arm(sets: Mapping[str, Distilled], accuracy: Mapping[str, float]) -> Figu
     pictures.spines[:].set_visible(False)
     pictures.set_title("distilled from …", loc="left")
     for row, arm in enumerate(sets):
-        bars.barh(row, 100 * accuracy[arm], 0.6, color=arm_look(arm)[0])
+        bars.barh(row, 100 * accuracy[arm], 0.6, color=arm_style(arm)[0])
         bars.text(100 * accuracy[arm] + 2, row, f"{100 * accuracy[arm]:.0f} %", va="center", color=INK)
     bars.set(xlim=(0, 125), yticks=(), xticks=(0, 50, 100), xlabel="test accuracy (%)", ylim=(-0.5, len(sets) - 0.5))
     bars.invert_yaxis()
     return made
 
 
-def accuracies(results: pd.DataFrame, cell: tuple) -> dict[str, float]:
-    """Mean accuracy of each arm in the cell of a distilled set."""
-    of = dict(zip(ABOUT, cell))
+def accuracies(results: pd.DataFrame, setting: tuple) -> dict[str, float]:
+    """Mean accuracy of each arm in the setting of a distilled set."""
+    of = dict(zip(ABOUT, setting))
     rows = summarise(results) if len(results) else results
-    for name, column in (("dataset", "dataset"), ("noise", "noise"), ("method", "method"), ("preset", "preset")):
-        rows = rows[rows[column] == of[name]]
-    rows = rows[rows["ipc"] == of["ipc"]]
+    same = ["dataset", "noise", "method", "preset", "ipc"]
+    rows = rows[(rows[same] == pd.Series(of)[same]).all(axis=1)]
     if float(of["rate"]):  # labels of people and of files have the rate that they have
         rows = rows[np.isclose(rows["rate_nominal"].astype(float), float(of["rate"]))]
     return dict(zip(rows["arm"], rows["accuracy"].astype(float))) if len(rows) else {}
 
 
 def images_to_explore(sets: Sets, results: pd.DataFrame):
-    """All committed distilled sets, cell by cell and arm by arm, with the accuracy that each gives."""
+    """All committed distilled sets, by setting and arm, with the accuracy that each gives."""
     groups = {}
     digits_first = sorted(sets.items(), key=lambda item: item[0][0] != "digits")
-    for cell, arms in digits_first[:MOST_GROUPS]:
-        of, known = dict(zip(ABOUT, cell)), accuracies(results, cell)
+    for setting, arms in digits_first[:MOST_GROUPS]:
+        of, known = dict(zip(ABOUT, setting)), accuracies(results, setting)
         rate = f" {100 * float(of['rate']):.0f} %" if float(of["rate"]) else ""
         name = f"{of['dataset']}, {of['noise']}{rate}, {of['method']}, {of['preset']}"
         if len(arms) and of["ipc"] != 10:
@@ -140,7 +141,7 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
 
 
 def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write what pages show of ``results_dir``, to be included: pictures, figures to explore, and their captions.
+    """Write what pages show of ``results_dir``, to be included: pictures, interactive figures, and their captions.
 
     ``few_for_many.md``, ``by_arm.md`` and ``rates.md`` with pictures of the same names, ``images.md``, ``runs.md``.
     Where results are missing a fragment is empty. Returns what was written.
@@ -149,11 +150,11 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
     target.mkdir(parents=True, exist_ok=True)
     texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": "", "rates.md": ""}
     digits = next(
-        (cell for cell, arms in sets.items() if cell[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
+        (setting for setting, arms in sets.items() if setting[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
     )
     if digits is not None and (known := accuracies(results, digits)):
         style()
-        shown = {arm: held for arm, held in sets[digits].items() if arm in known and arm != "clean-then-distill"}
+        shown = {arm: held for arm, held in sets[digits].items() if arm in known and arm != "loss-filter"}
         data = load_dataset("digits")
         few_for_many(data, shown["oracle"]).savefig(target / "few_for_many.png", metadata={"Software": None})
         by_arm(shown, known).savefig(target / "by_arm.png", metadata={"Software": None})
@@ -187,7 +188,7 @@ def _few_for_many(data: Dataset, few: Distilled, accuracy: float) -> str:
 :alt: Left, a carpet of all training images, too small to tell apart. Right, ten distilled digits a class, legible.
 
 Distillation on scikit-learn's digits. A network that sees nothing but the {len(few.pixels)} images on the right names
-{100 * accuracy:.0f} % of unseen digits rightly; they stand in for the {len(data.x_train):,} on the left. Here all
+{100 * accuracy:.0f} % of unseen digits correctly; they stand in for the {len(data.x_train):,} on the left. Here all
 labels were right.
 :::"""
 
@@ -200,6 +201,6 @@ def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
 :alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for noisy labels.
 
 The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]} noise: each digit that is hit is
-called the next one). The first row believes every label, the last knows the truth, the one between finds out which
-labels to trust. Means over {seeds} seeds.
+called the next one). The first row uses every noisy label, the last the true ones; between them a trust method decides
+which labels to use. Means over {seeds} seeds.
 :::"""

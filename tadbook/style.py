@@ -1,4 +1,4 @@
-"""The look that all figures share: one colour, marker and hatch for each arm and space, all apart in greyscale too."""
+"""What all figures share: one colour, marker and hatch for each arm and space, all apart in greyscale too."""
 
 from collections.abc import Iterable
 
@@ -18,11 +18,12 @@ WRONG_HATCH = "////"
 # arm -> colour, marker, line style; darker = closer to the truth
 ARMS = {
     "vanilla": ("#a6a6a6", "o", (0, (1, 1.2))),
-    "clean-then-distill": ("#5aa9d6", "s", (0, (4, 1.5))),
+    "loss-filter": ("#5aa9d6", "s", (0, (4, 1.5))),
     "co-teaching": ("#8fbf8f", "v", (0, (3, 1.2))),
     "confident-learning": ("#3f9a8a", "P", (0, (2, 1))),
     "gce": ("#b58fc2", "X", (0, (5, 1, 1, 1))),
-    "tad": ("#d1592a", "D", "-"),
+    "tad": ("#e0762f", "D", "-"),
+    "tad-posterior": ("#8c2d4f", "p", "-"),
     "oracle": ("#12263a", "^", (0, (6, 1.5, 1, 1.5))),
 }
 # space -> colour, hatch; from certain to unknown
@@ -100,6 +101,6 @@ def percent(values) -> np.ndarray:
     return 100 * np.asarray(values, dtype=float)
 
 
-def arm_look(name: str) -> tuple[str, str, object]:
-    """Colour, marker and line style of an arm; a neutral look for one that is not known."""
+def arm_style(name: str) -> tuple[str, str, object]:
+    """Colour, marker and line style of an arm; neutral ones where it is not known."""
     return ARMS.get(name, (INK, "x", "-"))

@@ -1,136 +1,160 @@
 """Tables of results: from rows, one for each run, to tables that are read."""
 
+import fcntl
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from tadlib.arms import ARMS
-from tadlib.config import METHODS
+from tadlib.config import ARMS, METHODS
 from tadlib.evaluate import mean_ci95
+from tadlib.pipeline import result_table
 from tadlib.presets import PRESETS
-from tadlib.store import load_table
+from tadlib.store import load_table, save_table
 
-# what the arms of one cell share
-CELL = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]
-SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]  # what the rows of one trust setting share
-SETS = ("given", "trusted", "trust", "alone", "refined", "true")  # what benchmarks/refined.py trains on
-JUDGED = {"flagged": "flagged", "precision": "trust_precision", "recall": "trust_recall"}
-MENDED = {
-    "relabelled": "relabelled",
-    "of these right": "relabel_accuracy",
-    "wrong labels mended": "relabel_recall",
-    "labels in use right": "label_accuracy",
-    "all that is learned right": "mass_accuracy",
+OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
+# what the arms that are compared with each other share, and the same where only trust was measured
+SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]
+TRUST_SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]
+# columns of tables and the columns of rows that they show
+TRAINED_ON = {
+    "noisy": "accuracy_given",
+    "trusted": "accuracy_trusted",
+    "trust": "accuracy_trust",
+    "hard": "accuracy_alone",
+    "refined": "accuracy_refined",
+    "true": "accuracy_true",
 }
-NEEDED = {*CELL[:-1], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+SPLIT = {"flagged": "flagged", "precision": "trust_precision", "recall": "trust_recall"}
+LABELS = {
+    "pseudo-labels": "relabelled",
+    "of these right": "relabel_accuracy",
+    "wrong labels corrected": "relabel_recall",
+    "hard labels right": "label_accuracy",
+    "label mass right": "mass_accuracy",
+}
+NEEDED = {*SETTING[:-1], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
-    """All rows of the tables directly in ``folder`` that hold results; of one cell, arm and seed the last counts.
+    """All rows of the tables directly in ``folder`` that hold results; of one setting, arm and seed the last counts.
 
-    A table without the columns of results is something else and left out. Empty when there is none.
+    A table without the columns of results is something else and left out, as are ablations. Empty when there is none.
     """
     tables = [load_table(path) for path in sorted(Path(folder).glob("*.parquet"))]
     tables = [table.astype(object) for table in tables if {*table.columns} >= NEEDED and len(table)]
     if not tables:
-        return pd.DataFrame(columns=sorted({*NEEDED, *CELL}))
+        return pd.DataFrame(columns=sorted({*NEEDED, *SETTING}))
     rows = pd.concat(tables, ignore_index=True)
     network = rows.get("evaluate_network", pd.Series(index=rows.index, dtype=object))
     rows["evaluate_network"] = network.fillna("convnet")  # rows from before there was a choice
-    rows = rows.drop_duplicates([*CELL, "arm", "seed"], keep="last")
-    return rows.sort_values([*CELL, "arm", "seed"], key=_order, ignore_index=True).infer_objects()
+    rows = rows.drop_duplicates([*SETTING, "arm", "seed"], keep="last")
+    return rows.sort_values([*SETTING, "arm", "seed"], key=by_definition, ignore_index=True).infer_objects()
 
 
-def _order(column: pd.Series) -> pd.Series:
-    """Arms and presets in the order in which they are defined, all else as it is."""
-    order = {"arm": tuple(ARMS), "preset": PRESETS}.get(str(column.name))
-    return column if order is None else column.map({name: i for i, name in enumerate(order)})
+def replace_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Add rows to a table, in place of those of the same setting, arm, variant and seed.
+
+    Several processes may do so at once.
+    """
+    same = [name for name in (*SETTING, "arm", "variant", "seed") if name in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        old = load_table(path) if path.exists() else rows[:0]
+        old_runs, new_runs = (pd.MultiIndex.from_frame(table[same].astype(object)) for table in (old, rows))
+        tables = [old[~old_runs.isin(new_runs)], rows]
+        save_table(path, result_table([table for table in tables if len(table)]))
+    finally:
+        os.close(folder)
+
+
+def by_definition(column: pd.Series) -> pd.Series:
+    """Key to sort by: arms, methods and presets in the order of their definition, all else as it is."""
+    order: dict = {"arm": ARMS, "preset": PRESETS, "method": tuple(reversed(METHODS))}
+    names = order.get(str(column.name))
+    return column if names is None else column.map({name: i for i, name in enumerate(names)})
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each cell and arm: mean accuracy, half-width of its 95 % interval (fractions), and over what it is.
+    """One row for each setting and arm: mean accuracy, half-width of its 95 % interval (fractions), and over what it
+    is.
 
     Over seeds (Student's t over the seeds' means) where there are three or more, over the networks of the one seed
     where there is one, none where there are two.
-    The row of arm tad also tells the gap closed: seed by seed, then mean and interval over seeds. It is undefined
-    where for some seed the oracle is no better than vanilla.
+    Rows of ``OURS`` also tell the gap closed: seed by seed, then mean and interval over seeds. It is undefined where
+    for some seed the oracle is no better than vanilla.
     """
     rows = []
-    for cell, runs in results.groupby(CELL, sort=False):
+    for setting, runs in results.groupby(SETTING, sort=False):
         for arm, own in runs.groupby("arm", sort=False):
-            means = own["accuracy_mean"].astype(float).tolist()
-            mean, half = _interval(means)
-            if len(means) == 1:
-                half = own["accuracy_ci95"].astype(float).iloc[0]
-            row = dict(zip(CELL, cell)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": len(means)}
-            row["interval"] = "networks" if len(means) == 1 else "seeds" if len(means) > 2 else "–"
-            gaps = _gaps(runs) if arm == "tad" else []
-            row["gap"], row["gap_half"] = _interval(gaps) if gaps else (None, None)
+            mean, half = _accuracy(own)
+            n = len(own)
+            row = dict(zip(SETTING, setting)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": n}
+            row["interval"] = "networks" if n == 1 else "seeds" if n > 2 else "–"
+            row["gap"], row["gap_half"] = _interval(_gaps(runs, str(arm)) if arm in OURS else [])
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _interval(values: list[float]) -> tuple[float, float | None]:
+def _interval(values: list[float]) -> tuple[float | None, float | None]:
     """Mean, and half of the 95 % interval from three values on: of two it is twelve times their deviation."""
+    if not values:
+        return None, None
     mean, half = mean_ci95(values)
     return mean, half if len(values) > 2 else None
 
 
-def _gaps(runs: pd.DataFrame) -> list[float]:
+def _accuracy(runs: pd.DataFrame) -> tuple[float | None, float | None]:
+    """Mean test accuracy over seeds with half of its interval, which is over networks where there is one seed."""
+    mean, half = _interval(runs["accuracy_mean"].astype(float).dropna().tolist())
+    return mean, float(runs["accuracy_ci95"].iloc[0]) if len(runs) == 1 else half
+
+
+def _gaps(runs: pd.DataFrame, arm: str) -> list[float]:
     """Gap closed of every seed that has all three arms; empty where it is undefined for one of them."""
     wide = runs.pivot(index="seed", columns="arm", values="accuracy_mean").astype(float)
-    if not {"vanilla", "tad", "oracle"} <= {*wide.columns}:
-        return []
-    wide = wide.dropna(subset=["vanilla", "tad", "oracle"])
+    wide = wide.reindex(columns=["vanilla", arm, "oracle"]).dropna()
     room = wide["oracle"] - wide["vanilla"]
-    return [] if (room <= 0).any() else ((wide["tad"] - wide["vanilla"]) / room).tolist()
+    return [] if (room <= 0).any() else ((wide[arm] - wide["vanilla"]) / room).tolist()
 
 
 def setting_names(of: dict) -> dict[str, object]:
-    """Names and values of a cell (``CELL``) as columns of a table that is read; the scale stands in its caption."""
+    """Names and values of a setting as columns of a table that is read; the scale stands in its caption."""
     names = {"n_train": "images", "rate_nominal": "rate"}
     shown = of | {"rate_nominal": f"{100 * float(of['rate_nominal']):.0f} %"}
     if of["evaluate_network"] != "convnet":
         shown["method"] = f"{of['method']}, tested on {of['evaluate_network']}"
-    return {names.get(name, name): shown[name] for name in CELL if name not in ("preset", "evaluate_network")}
+    return {names.get(name, name): shown[name] for name in SETTING if name not in ("preset", "evaluate_network")}
 
 
 def results_table(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gap closed.
+    """One row a setting, to be read: accuracy of each arm in %, mean ± half of the 95 % interval, and the gaps closed.
 
-    Cells of clean labels where nothing but those labels was tried are :func:`methods_table`'s.
+    Settings of clean labels where nothing but those labels was tried are :func:`methods_table`'s.
     """
-    results = noisy_cells(results)
+    results = noisy_settings(results)
     if results.empty:
         return pd.DataFrame()
-    rows, shown = [], {*results["arm"]}
-    for cell, arms in summarise(results).groupby(CELL, sort=False):
-        of = dict(zip(CELL, cell))
+    rows, shown = [], [arm for arm in ARMS if arm in {*OURS, *results["arm"]}]
+    for setting, own in summarise(results).groupby(SETTING, sort=False):
+        of, arms = dict(zip(SETTING, setting)), own.set_index("arm").reindex(shown)
         row = setting_names(of) | {"preset": of["preset"]}
-        for name in (arm for arm in ARMS if arm in shown):
-            found = arms[arms["arm"] == name]
-            row[name] = with_interval(found["accuracy"].iloc[0], found["half"].iloc[0]) if len(found) else "–"
-        gap = arms["gap"].astype(float).dropna()
-        row["gap closed"] = with_interval(gap.iloc[0], arms["gap_half"].astype(float).max(), 1, 2) if len(gap) else "–"
-        seeds = sorted({*arms["n_seeds"]})
-        row["seeds"] = " to ".join(str(n) for n in {seeds[0]: 0, seeds[-1]: 0})
-        row["interval over"] = " or ".join(dict.fromkeys(arms["interval"]))
+        row |= {arm: with_interval(arms["accuracy"][arm], arms["half"][arm]) for arm in shown}
+        row |= {f"gap closed {arm}": with_interval(arms["gap"][arm], arms["gap_half"][arm], 1, 2) for arm in OURS}
+        row["seeds"] = _range(own["n_seeds"])
+        row["interval over"] = " or ".join(dict.fromkeys(own["interval"]))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def noisy_cells(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of cells in which something was done about labels; the others are :func:`methods_table`'s."""
-    return results[~_clean_only(results)]
-
-
-def _clean_only(results: pd.DataFrame) -> pd.Series:
-    """Mask of the rows of cells without noise in which no arm does anything about labels."""
-    idle = results["arm"].isin(["vanilla", "oracle"])
-    busy = (~idle).groupby([results[name] for name in CELL]).transform("any")
-    return (results["noise"] == "none") & ~busy.astype(bool)
+def noisy_settings(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of settings in which something was done about labels; the others are :func:`methods_table`'s."""
+    busy = (~results["arm"].isin(["vanilla", "oracle"])).groupby([results[name] for name in SETTING]).transform("any")
+    return results[(results["noise"] != "none") | busy.astype(bool)]
 
 
 def methods_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -142,30 +166,31 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     clean = results[(results["noise"] == "none") & results["arm"].isin(["vanilla", "oracle"])]
     if clean.empty:
         return pd.DataFrame()
-    clean = clean.assign(arm="clean").drop_duplicates([*CELL, "seed"], keep="last")
-    summary, rows = summarise(clean), []
-    for (preset, dataset, images, method), own in summary.groupby(["preset", "dataset", "n_train", "method"]):
-        row = {"preset": preset, "data set": dataset, "images": images, "method": method}
-        cells = {f"{cell.ipc} a class": with_interval(cell.accuracy, cell.half) for cell in own.itertuples()}
-        row["seeds"] = " to ".join(str(n) for n in {own["n_seeds"].min(): 0, own["n_seeds"].max(): 0})
-        rows.append(row | cells)
+    clean = clean.assign(arm="clean").drop_duplicates([*SETTING, "seed"], keep="last")
+    same, rows = ["preset", "dataset", "n_train", "method"], []
+    summary = summarise(clean).sort_values([*same, "ipc"], key=by_definition)
     columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
-    order = {"method": tuple(reversed(METHODS)), "preset": PRESETS}
-    table = pd.DataFrame(rows).sort_values(
-        ["preset", "data set", "images", "method"],
-        key=lambda c: c.map({name: i for i, name in enumerate(order[c.name])}) if c.name in order else c,
-    )
-    return table[["preset", "data set", "images", "method", *columns, "seeds"]].fillna("–").reset_index(drop=True)
+    for (preset, dataset, images, method), own in summary.groupby(same, sort=False):
+        row = {"preset": preset, "data set": dataset, "images": images, "method": method} | dict.fromkeys(columns, "–")
+        row |= {f"{run.ipc} a class": with_interval(run.accuracy, run.half) for run in own.itertuples()}
+        rows.append(row | {"seeds": _range(own["n_seeds"])})
+    return pd.DataFrame(rows)
 
 
-def with_interval(mean: float, half: float | None, scale: float = 100, digits: int = 1) -> str:
-    """``mean ± half`` as text, or the mean alone where there is no interval."""
+def _range(counts: pd.Series) -> str:
+    return " to ".join(dict.fromkeys((str(counts.min()), str(counts.max()))))
+
+
+def with_interval(mean: float | None, half: float | None, scale: float = 100, digits: int = 1) -> str:
+    """``mean ± half`` as text; the mean alone where there is no interval, and a dash where there is no mean."""
+    if mean is None or pd.isna(mean):
+        return "–"
     text = f"{scale * mean:.{digits}f}"
     return text if half is None or pd.isna(half) else f"{text} ± {scale * half:.{digits}f}"
 
 
 def stage_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Seconds by stage and peak memory of every arm, averaged over cells and seeds."""
+    """Seconds by stage and peak memory of every arm, averaged over settings and seeds."""
     stages = ["divert", "experts", "distill", "evaluate"]
     seconds = results[["arm", *(f"seconds_{stage}" for stage in stages)]].set_index("arm").astype(float)
     table = seconds.groupby(level=0, sort=False).mean().set_axis([f"{stage} (s)" for stage in stages], axis=1)
@@ -181,9 +206,9 @@ def stage_table(results: pd.DataFrame) -> pd.DataFrame:
 def read_trust(path: Path | str) -> pd.DataFrame:
     """Rows of ``benchmarks/trust.py``, settings in the order of the table, arms in that of ``ARMS``; empty if none."""
     if not Path(path).exists():
-        return pd.DataFrame(columns=[*SETTING, "arm", "seed"])
-    rows = load_table(path).drop_duplicates([*SETTING, "arm", "seed"], keep="last")
-    return rows.sort_values([*SETTING, "arm", "seed"], key=_order, ignore_index=True)
+        return pd.DataFrame(columns=[*TRUST_SETTING, "arm", "seed"])
+    rows = load_table(path).drop_duplicates([*TRUST_SETTING, "arm", "seed"], keep="last")
+    return rows.sort_values([*TRUST_SETTING, "arm", "seed"], key=by_definition, ignore_index=True)
 
 
 def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -191,111 +216,126 @@ def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Without wrong labels there is no AUROC; such a row tells the percentage of samples flagged instead, with a % sign.
     """
+    idle = ("vanilla", "oracle")  # they judge no label
+    shown = [*OURS, *(arm for arm in ARMS if arm not in (*OURS, *idle) and (rows["arm"] == arm).any())]
     found = []
-    for setting, runs in rows.groupby(SETTING, sort=False):
-        noisy = (runs["rate_realised"].astype(float) > 0).any()
-        shown = _by_arm(runs, rows, *(("trust_auroc", 1, 3) if noisy else ("flagged", 100, 1)))
-        shown = shown if noisy else {arm: text if text == "–" else f"{text} %" for arm, text in shown.items()}
-        found.append(_setting(setting, runs) | shown)
-    return pd.DataFrame(found).fillna("–")
+    for setting, runs in rows.groupby(TRUST_SETTING, sort=False):
+        row, noisy = _setting(setting, runs), (runs["rate_realised"].astype(float) > 0).any()
+        for arm in shown:
+            own = runs[runs["arm"] == arm]
+            flagged = _over_seeds(own["flagged"], 100, 1)
+            row[arm] = _over_seeds(own["trust_auroc"], 1, 3) if noisy else f"{flagged} %" if len(own) else "–"
+        found.append(row)
+    return pd.DataFrame(found)
 
 
 def spaces_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting and arm, in %, mean ± half of the 95 % interval: samples not trusted as given, right
     labels among the trusted, trusted among the right ones; and seconds."""
     found = []
-    for (*setting, arm), runs in rows.groupby([*SETTING, "arm"], sort=False):
+    for (*setting, arm), runs in rows.groupby([*TRUST_SETTING, "arm"], sort=False):
         row = _setting(setting, runs) | {"arm": arm}
-        found.append(row | {name: _over_seeds(runs[column], 100, 1) for name, column in JUDGED.items()})
+        row |= {name: _over_seeds(runs[column], 100, 1) for name, column in SPLIT.items()}
         seconds = runs["seconds_divert"].astype(float).mean()
-        found[-1]["seconds"] = "–" if math.isnan(seconds) else f"{seconds:.0f}"
+        found.append(row | {"seconds": "–" if math.isnan(seconds) else f"{seconds:.0f}"})
     return pd.DataFrame(found)
 
 
 def labels_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting of the arm tad, the one that gives new labels, in %, mean ± half of the 95 % interval.
+    """One row for each setting and each of ``OURS``, which give pseudo-labels; in %, mean ± half of the 95 % interval.
 
-    Columns: AUROC of trust (– on clean labels); samples that got a new label, how many of these are right, and how many
-    wrong labels that mends; right labels among those in use, by weight; the same of all that networks learn, soft
-    labels of what has no label in use among it.
+    Columns: AUROC of trust (– on clean labels); samples that got a pseudo-label, how many of these are right, and how
+    many wrong labels that corrects; right labels among hard training labels, by weight; the same of all that networks
+    learn, soft labels included.
     """
-    rows = rows[rows["arm"] == "tad"].sort_values([*SETTING, "seed"], key=_order, ignore_index=True)
     rows = rows.assign(relabelled=rows["relabel_count"].astype(float) / rows["n_train"].astype(float))
-    found = []
-    for setting, runs in rows.groupby(SETTING, sort=False):
-        row = _setting(setting, runs) | {"AUROC": _over_seeds(runs["trust_auroc"], 1, 3)}
-        shown = {name: _over_seeds(runs[column], 100, 1) for name, column in MENDED.items() if column in runs}
-        found.append(row | shown)
-    return pd.DataFrame(found)
+    shown = {name: column for name, column in LABELS.items() if column in rows}
+    return pd.DataFrame(
+        row
+        | {"AUROC": _over_seeds(runs["trust_auroc"], 1, 3)}
+        | {name: _over_seeds(runs[column], 100, 1) for name, column in shown.items()}
+        for row, runs in _by_method(rows)
+    )
+
+
+def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting of ``benchmarks/refined.py`` and each of ``OURS``: test accuracy (%) after training on
+    each set of labels."""
+    shown = {name: column for name, column in TRAINED_ON.items() if column in rows}
+    return pd.DataFrame(
+        row | {name: _over_seeds(runs[column], 100, 1) for name, column in shown.items()}
+        for row, runs in _by_method(rows)
+    )
+
+
+def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting of ``benchmarks/informed.py`` and each of ``OURS``: AUROC of trust, and wrong labels
+    corrected (%), of the arm and of an auditor that is told the truth about all other samples."""
+    columns = {
+        "AUROC": ("trust_auroc", 1, 3),
+        "AUROC: informed": ("informed_auroc", 1, 3),
+        "corrected": ("mended", 100, 1),
+        "corrected: informed": ("informed_mended", 100, 1),
+        "informed network right": ("informed_accuracy", 100, 1),
+    }
+    return pd.DataFrame(
+        row | {name: _over_seeds(runs[column], scale, digits) for name, (column, scale, digits) in columns.items()}
+        for row, runs in _by_method(rows)
+    )
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant of the dual loop, the unchanged one first, then by AUROC: AUROC of trust under each noise, mean
-    ± half of the 95 % interval over seeds."""
+    """One row a variant, the unchanged one first, then by AUROC: AUROC of trust under each noise, and test accuracy (%)
+    where it was measured, mean ± half of the 95 % interval over seeds."""
     auroc = rows["trust_auroc"].astype(float).groupby(rows["variant"]).mean().sort_values(ascending=False)
     order = sorted(auroc.index, key=lambda name: (name != "as it is", -auroc[name]))
-    return _by_variant(rows, order, {"": ("trust_auroc", 1, 3)})
-
-
-def inner_loop_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant with the paper's mixtures: under each noise new labels that are right and wrong ones that they
-    mend (%), mean ± half of the 95 % interval over seeds. Empty where there is no such variant."""
-    order = [name for name in dict.fromkeys(rows["variant"]) if "mixture" in name]
-    shown = {": right": ("relabel_accuracy", 100, 1), ": mended": ("relabel_recall", 100, 1)}
+    shown = {"AUROC": ("trust_auroc", 1.0, 3), "accuracy": ("accuracy_mean", 100.0, 1)}
+    shown = {name: of for name, of in shown.items() if of[0] in rows}
     return _by_variant(rows, order, shown)
 
 
+def inner_loop_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant with the paper's mixtures: under each noise pseudo-labels that are right and wrong labels that
+    they correct (%), mean ± half of the 95 % interval over seeds. Empty where there is no such variant."""
+    order = [name for name in dict.fromkeys(rows["variant"]) if "mixture" in name]
+    return _by_variant(rows, order, {"right": ("relabel_accuracy", 100, 1), "corrected": ("relabel_recall", 100, 1)})
+
+
 def _by_variant(rows: pd.DataFrame, order: list[str], shown: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:
-    """Rows in ``order``; for each noise a column for each of ``shown``: what its name ends with, and what it holds."""
+    """Rows in ``order``; for each noise a column for each of ``shown``, whose name it bears where there are several."""
     table = []
     for variant in order:
         own = rows[rows["variant"] == variant]
-        row: dict[str, object] = {"dual loop": variant}
+        row: dict[str, object] = {"variant": variant}
         for noise in dict.fromkeys(rows["noise"]):
             runs = own[own["noise"] == noise]
-            row |= {f"{noise}{end}": _over_seeds(runs[column], scale, n) for end, (column, scale, n) in shown.items()}
+            for name, (column, scale, digits) in shown.items():
+                title = f"{noise}: {name}" if len(shown) > 1 else noise
+                row[title] = (
+                    with_interval(*_accuracy(runs))
+                    if column == "accuracy_mean"
+                    else _over_seeds(runs[column], scale, digits)
+                )
         table.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(table)
 
 
-def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting of ``benchmarks/refined.py``: test accuracy (%) after training on each set of labels."""
-    table = []
-    for setting, runs in rows.sort_values(SETTING, key=_order).groupby(SETTING, sort=False):
-        shown = {name: _over_seeds(runs[f"accuracy_{name}"], 100, 1) for name in SETS if f"accuracy_{name}" in runs}
-        table.append(_setting(setting, runs) | shown)
-    return pd.DataFrame(table)
-
-
-def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting of ``benchmarks/informed.py``: AUROC of trust, and wrong labels mended (%), of tad and of an
-    auditor that is told the truth about all other samples."""
-    table = []
-    shown = {"AUROC": ("trust_auroc", "informed_auroc", 1, 3), "mended": ("mended", "informed_mended", 100, 1)}
-    for setting, runs in rows.sort_values(SETTING, key=_order).groupby(SETTING, sort=False):
-        row = _setting(setting, runs)
-        for name, (own, informed, scale, digits) in shown.items():
-            row[f"{name}: tad"] = _over_seeds(runs[own], scale, digits)
-            row[f"{name}: informed"] = _over_seeds(runs[informed], scale, digits)
-        table.append(row | {"informed network right": _over_seeds(runs["informed_accuracy"], 100, 1)})
-    return pd.DataFrame(table)
+def _by_method(rows: pd.DataFrame) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
+    """For each setting and each of ``OURS``: how its row of a table begins, and its runs, of which there may be none
+    yet."""
+    rows = rows[rows["arm"].isin(OURS)].sort_values([*TRUST_SETTING, "seed"], key=by_definition)
+    for setting, runs in rows.groupby(TRUST_SETTING, sort=False):
+        for arm in OURS:
+            yield _setting(setting, runs) | {"arm": arm}, runs[runs["arm"] == arm]
 
 
 def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
-    of = dict(zip(SETTING, setting))
-    each = runs.groupby("arm")["seed"].nunique()  # of every arm
-    seeds = each.max() if each.min() == each.max() else f"{each.min()} to {each.max()}"
+    of = dict(zip(TRUST_SETTING, setting))
     rate = runs["rate_realised"].astype(float).mean()
     noise = f"{of['noise']}, {100 * rate:.0f} %" if rate else of["noise"]
+    seeds = _range(runs.groupby("arm")["seed"].nunique())
     return {"data set": of["dataset"], "images": of["n_train"], "noise": noise, "seeds": seeds}
 
 
-def _by_arm(runs: pd.DataFrame, rows: pd.DataFrame, column: str, scale: float, digits: int) -> dict[str, str]:
-    present = [arm for arm in ARMS if arm not in ("vanilla", "oracle") and (rows["arm"] == arm).any()]
-    shown = sorted(present, key=lambda arm: arm != "tad")  # what it is about comes first, then its rivals
-    return {arm: _over_seeds(runs.loc[runs["arm"] == arm, column], scale, digits) for arm in shown}
-
-
 def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
-    known = values.astype(float).dropna().tolist()
-    return with_interval(*_interval(known), scale, digits) if known else "–"
+    return with_interval(*_interval(values.astype(float).dropna().tolist()), scale, digits)
