@@ -19,9 +19,12 @@ from torchvision.io import decode_png, encode_png
 
 import tadbook
 from tadbook import benchmarks, costs, pages
+from tadbook.style import ARMS as STYLES
 from tadlib import noise
+from tadlib.config import ARMS
 from tadlib.data import load_dataset
 from tadlib.store import save_table
+from tadlib.trust import mixture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -199,7 +202,7 @@ def test_newcomers_pictures_come_from_committed_results(tmp_path):
     digits = results[(results.dataset == "digits") & (results.noise == "pairflip") & (results.arm == "oracle")]
     digits = digits[digits.rate_nominal == 0.4]
     text = (tmp_path / "few_for_many.md").read_text()
-    assert f"names\n{100 * digits.accuracy_mean.mean():.0f} % of unseen digits rightly" in text
+    assert f"names\n{100 * digits.accuracy_mean.mean():.0f} % of unseen digits correctly" in text
     assert "40 % of the labels are wrong" in (tmp_path / "by_arm.md").read_text()
     for name in ("few_for_many.png", "by_arm.png", "images.html", "runs.html"):
         assert (tmp_path / name).stat().st_size > 5000
@@ -207,7 +210,7 @@ def test_newcomers_pictures_come_from_committed_results(tmp_path):
     assert {path.read_text() for path in empty} == {"\n"}
 
 
-def test_figures_to_explore_need_no_network_and_carry_their_data(tmp_path):
+def test_interactive_figures_need_no_network_and_carry_their_data(tmp_path):
     pixels = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(6, 1, 4, 4)
     figure = tadbook.explore_images({"digits": (("a", "b"), {"one": (pixels, "</script>")})})
     html = figure.html()
@@ -254,39 +257,59 @@ def test_methods_on_clean_labels_have_a_table_of_their_own():
     assert table["10 a class"].tolist() == ["30.0 ± 1.0", "60.0 ± 1.0"]
     assert tadbook.results_table(results)["noise"].tolist() == ["pairflip"]
     # with an arm that does something about labels, clean labels are a control
-    control = pd.concat([results, rows_of_results(arm=["tad"], accuracy_mean=[0.55])])
+    control = pd.concat([results, rows_of_results(arm=["tad-posterior"], accuracy_mean=[0.55])])
     assert tadbook.results_table(control)["noise"].tolist() == ["none", "pairflip"]
     assert tadbook.methods_table(results[results["noise"] != "none"]).empty
 
 
 def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
-    arms = ["vanilla", "clean-then-distill", "tad", "oracle"]
+    arms = ["vanilla", "loss-filter", "tad-posterior", "oracle"]
     results = rows_of_results(
-        arm=arms * 3 + ["tad"],
+        arm=arms * 3 + ["tad-posterior"],
         noise=["pairflip"] * 8 + ["symmetric"] * 5,
         seed=[0] * 4 + [1] * 4 + [0] * 4 + [1],
         rate_nominal=[0.4] * 8 + [0.2] * 5,
         accuracy_mean=[0.2, 0.3, 0.6, 0.6, 0.2, 0.3, 0.5, 0.6, 0.5, 0.55, 0.5, 0.4, 0.9],
         label_accuracy=[0.6, 0.7, 0.9, 1.0] * 2 + [0.8, 0.9, 0.7, 1.0, 1.0],
     )
-    pairs = tadbook.comparisons(results)  # the last row, a seed of tad alone, has nothing to be compared with
+    pairs = tadbook.comparisons(results)  # the last row, a seed of one arm alone, has nothing to be compared with
     assert len(pairs) == 3
     assert pairs["gap"].round(6).tolist()[:2] == [1.0, 0.75]
     assert pairs["gap"].isna().tolist() == [False, False, True]  # the oracle is worse than vanilla: no gap
     text = tadbook.verdict(pairs)
-    assert "in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1." in text
-    assert "closes 0.88 of the gap, averaged over one cell" in text
+    assert text.startswith("tad-posterior is above vanilla in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1; ")
+    assert "above loss-filter in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1." in text
+    assert "closes 0.88 of the gap, averaged over one setting" in text
     assert "In one run there is no gap" in text
     short = tadbook.shortfalls(results)
     assert short["noise"].tolist() == ["symmetric"]
-    assert short["falls short by"].tolist() == ["no better than clean-then-distill, no gap"]
-    assert short["tad: right in use"].tolist() == ["70.0"]
+    assert short["falls short by"].tolist() == ["no better than vanilla, no better than loss-filter, no gap"]
+    assert short["right labels"].tolist() == ["70.0"]
     left = pd.DataFrame({"true_label": ["cat", "dog"], "label": ["dog", "cat"], "share": [0.1, 0.2]})
-    same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "preset", "seed"]].iloc[8])
-    (told,) = tadbook.shortfalls(results, left.assign(**same))["left wrong"]
+    same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "arm", "preset", "seed"]].iloc[10])
+    (told,) = tadbook.shortfalls(results, left.assign(**same))["wrong labels left"]
     assert told == "dog → cat 20.0 %, cat → dog 10.0 %"
+    (told,) = tadbook.shortfalls(results, left.assign(**same | {"arm": "tad"}))["wrong labels left"]
+    assert told == "–"
     assert tadbook.comparisons(results[:0]).empty
     assert tadbook.shortfalls(results[:8]).empty
+
+
+def test_both_methods_are_compared_each_with_its_rivals():
+    results = rows_of_results(
+        arm=["vanilla", "loss-filter", "tad", "tad-posterior", "oracle"],
+        accuracy_mean=[0.2, 0.4, 0.3, 0.5, 0.6],
+        noise=["pairflip"] * 5,
+        label_accuracy=[0.5] * 5,
+    )
+    pairs = tadbook.comparisons(results)
+    assert pairs[["arm", "accuracy"]].values.tolist() == [["tad", 0.3], ["tad-posterior", 0.5]]
+    assert pairs["gap"].round(6).tolist() == [0.25, 0.75]
+    assert tadbook.shortfalls(results)["falls short by"].tolist() == ["no better than loss-filter, gap", "gap"]
+    (row,) = tadbook.results_table(results).to_dict("records")
+    assert [row["gap closed tad"], row["gap closed tad-posterior"]] == ["0.25", "0.75"]
+    (row,) = tadbook.results_table(results[results["arm"] != "tad"]).to_dict("records")
+    assert [row["tad"], row["gap closed tad"], row["tad-posterior"]] == ["–", "–", "50.0 ± 1.0"]
 
 
 def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch):
@@ -327,51 +350,63 @@ def test_columns_that_say_the_same_in_every_row_are_told_once():
     assert pages.folded(table[["noise"]])[1] == ""
 
 
-def test_what_was_run_at_several_rates_is_drawn_against_them():
-    arms = ["vanilla", "tad", "oracle"]
-    rows = {"arm": arms * 4, "accuracy_mean": [0.3, 0.5, 0.6] * 4, "rate_nominal": [0.2] * 3 + [0.4] * 3 + [0.0] * 6}
-    noise = ["pairflip"] * 6 + ["human:aggre"] * 3 + ["human:worse"] * 3
-    results = rows_of_results(**rows, noise=noise)
-    results["rate_realised"] = [0.2] * 3 + [0.4] * 3 + [0.09] * 3 + [0.4] * 3
+@pytest.mark.parametrize("ours", [["tad"], ["tad-posterior"], ["tad", "tad-posterior"]])
+def test_what_was_run_at_several_rates_is_drawn_against_them(ours):
+    arms = ["vanilla", *ours, "oracle"]
+    rates = [("pairflip", 0.2, 0.2), ("pairflip", 0.4, 0.4), ("human:aggre", 0.0, 0.09), ("human:worse", 0.0, 0.4)]
+    noise, nominal, realised = ([value for value in column for _ in arms] for column in zip(*rates))
+    results = rows_of_results(
+        arm=arms * 4, accuracy_mean=[0.3, *[0.5] * len(ours), 0.6] * 4, noise=noise, rate_nominal=nominal
+    ).assign(rate_realised=realised)
     drawn = tadbook.against_rate(results)
     assert [ax.get_title(loc="left").partition("\n")[0] for ax in drawn.axes[:2]] == ["pairflip", "human"]
+    assert len(drawn.axes[2].containers) == len(ours)
     assert tadbook.against_rate(results[results["rate_realised"] == 0.4]) is None  # one rate of each kind
     assert tadbook.against_rate(results[:0]) is None
+    assert tadbook.against_rate(results[~results["arm"].isin(ours)]) is None
 
 
-def test_ablation_has_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(tmp_path):
+def test_ablations_have_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(tmp_path):
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    assert "No results yet" in (tmp_path / "generated" / "ablation.md").read_text()
-    cells = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "human:b") for seed in (0, 1)]
-    rows = pd.DataFrame(cells, columns=["variant", "noise", "seed"])
+    for name in ("ablation", "ablation_tad"):
+        assert "No results yet" in (tmp_path / "generated" / f"{name}.md").read_text()
+    runs = [(v, noise, seed) for v in ("as it is", "without anchors") for noise in ("a", "human:b") for seed in (0, 1)]
+    rows = pd.DataFrame(runs, columns=["variant", "noise", "seed"])
     rows = rows.assign(trust_auroc=0.9, label_accuracy=0.8, preset="lite", n_train=100, rate_nominal=0.4)
     other = rows[rows["noise"] == "a"].assign(dataset="cifar100", trust_auroc=0.7)
-    save_table(tmp_path / "ablation.parquet", pd.concat([rows.assign(dataset="cifar10"), other], ignore_index=True))
+    both = pd.concat([rows.assign(dataset="cifar10"), other], ignore_index=True)
+    save_table(tmp_path / "ablation.parquet", both)
+    save_table(tmp_path / "ablation_tad.parquet", both.assign(accuracy_mean=0.4, accuracy_ci95=0.02))
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "ablation.md").read_text()
     assert "| without anchors | 0.900 | 0.900 |" in text
     assert "| without anchors | 0.700 |" in text
-    assert "inner loop" not in text
+    assert "inner-loop" not in text
+    of_tad = (tmp_path / "generated" / "ablation_tad.md").read_text()
+    assert "| variant | a: AUROC | a: accuracy | human:b: AUROC | human:b: accuracy |" in of_tad
+    assert "| without anchors | 0.900 | 40.0 | 0.900 | 40.0 |" in of_tad
     for settings in ("cifar10:a:0.4 cifar10:human:b", "cifar100:a:0.4"):
-        assert f"--ablation --root DATA --preset lite --settings {settings}\n" in text
+        assert f"--ablation tad-posterior --root DATA --preset lite --settings {settings}\n" in text
+        assert f"--ablation tad --root DATA --preset lite --settings {settings}\n" in of_tad
     mixtures = rows.assign(variant="one mixture", dataset="cifar10", relabel_accuracy=0.6, relabel_recall=0.1)
     save_table(tmp_path / "ablation.parquet", mixtures.iloc[:1])
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "| one mixture | 60.0 | 10.0 |" in (tmp_path / "generated" / "ablation.md").read_text()
 
 
-def test_the_refined_set_has_a_row_a_setting_with_a_column_for_each_set_of_labels(tmp_path):
+def test_the_refined_set_has_a_row_a_method_with_a_column_for_each_set_of_labels(tmp_path):
     rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.39} for seed in (0, 1)])
-    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad")
+    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad-posterior")
     for name, value in (("given", 0.3), ("trusted", 0.4), ("refined", 0.5), ("true", 0.6)):
         rows[f"accuracy_{name}"] = value
     save_table(tmp_path / "refined.parquet", rows)
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "refined.md").read_text()
-    assert "| cifar10 | pairflip, 39 % | 30.0 | 40.0 | 50.0 | 60.0 |" in text
+    assert "| pairflip, 39 % | tad | – | – | – | – |" in text
+    assert "| pairflip, 39 % | tad-posterior | 30.0 | 40.0 | 50.0 | 60.0 |" in text
 
 
-def test_the_informed_auditor_stands_beside_tad(tmp_path):
+def test_the_informed_auditor_stands_beside_each_method(tmp_path):
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "informed.md").read_text()
     rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.4} for seed in (0, 1)])
@@ -380,8 +415,27 @@ def test_the_informed_auditor_stands_beside_tad(tmp_path):
     save_table(tmp_path / "informed.parquet", rows)
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "informed.md").read_text()
-    assert "| 0.900 | 0.950 | 20.0 | 30.0 | 60.0 |" in text
+    assert "| tad | 0.900 | 0.950 | 20.0 | 30.0 | 60.0 |" in text
+    assert "| tad-posterior | – | – | – | – | – |" in text
     assert "benchmarks/informed.py" in text
+
+
+def test_mixtures_are_drawn_with_the_cut_between_trusted_and_not():
+    label_N = torch.arange(200) % 2
+    right_N = torch.arange(200) < 140
+    loss_N = torch.where(right_N, 0.1, 2.0) + torch.linspace(0, 0.3, 200)
+    split = mixture.split(loss_N, label_N, 2, delta=0.5)
+    trusted_N = split.above(0.5)
+    drawn = tadbook.mixtures(split, label_N, trusted_N, right_N, ["a", "b"])
+    for k, ax in enumerate(drawn.axes):
+        (cut,) = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+        assert cut == split.u[trusted_N & (label_N == k)].max() < split.u[~trusted_N & (label_N == k)].min()
+
+
+def test_every_arm_has_a_colour_and_a_marker_of_its_own():
+    assert {*STYLES} == {*ARMS}
+    for part in zip(*(value[:2] for value in STYLES.values()), strict=True):
+        assert len({*part}) == len(ARMS)
 
 
 def test_results_page_shows_every_benchmark_that_is_there(tmp_path):
@@ -432,7 +486,7 @@ def test_the_example_of_own_images_runs(repository, tmp_path, monkeypatch):
     assert torch.load("distilled.pt", weights_only=True)["x"].shape == (10, 3, 8, 8)
 
 
-def test_a_cell_tested_on_another_network_is_another_cell(tmp_path):
+def test_a_setting_tested_on_another_network_is_another_setting(tmp_path):
     rows = rows_of_results(
         evaluate_network=["convnet", "resnet18"], accuracy_mean=[0.5, 0.1], noise=["a", "a"], arm=["tad", "tad"]
     )

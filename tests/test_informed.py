@@ -27,34 +27,34 @@ def informed():
             sys.modules.pop(name, None)
 
 
-def test_mended_is_the_largest_share_that_is_right_often_enough(informed):
+def test_corrected_is_the_largest_share_that_is_right_often_enough(informed):
     rng = torch.Generator().manual_seed(0)
     n, k = 400, 5
     true = torch.randint(k, (n,), generator=rng)
-    given = torch.where(torch.rand(n, generator=rng) < 0.4, torch.randint(k, (n,), generator=rng), true)
-    sureness = torch.rand(n, generator=rng)
-    # the surer, the more often right
-    label = torch.where(torch.rand(n, generator=rng) < sureness, true, torch.randint(k, (n,), generator=rng))
+    noisy = torch.where(torch.rand(n, generator=rng) < 0.4, torch.randint(k, (n,), generator=rng), true)
+    certainty = torch.rand(n, generator=rng)
+    # the more certain, the more often right
+    label = torch.where(torch.rand(n, generator=rng) < certainty, true, torch.randint(k, (n,), generator=rng))
     best = 0
-    for bar in sureness:
-        chosen = [i for i in range(n) if sureness[i] >= bar and label[i] != given[i]]
+    for bar in certainty:
+        chosen = [i for i in range(n) if certainty[i] >= bar and label[i] != noisy[i]]
         right = sum(int(label[i] == true[i]) for i in chosen)
         if right >= informed.RIGHT * len(chosen):
             best = max(best, right)
-    found = informed.mended(sureness, label, given, true)
+    found = informed.corrected(certainty, label, noisy, true)
     assert 0 < found < 1
-    assert found == pytest.approx(best / int((given != true).sum()))
+    assert found == pytest.approx(best / int((noisy != true).sum()))
 
 
-def test_the_truth_mends_everything_and_the_given_labels_nothing(informed):
+def test_the_truth_corrects_everything_and_the_noisy_labels_nothing(informed):
     true = torch.arange(20) % 4
-    given = (true + (torch.arange(20) < 8)) % 4
-    sure = torch.ones(20)
-    assert informed.mended(sure, true, given, true) == 1
-    assert informed.mended(sure, given, given, true) == 0
-    assert informed.mended(sure, true, true, true) == 0  # nothing to mend
+    noisy = (true + (torch.arange(20) < 8)) % 4
+    certain = torch.ones(20)
+    assert informed.corrected(certain, true, noisy, true) == 1
+    assert informed.corrected(certain, noisy, noisy, true) == 0
+    assert informed.corrected(certain, true, true, true) == 0  # nothing to correct
     p = torch.full((20, 4), 0.01).scatter(1, true[:, None], 0.97)
-    assert informed.judged(p, given, true) == {"informed_auroc": 1.0, "informed_mended": 1.0}
+    assert informed.judged(p, noisy, true) == {"informed_auroc": 1.0, "informed_mended": 1.0}
 
 
 def test_a_setting_without_noise_is_refused_before_any_work(informed, tmp_path, capsys):

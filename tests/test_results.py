@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import tadbook
-from tadbook.tables import CELL
+from tadbook.tables import SETTING
 from tadlib import pipeline
 from tadlib.errors import InputError
 from tadlib.store import load_table
@@ -28,22 +28,22 @@ def test_every_row_tells_seed_hardware_versions_and_commit():
     assert not rows["config_hash"].duplicated().any()
 
 
-def test_tad_beats_vanilla_by_more_than_both_intervals_at_a_rate_of_forty_per_cent():
+def test_the_trust_posterior_beats_vanilla_by_more_than_both_intervals_at_a_rate_of_forty_per_cent():
     rows = tadbook.read_results(RESULTS)
     rows = rows[rows["noise"].isin(["pairflip", "symmetric"]) & (rows["rate_nominal"].astype(float) == 0.4)]
-    for _, run in rows.groupby([*CELL, "seed"]):
-        of = run.set_index("arm")
-        if {"tad", "vanilla"} <= {*of.index}:
-            difference = of.accuracy_mean["tad"] - of.accuracy_mean["vanilla"]
-            assert difference > max(of.accuracy_ci95["tad"], of.accuracy_ci95["vanilla"]), run
+    for _, runs in rows.groupby([*SETTING, "seed"]):
+        of = runs.set_index("arm")
+        if {"tad-posterior", "vanilla"} <= {*of.index}:
+            difference = of.accuracy_mean["tad-posterior"] - of.accuracy_mean["vanilla"]
+            assert difference > max(of.accuracy_ci95["tad-posterior"], of.accuracy_ci95["vanilla"]), runs
 
 
 @pytest.mark.slow
 def test_a_committed_distilled_set_gives_the_accuracy_of_its_row():
     rows = tadbook.read_results(RESULTS)
-    (path,) = (RESULTS / "distilled").glob("digits-pairflip-40-tad-*.safetensors")
+    (path,) = (RESULTS / "distilled").glob("digits-pairflip-40-tad-posterior-*.safetensors")
     rows = rows[(rows.noise == "pairflip") & (rows.rate_nominal == 0.4)]
-    row = rows[(rows.dataset == "digits") & (rows.arm == "tad") & (rows.seed == 0)].iloc[0]
+    row = rows[(rows.dataset == "digits") & (rows.arm == "tad-posterior") & (rows.seed == 0)].iloc[0]
     accuracies = pipeline.load_distilled(path).evaluate(device="cpu", evaluate_networks=2)
     # other CPUs round differently, and two networks stand for five
     assert sum(accuracies) / 2 == pytest.approx(row.accuracy_mean, abs=0.03)
@@ -61,7 +61,7 @@ def collect(tmp_path, monkeypatch) -> ModuleType:
     return module
 
 
-def test_a_new_row_takes_the_place_of_the_old_one_of_its_cell_arm_and_seed(collect, tmp_path):
+def test_a_new_row_takes_the_place_of_the_old_one_of_its_setting_arm_and_seed(collect, tmp_path):
     rows, path = load_table(RESULTS / "smoke.parquet"), tmp_path / "some.parquet"
     collect.replace_rows(path, rows)
     pd.testing.assert_frame_equal(load_table(path), rows)
@@ -83,15 +83,17 @@ def test_a_grid_is_merged_from_its_folder_and_its_stages_beside_it(collect, tmp_
     collect.merge(tmp_path / "runs" / "some")
     assert load_table(tmp_path / "results" / "smoke.parquet").config_hash.tolist() == [row["config_hash"]]
     assert len([*(tmp_path / "results" / "distilled").iterdir()]) == 1
-    assert not (tmp_path / "results" / "leftover.parquet").exists()  # nothing was diverted
-    tad = config.with_params(arm="tad", noise="pairflip", rate=0.4, divert_epochs=2, divert_warmup=1)
-    pipeline.run(tad)
+    assert not (tmp_path / "results" / "leftover.parquet").exists()  # no arm chose labels
+    for arm in ("tad", "tad-posterior"):
+        pipeline.run(config.with_params(arm=arm, noise="pairflip", rate=0.4, auditor_epochs=2, auditor_warmup=1))
     for _ in range(2):  # the second time the rows take the place of the first ones
         collect.merge(tmp_path / "runs")
     left = load_table(tmp_path / "results" / "leftover.parquet")
-    assert 0 < len(left) <= collect.LEFT
-    assert left["share"].is_monotonic_decreasing
-    assert 0 < left["share"].sum() < 1
+    assert {*left["arm"]} == {"tad", "tad-posterior"}
+    for _, of_arm in left.groupby("arm"):
+        assert 0 < len(of_arm) <= collect.LEFT
+        assert of_arm["share"].is_monotonic_decreasing
+        assert 0 < of_arm["share"].sum() < 1
     assert (left["true_label"] != left["label"]).all()
     with pytest.raises(InputError, match="is no query of rows"):
         collect.merge(tmp_path / "runs" / "some", "nothing ==")

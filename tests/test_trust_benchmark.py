@@ -1,6 +1,7 @@
-"""The table of trust: a cell is computed once, a failing one stops no other, and the book shows what was measured."""
+"""The table of trust: a run is computed once, a failing one stops no other, and the book shows what was measured."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 import tadbook
+from tadbook.tables import replace_rows
 from tadlib import pipeline
 from tadlib.errors import InputError
 from tadlib.store import load_table, save_table
@@ -32,7 +34,7 @@ def benchmark() -> ModuleType:
 
 def run(benchmark, folder: Path, *more: str) -> int:
     options = ["--out", str(folder / "runs"), "--results", str(folder / "trust.parquet"), "--preset", "smoke"]
-    options += ["--set", "n_train=200", "divert_epochs=2", "divert_warmup=1", "width=4", "--device", "cpu"]
+    options += ["--set", "n_train=200", "auditor_epochs=2", "auditor_warmup=1", "width=4", "--device", "cpu"]
     return benchmark.main([*options, *more])
 
 
@@ -49,8 +51,8 @@ def test_settings_are_read(benchmark, text, params):
     assert benchmark.parse(text) == params
 
 
-def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, monkeypatch, capsys):
-    options = ("--settings", "digits:symmetric:.3", "digits:none", "--arms", "clean-then-distill", "tad")
+def test_a_table_resumes_and_a_failing_run_stops_no_other(benchmark, tmp_path, monkeypatch, capsys):
+    options = ("--settings", "digits:symmetric:.3", "digits:none", "--arms", "loss-filter", "tad")
     divert = pipeline.divert
 
     def failing(config):
@@ -73,7 +75,6 @@ def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, 
     assert computed == ["divert"]
     rows = load_table(tmp_path / "trust.parquet")
     assert len(rows) == 4
-    assert not (tmp_path / ".results.lock").exists()
     noisy = rows[rows.noise == "symmetric"]
     assert noisy.trust_auroc.between(0, 1).all()
     assert rows[rows.noise == "none"].trust_auroc.isna().all()
@@ -82,27 +83,49 @@ def test_a_table_resumes_and_a_failing_cell_stops_no_other(benchmark, tmp_path, 
         assert rows[column].notna().all(), column
 
 
-def test_every_variant_of_the_ablation_is_a_setting_that_exists(benchmark):
-    variants = dict(benchmark.ablation(["digits:symmetric:.3"], [0], preset="smoke"))
-    assert variants.keys() == benchmark.VARIANTS.keys()
+@pytest.mark.parametrize("arm, part", [("tad", "tad"), ("tad-posterior", "posterior")])
+def test_every_variant_of_an_ablation_is_a_setting_of_its_arm(benchmark, arm, part):
+    variants = dict(benchmark.ablation(arm, ["digits:symmetric:.3"], [0], preset="smoke"))
+    assert variants.keys() == benchmark.VARIANTS[arm].keys()
     base = variants.pop("as it is")
-    assert all(config.divert != base.divert for config in variants.values())
+    assert base.arm == arm
+    for config in variants.values():
+        assert getattr(config, part) != getattr(base, part)
+        assert replace(config, **{part: getattr(base, part)}) == base  # nothing else differs
 
 
-def test_an_ablation_has_a_row_for_every_variant(benchmark, tmp_path, monkeypatch):
-    some = ("as it is", "one mixture of losses")
-    monkeypatch.setattr(benchmark, "VARIANTS", {name: benchmark.VARIANTS[name] for name in some})
-    assert run(benchmark, tmp_path, "--ablation", "--settings", "digits:symmetric:.3", "--seeds", "0") == 0
+@pytest.mark.parametrize("arm, other", [("tad", "no recalibration"), ("tad-posterior", "no held-out labels")])
+def test_an_ablation_has_a_row_for_every_variant_and_resumes(benchmark, tmp_path, monkeypatch, arm, other):
+    monkeypatch.setitem(benchmark.VARIANTS, arm, {name: benchmark.VARIANTS[arm][name] for name in ("as it is", other)})
+    options = ["--ablation", arm, "--settings", "digits:symmetric:.3", "--seeds", "0"]
+    if arm == "tad":
+        options += ["--set", "n_train=200", "auditor_epochs=2", "auditor_warmup=1", "width=4", "ipc=1"]
+        options += ["dm_iterations=2", "evaluate_networks=2", "evaluate_epochs=2"]
+    assert run(benchmark, tmp_path, *options) == 0
     rows = load_table(tmp_path / "trust.parquet")
-    assert set(rows.variant) == set(some)
-    assert rows.trust_auroc.nunique() == 2
+    assert set(rows.variant) == {"as it is", other}
+    assert ("accuracy_mean" in rows) == ("accuracy_ci95" in rows) == (arm == "tad")
+    assert (rows.arm == arm).all()
+    assert tadbook.read_results(tmp_path).empty  # they are no results of arms
+    monkeypatch.setattr(pipeline, "Work", lambda folder, title: pytest.fail(f"{title} is done again"))
+    assert run(benchmark, tmp_path, *options) == 0
+    assert len(load_table(tmp_path / "trust.parquet")) == 2
+
+
+def test_a_row_takes_the_place_of_that_of_another_version(tmp_path):
+    old = rows().assign(variant="as it is")
+    replace_rows(tmp_path / "a.parquet", old.assign(config_hash=[f"{i}" for i in range(6)]))
+    replace_rows(tmp_path / "a.parquet", old.assign(config_hash=[f"new {i}" for i in range(6)]).iloc[:2])
+    found = load_table(tmp_path / "a.parquet")
+    assert len(found) == 6
+    assert found["config_hash"].str.startswith("new").sum() == 2
 
 
 def test_networks_learn_more_from_better_labels(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     refined, results = script("refined"), tmp_path / "refined.parquet"
-    options = ["--settings", "digits:pairflip:.4", "--seeds", "0", "--preset", "smoke", "--device", "cpu"]
-    options += ["--out", str(tmp_path / "runs"), "--results", str(results)]
+    options = ["--settings", "digits:pairflip:.4", "--arms", "tad-posterior", "--seeds", "0", "--preset", "smoke"]
+    options += ["--device", "cpu", "--out", str(tmp_path / "runs"), "--results", str(results)]
     assert refined.main(options) == 0
     (row,) = load_table(results).to_dict("records")
     assert row["accuracy_given"] < 0.8 < row["accuracy_trusted"] <= 1
@@ -113,10 +136,10 @@ def test_networks_learn_more_from_better_labels(benchmark, tmp_path, monkeypatch
     assert capsys.readouterr().out == ""  # finished
 
 
-def test_no_cell_starts_after_the_time_limit(benchmark, tmp_path, capsys):
+def test_no_run_starts_after_the_time_limit(benchmark, tmp_path, capsys):
     options = ("--settings", "digits:symmetric:.3", "--arms", "tad", "--time-limit", "0")
     assert run(benchmark, tmp_path, *options) == 0
-    assert "time is up: 3 of 3 cells are left" in capsys.readouterr().out
+    assert "time is up: 3 of 3 runs are left" in capsys.readouterr().out
     assert not (tmp_path / "trust.parquet").exists()
 
 
@@ -151,7 +174,7 @@ def rows(**change) -> pd.DataFrame:
     }
     found = [
         base | {"arm": arm, "seed": seed, "trust_auroc": value + seed / 100} | change
-        for arm, value in (("gce", 0.85), ("tad", 0.9))
+        for arm, value in (("gce", 0.85), ("tad-posterior", 0.9))
         for seed in range(3)
     ]
     return pd.DataFrame(found)
@@ -162,23 +185,26 @@ def test_tables_show_mean_and_interval_by_setting_and_arm():
     both = pd.concat([rows(), clean])
     table = tadbook.trust_table(both)
     assert table["gce"].tolist() == ["0.860 ± 0.025", "2.0 ± 0.0 %"]  # 4.303 · .01 / √3
-    assert table["tad"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0 %"]
+    assert table["tad-posterior"].tolist() == ["0.910 ± 0.025", "2.0 ± 0.0 %"]
+    assert table["tad"].tolist() == ["–", "–"]  # it has no rows yet
+    assert [*table][-3:] == ["tad", "tad-posterior", "gce"]
     assert table["noise"].tolist() == ["symmetric, 40 %", "none"]
     second = tadbook.spaces_table(both)
-    assert second["arm"].tolist() == ["gce", "tad"] * 2
+    assert second["arm"].tolist() == ["gce", "tad-posterior"] * 2
     assert second["precision"][1] == "90.0 ± 0.0"
     third = tadbook.labels_table(both)
-    assert third["relabelled"].tolist() == ["10.0 ± 0.0"] * 2
-    assert third["of these right"].tolist() == ["85.0 ± 0.0"] * 2
+    assert third["arm"].tolist() == ["tad", "tad-posterior"] * 2
+    assert third["pseudo-labels"].tolist() == ["–", "10.0 ± 0.0"] * 2
+    assert third["of these right"].tolist() == ["–", "85.0 ± 0.0"] * 2
 
 
 def test_fresh_seeds_have_a_table_of_their_own(tmp_path):
     clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
     both = pd.concat([rows(), clean])
-    save_table(tmp_path / "trust_fresh.parquet", both[both["arm"] == "tad"].iloc[::-1])
+    save_table(tmp_path / "trust_fresh.parquet", both[both["arm"] == "tad-posterior"].iloc[::-1])
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "trust_fresh.md").read_text()
-    heads, _, none, noisy = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    heads, _, _, none, _, noisy = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert noisy[heads.index("AUROC")] == "0.910 ± 0.025"
     assert none[heads.index("AUROC")] == "–"
     assert noisy[heads.index("of these right")] == "85.0 ± 0.0"
