@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = "OWNER"  # in the address of a repository that is not public yet
 INSTALL = "install"  # tag of the cell that installs the library where it is missing
 LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended latexmk xindy fonts-dejavu"  # of Debian
-NO_CHAPTERS = ("cell",)  # notebooks that are no page: the log of a grid's cell
+NO_CHAPTERS = ("run",)  # notebooks that are no page: the log of a grid's run
 CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {

@@ -1,34 +1,35 @@
-"""The one command of a grid: check it, plan it, have Snakemake run it, tell what came of it.
+"""The one command of a grid: check it, plan it, have Snakemake run it, report what came of it.
 
 Runs, resumes after whatever ended the last run, and runs again what depends on a change of grid, notebook, data or
 library. See :mod:`workflow.jobs` for why that needs no help.
 """
 
 import argparse
+import fcntl
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 import yaml
 
 from tadlib.errors import InputError, require
-from workflow.job import FAILED, locked
+from tadlib.store import claim_output, save_json
+from workflow.cost import STAGES, cost_text, measured
+from workflow.job import FAILED
+from workflow.jobs import NOTEBOOK, ROOT, Job, collect, grid_jobs, to_do
+from workflow.load import load_grid
 
-if TYPE_CHECKING:
-    from workflow.jobs import Job
-
-ROOT = Path(__file__).resolve().parents[1]
 OK, INCOMPLETE, BAD_INPUT = 0, 1, 2  # exit statuses
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 when all cells are done, 1 when not, 2 for bad input."""
+    """The command line; returns the exit status: 0 when all runs are done, 1 when not, 2 for bad input."""
     options, more = _parser().parse_known_args(arguments)
     try:
         return _run(options, more)
@@ -41,44 +42,62 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workflow",
         allow_abbrev=False,
-        description="Run a grid of cells, or go on with it. Further options are Snakemake's.",
+        description="Run a grid, or go on with it. Further options are Snakemake's.",
     )
+    number, threads = _at_least(1), "CPU threads of a job, on this machine at most as many as it has (default: 1)"
     parser.add_argument("grid", help="name of a file in grids/, or the path of one")
-    parser.add_argument("--plan", action="store_true", help="only tell what is done and what would be run")
+    parser.add_argument("--plan", action="store_true", help="only show what is done and what would be run")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="output folder (default: runs)")
     parser.add_argument("--root", default=os.environ.get("TADLIB_DATA_ROOT"), help="folder of the data sets' files")
     parser.add_argument("--profile", default="local", help="local, slurm, or the path of a Snakemake profile")
-    parser.add_argument("--cores", type=int, default=1, help="jobs at a time on a machine without GPU (default: 1)")
-    parser.add_argument("--gpus", type=int, help="GPUs to use, one job each (default: all; slurm: 0, else 1 a job)")
+    parser.add_argument("--cores", type=number, default=1, help="jobs at a time on a machine without GPU (default: 1)")
+    parser.add_argument("--gpus", type=_at_least(0), help="GPUs, one job each (default: all; slurm: 0, else 1 a job)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a job (default: 1)")
+    parser.add_argument("--threads", type=number, default=1, help=threads)
     return parser
 
 
-def _run(options: argparse.Namespace, more: list[str]) -> int:
-    from tadlib.store import claim_output, save_json
-    from workflow.cost import cost_text, measured
-    from workflow.jobs import NOTEBOOK, SHARED, collect, grid_jobs, to_do
-    from workflow.load import load_grid
+def _at_least(least: int) -> Callable[[str], int]:
+    """For argparse: whole numbers from ``least`` on."""
 
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text!r}")
+        return number
+
+    return parse
+
+
+def _run(options: argparse.Namespace, more: list[str]) -> int:
     path = Path(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
+    require(path.stem not in ("noise", *STAGES), f"grid {path.stem} must not be called like a stage")
+    require(not set("{}") & set(path.stem), f"the name of a grid must not contain braces, got {path.stem}")
     profile, local = _profile(options.profile)
-    require(path.stem not in (*SHARED, "distill", "evaluate"), f"grid {path.stem} must not be called like a stage")
+    cores = os.cpu_count() or 1
+    enough = not local or options.threads <= cores
+    require(enough, f"threads must not exceed the {cores} cores of this machine, got {options.threads}")
     out, root = options.out.resolve(), options.root and str(Path(options.root).expanduser().resolve())
     machine = {"out": str(out), "root": root, "device": options.device, "threads": options.threads}
     grid = load_grid(path, **machine)
     jobs = grid_jobs(grid)
     if options.plan:
         print(plan_text(jobs, out))
-        configs = {cell.name: cell.config for cell in grid.cells}
-        print(cost_text(to_do(jobs, out), configs, measured(out, ROOT / "results")))
+        print(cost_text(to_do(jobs, out), {r.name: r.config for r in grid.runs}, measured(out, ROOT / "results")))
         return OK
 
     require(find_spec("snakemake") is not None, "a grid is run by Snakemake: install tadlib with its extra grid")
+    gpus = _gpus(options.gpus, options.device, local)
     folder = claim_output(out) / grid.name
-    with locked(folder / ".lock", wait=False) as descriptor:
-        require(descriptor is not None, f"grid {grid.name} is being run in {out} by another process")
-        gpus = _gpus(options.device) if options.gpus is None and local else options.gpus or 0
+    folder.mkdir(exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"grid {grid.name} is being run in {out} by another process") from error
         plan = {
             "grid": grid.name,
             "notebook": str(NOTEBOOK),
@@ -95,13 +114,13 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")),
             *("--profile", str(profile), "--directory", str(out), "--config", f"plan={folder / 'plan.json'}"),
-            *("--forcerun", "results"),  # cheap, and right when a cell has left the grid
         ]
         if local:
-            command += ["--cores", str(max(options.cores, gpus * options.threads)), "--resources", f"gpu={gpus}"]
-        _snakemake(command + more, descriptor)
+            at_a_time = gpus or options.cores
+            command += ["--cores", str(at_a_time * options.threads), "--resources", f"gpu={gpus}"]
+        _snakemake(command + more, lock.fileno())
         left = to_do(jobs, out)
-        table = collect([asdict(job) for job in jobs], out, grid.name)
+        table = collect(jobs, out, grid.name)
     print(counts(jobs, out))
     for line in failures(left, out, grid.name):
         print(line, file=sys.stderr)
@@ -118,14 +137,23 @@ def _profile(name: str) -> tuple[Path, bool]:
     return settings.parent, yaml.safe_load(settings.read_text(encoding="utf-8")).get("executor", "local") == "local"
 
 
-def _snakemake(command: list[str], lock: int | None) -> None:
-    """Run Snakemake, which keeps the lock should it outlive this process; its jobs run this very tadlib.
+def _gpus(asked: int | None, device: str, local: bool) -> int:
+    """How many GPUs to use; those of this machine where jobs run here. With ``device`` cpu they are only counted."""
+    if not local or device == "cpu":
+        return asked or 0
+    there = torch.cuda.device_count()
+    require(asked is None or asked <= there, f"gpus must not exceed the {there} of this machine, got {asked}")
+    return there if asked is None else asked
+
+
+def _snakemake(command: list[str], lock: int) -> None:
+    """Run Snakemake, which keeps the lock should it outlive this process; its jobs run this very clone.
 
     After Ctrl-C, which it gets as well, wait for it to end its jobs.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen(command, env=environment, pass_fds=() if lock is None else (lock,))
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     while process.poll() is None:
         try:
             process.wait()
@@ -133,49 +161,38 @@ def _snakemake(command: list[str], lock: int | None) -> None:
             continue
 
 
-def _gpus(device: str) -> int:
-    """GPUs that this machine has and ``device`` lets us use."""
-    import torch
-
-    return 0 if device == "cpu" else torch.cuda.device_count()
-
-
-def log_of(job: "Job", grid: str) -> str:
+def log_of(job: Job, grid: str) -> str:
     """Where the Snakefile has a job write what it prints."""
-    name = f"{job.cell}-{Path(job.target).parent.name}" if job.stage == "cell" else job.key
-    return f"{grid}/logs/{job.stage}-{name}.log"
+    return f"{grid}/logs/{'-'.join(Path(job.target).parts[-3:-1])}.log"
 
 
-def counts(jobs: "Iterable[Job]", out: Path) -> str:
+def counts(jobs: list[Job], out: Path) -> str:
     """One line: how many jobs of each kind are done."""
-    jobs = list(jobs)
-    total = Counter(job.stage for job in jobs)
     done = Counter(job.stage for job in jobs if (out / job.target).exists())
+    total = Counter(job.stage for job in jobs)
     return "done: " + ", ".join(f"{done[stage]} of {n} {stage}" for stage, n in total.items())
 
 
-def plan_text(jobs: "list[Job]", out: Path) -> str:
-    """Every cell and whether it is done, then the jobs that would be run."""
-    from workflow.jobs import to_do
-
+def plan_text(jobs: list[Job], out: Path) -> str:
+    """Every run and whether it is done, then the jobs that would be run."""
     todo = to_do(jobs, out)
-    missing = {job.target for job in todo}
-    lines = [f"{'to run' if j.target in missing else 'done  '}  {j.cell}" for j in jobs if j.stage == "cell"]
-    run = Counter(job.stage for job in todo)
-    lines += [counts(jobs, out), "to run: " + (", ".join(f"{n} {stage}" for stage, n in run.items()) or "nothing")]
+    runs = [job for job in jobs if job.stage == "run"]
+    lines = [f"{'done  ' if (out / job.target).exists() else 'to run'}  {job.run}" for job in runs]
+    by_stage = Counter(job.stage for job in todo)
+    lines += [counts(jobs, out), "to run: " + (", ".join(f"{n} {stage}" for stage, n in by_stage.items()) or "nothing")]
     return "\n".join(lines)
 
 
-def failures(left: "Iterable[Job]", out: Path, grid: str) -> list[str]:
+def failures(left: list[Job], out: Path, grid: str) -> list[str]:
     """What went wrong, from the notebooks and logs of the jobs that are not done."""
     lines = []
     for job in left:
         notebook, log = (out / job.target).with_name(FAILED), out / log_of(job, grid)
         text = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         why = text[-1].removeprefix("error: ") if text else ""
-        if job.stage == "cell" and notebook.exists():
-            lines.append(f"failed: {job.cell}: {why}\n  notebook: {notebook}")
+        if job.stage == "run" and notebook.exists():
+            lines.append(f"failed: {job.run}: {why}\n  notebook: {notebook}")
         elif text:
-            shared = "" if job.stage == "cell" else f"{job.stage}, and with it every cell that shares it: "
-            lines.append(f"failed: {job.cell}: {shared}{why}\n  log: {log}")
+            shared = "" if job.stage == "run" else f"{job.stage}, and with it every run that shares it: "
+            lines.append(f"failed: {job.run}: {shared}{why}\n  log: {log}")
     return lines
