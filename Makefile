@@ -7,8 +7,8 @@
 #   make notebooks  run the notebooks and keep their outputs in notebooks/, to be committed
 #   make pdf      render the notebooks as last run to _build/latex/book.pdf (needs LaTeX)
 #   make tables   write the table of results in README.md
-#   make grid GRID=smoke       run a grid of cells (grids/*.yml), or go on with it; DATA= CORES= GPUS= PROFILE= OUT=
-#   make grid-plan GRID=smoke  only tell what is done and what would be run
+#   make grid GRID=smoke       run a grid (grids/*.yml), or go on with it; DATA= CORES= GPUS= PROFILE= OUT=
+#   make grid-plan GRID=smoke  only show what is done and what would be run
 #   make grid-kill-test        kill a grid's run ten times and compare with one that nobody disturbed; minutes
 #   make slurm-test            run a grid on a SLURM of its own; root on Debian
 #   make env      only the environment

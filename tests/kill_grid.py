@@ -22,7 +22,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ROOT / "tests" / "grids" / "tiny.yml"
-# what may differ between two runs of the same cell: what is measured, and a commit in between
+# what may differ when the same run is repeated: what is measured, and a commit in between
 MEASURED = [f"seconds_{s}" for s in ("divert", "experts", "distill", "evaluate")] + ["peak_memory_bytes", "commit"]
 
 
@@ -31,7 +31,7 @@ def command(grid: Path, out: Path, *options: str) -> list[str]:
 
 
 def start(grid: Path, out: Path, *options: str) -> subprocess.Popen:
-    """A run in a process group of its own."""
+    """The command, in a process group of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command(grid, out, *options), cwd=ROOT, env=environment, start_new_session=True,
@@ -75,7 +75,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def interrupted(process: subprocess.Popen, moment: Callable[[], bool]) -> bool:
-    """Kill a run when ``moment`` says so; whether that was before its end."""
+    """Kill the command when ``moment`` says so; whether that was before its end."""
     while process.poll() is None:
         if moment():
             kill(process)
@@ -84,31 +84,17 @@ def interrupted(process: subprocess.Popen, moment: Callable[[], bool]) -> bool:
     return False
 
 
-def journal(out: Path, grid: str) -> list[dict]:
-    """What happened, line by line; a line that a kill cut short is left out."""
-    path, events = out / grid / "journal.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+def finished(out: Path, grid: str) -> dict[str, int]:
+    """Every job that is done by its target, and when its log was last written: a job that starts empties its log."""
+    path = out / grid / "plan.json"
+    jobs = json.loads(path.read_text())["jobs"] if path.exists() else []
+    done = [job["target"] for job in jobs if (out / job["target"]).exists()]
+    logs = {target: out / grid / "logs" / f"{'-'.join(Path(target).parts[-3:-1])}.log" for target in done}
+    return {target: log.stat().st_mtime_ns for target, log in logs.items() if log.exists()}
 
 
-def cells_done(out: Path, grid: str) -> int:
-    return sum(event["event"] == "done" and event["stage"] == "cell" for event in journal(out, grid))
-
-
-def run_again_after_their_end(events: list[dict]) -> list[str]:
-    """Targets that were started once more after they were done."""
-    done: set[str] = set()
-    again = []
-    for event in events:
-        if event["event"] == "done":
-            done.add(event["target"])
-        elif event["event"] == "start" and event["target"] in done:
-            again.append(event["target"])
-    return again
+def runs_done(out: Path, grid: str) -> int:
+    return sum(Path(target).name == "run.ipynb" for target in finished(out, grid))
 
 
 def table(out: Path, grid: str) -> pd.DataFrame:
@@ -118,19 +104,18 @@ def table(out: Path, grid: str) -> pd.DataFrame:
 
 def disturb(out: Path, kills: int, draw: random.Random, longest: float) -> tuple[int, list[str]]:
     """Run the grid with so many kills, or fewer where it ends before; kills, and what was run again after its end."""
+    before: dict[str, int] = {}
     for kill_ in range(1, kills + 1):
         wait, begun = draw.uniform(1, longest), time.monotonic()
         if not interrupted(start(GRID, out), lambda: time.monotonic() - begun > wait):  # noqa: B023
             kills = kill_ - 1
             break
-        print(f"kill after {wait:.1f} s: {cells_done(out, GRID.stem)} cells done", flush=True)
+        before = finished(out, GRID.stem) | before
+        print(f"kill after {wait:.1f} s: {runs_done(out, GRID.stem)} runs done", flush=True)
     assert start(GRID, out).wait() == 0, "the last run failed"
-    events = journal(out, GRID.stem)
-    starts, ends = (sum(event["event"] == what for event in events) for what in ("start", "done"))
-    again = run_again_after_their_end(events)
-    print(
-        f"after {kills} kills: {starts} starts, {ends} ends; run again after their end: {again or 'none'}", flush=True
-    )
+    after = finished(out, GRID.stem)
+    again = [target for target, written in before.items() if after.get(target) != written]
+    print(f"after {kills} kills: {len(after)} jobs done; run again after their end: {again or 'none'}", flush=True)
     return kills, again
 
 
@@ -144,9 +129,9 @@ def main(kills: int = 10, seed: int | None = None) -> int:
         seconds, cpu = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
         longest = seconds / 4  # so that the kills are spread over the work
         work = sum(json.loads(path.read_text())["seconds"] for path in quiet.glob("*/*/manifest.json"))
-        cells = cells_done(quiet, GRID.stem)
-        overhead = [(spent - work) / cells for spent in (seconds, cpu.ru_utime + cpu.ru_stime)]
-        print(f"undisturbed run: {seconds:.0f} s for {cells} cells, {work:.0f} s of work in stages; overhead a cell:")
+        runs = runs_done(quiet, GRID.stem)
+        overhead = [(spent - work) / runs for spent in (seconds, cpu.ru_utime + cpu.ru_stime)]
+        print(f"undisturbed run: {seconds:.0f} s for {runs} runs, {work:.0f} s of work in stages; overhead a run:")
         print(f"{overhead[0]:.1f} s, {overhead[1]:.1f} s of CPU time; load {os.getloadavg()[0]:.1f}", flush=True)
         while left:  # a grid that ends before all kills is run anew in another folder
             out = Path(folder) / f"disturbed-{left}"

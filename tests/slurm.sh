@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a small grid over profiles/slurm on a SLURM of its own: this machine as controller and as its one node.
-# Asserts that every job of the grid went through SLURM, and that the table of results is that of the same cells run here.
+# Asserts that every job of the grid went through SLURM, and that the table of results is that of the same runs carried out here.
 #
 #   tests/slurm.sh          as root on Debian; installs slurm-wlm and munge where they are missing
 #
@@ -108,17 +108,17 @@ from pathlib import Path
 
 sys.path.insert(0, "tests")
 import pandas as pd
-from kill_grid import MEASURED, journal, table
+from kill_grid import MEASURED, finished, table
 
 from tadlib import pipeline
 from workflow.load import load_grid
 
 work = Path(sys.argv[1])
-cells = load_grid("tests/grids/few.yml", out=str(work / "local"), device="cpu").cells
-local = pipeline.result_table([pd.DataFrame([pipeline.run(cell.config) for cell in cells])]).drop(columns=MEASURED)
+runs = load_grid("tests/grids/few.yml", out=str(work / "local"), device="cpu").runs
+local = pipeline.result_table([pd.DataFrame([pipeline.run(run.config) for run in runs])]).drop(columns=MEASURED)
 completed = [line for line in (work / "completed.txt").read_text().splitlines() if "JobState=COMPLETED" in line]
-done = [event for event in journal(work / "runs", "few") if event["event"] == "done"]
+done = finished(work / "runs", "few")
 assert len(done) == len(completed) > 0, f"{len(done)} jobs of the grid, {len(completed)} jobs of SLURM"
 pd.testing.assert_frame_equal(table(work / "runs", "few"), local, check_dtype=False)
-print(f"{len(done)} jobs, all through SLURM; the table equals that of the same cells in one local process")
+print(f"{len(done)} jobs, all through SLURM; the table equals that of the same runs in one local process")
 PYTHON

@@ -1,4 +1,4 @@
-"""Promises of a grid's file: what it lists becomes cells with names, and every mistake is told with its line."""
+"""Promises of a grid's file: what it lists becomes runs with names, and every mistake is reported with its place."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tadlib import pipeline
 from tadlib.config import Config
 from tadlib.errors import InputError
 from tadlib.nn.networks import Network, NetworkSpec
-from workflow import cost
+from workflow import cost, jobs
 from workflow.jobs import NOTEBOOK, Job, grid_jobs, to_do
 from workflow.load import load_grid
 
@@ -40,10 +40,10 @@ def load(tmp_path: Path, text: str, **machine):
     return load_grid(write(tmp_path, text), **machine)
 
 
-def test_cells_are_the_combinations_in_the_order_of_the_file(tmp_path):
+def test_runs_are_the_combinations_in_the_order_of_the_file(tmp_path):
     grid = load(tmp_path, GOOD, out="elsewhere")
     assert grid.name == "some"
-    assert [cell.name for cell in grid.cells] == [
+    assert [run.name for run in grid.runs] == [
         "digits-pairflip-20-vanilla-mtt-ipc10-seed0",
         "digits-pairflip-20-tad-mtt-ipc10-seed0",
         "digits-pairflip-20-vanilla-mtt-ipc10-seed1",
@@ -54,14 +54,13 @@ def test_cells_are_the_combinations_in_the_order_of_the_file(tmp_path):
         "digits-pairflip-40-tad-mtt-ipc10-seed1",
         "digits-none-vanilla-mtt-ipc1-seed0",
     ]
-    config = grid.cells[3].config
+    config = grid.runs[3].config
     assert (config.rate, config.seed, config.arm, config.mtt.lr_lr, config.out) == (0.2, 1, "tad", 1e-5, "elsewhere")
-    assert [cell.line for cell in grid.cells[-2:]] == [6, 9]
 
 
-def test_cells_that_differ_in_another_setting_alone_have_it_in_their_names(tmp_path):
+def test_runs_that_differ_in_another_setting_alone_have_it_in_their_names(tmp_path):
     grid = load(tmp_path, "blocks:\n  - evaluate_network: [convnet, alexnet]\n    width: 8\n  - seed: 1\n")
-    assert [cell.name for cell in grid.cells] == [
+    assert [run.name for run in grid.runs] == [
         "digits-none-tad-mtt-ipc10-seed0-evaluate_network-convnet",
         "digits-none-tad-mtt-ipc10-seed0-evaluate_network-alexnet",
         "digits-none-tad-mtt-ipc10-seed1",
@@ -71,60 +70,68 @@ def test_cells_that_differ_in_another_setting_alone_have_it_in_their_names(tmp_p
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("shared:", "shred:", "some.yml:1: unknown entry 'shred'; did you mean 'shared'?"),
-        ("    rate:", "    rat:", "some.yml:7: unknown parameter 'rat'; did you mean 'rate'?"),
-        ("dataset: digits", "dataset: digit", "some.yml:2: unknown data set 'digit'"),
-        ("[vanilla, tad]", "\n    - vanilla\n    - tads", "some.yml:5: unknown arm 'tads'"),
-        ("[0.2, 0.4]", "[0.2, 1.4]", "some.yml:7: rate must be in [0, 1), got 1.4"),
-        ("[0.2, 0.4]", "[0, 0.4]", "some.yml:7: rate must be above 0 for noise pairflip, got 0"),
+        ("shared:", "shred:", "unknown entry 'shred'; expected one of: shared, blocks, without"),
+        ("    rate:", "    rat:", "blocks, entry 1: unknown parameter 'rat'; did you mean 'rate'?"),
+        ("dataset: digits", "dataset: digit", "blocks, entry 1: unknown data set 'digit'"),
+        ("dataset: digits", "datasets: digits", "shared: unknown parameter 'datasets'; did you mean 'dataset'?"),
+        ("[vanilla, tad]", "\n    - vanilla\n    - tads", "blocks, entry 1: unknown arm 'tads'"),
+        ("[0.2, 0.4]", "[0.2, 1.4]", "blocks, entry 1: rate must be in [0, 1), got 1.4"),
+        ("[0.2, 0.4]", "[0, 0.4]", "blocks, entry 1: rate must be above 0 for noise pairflip, got 0"),
         ("noise: none\n", "noise: asymmetric\n    rate: 0.4\n", "asymmetric noise follows a map between the classes"),
-        ("seed: [0, 1]", "seed: [0, one]", "some.yml:8: seed must be int, got 'one'"),
-        ("seed: [0, 1]", "seed: [0, 0]", "some.yml:8: seed has a value twice"),
-        ("seed: [0, 1]", "seed: []", "some.yml:8: seed must be a list with at least one entry"),
-        ("seed: [0, 1]", "seed: {a: 1}", "some.yml:8: seed must be a number, a word, true, false, null, or a list"),
-        ("    ipc: 1\n", "    ipc: 1\n    noise: pairflip\n", "some.yml:11: noise stands in line 9 already"),
-        ("    ipc: 1\n", "    out: here\n", "some.yml:10: out belongs to a machine, not to a grid"),
-        (
-            "    ipc: 1\n",
-            "    method: dm\n",
-            "some.yml:4: mtt_lr_lr is a setting of method mtt; the method chosen is dm",
-        ),
+        ("seed: [0, 1]", "seed: [0, one]", "blocks, entry 1: seed must be int, got 'one'"),
+        ("seed: [0, 1]", "seed: 1:30", "blocks, entry 1: seed must be int, got '1:30'"),
+        ("seed: [0, 1]", "seed: [0, 0]", "blocks, entry 1: seed has a value twice"),
+        ("seed: [0, 1]", "seed: []", "blocks, entry 1: seed needs at least one value"),
+        ("seed: [0, 1]", "seed: {a: 1}", "blocks, entry 1: seed must be int, got {'a': 1}"),
+        ("    ipc: 1\n", "    ipc: 1\n    noise: pairflip\n", 'noise is there twice in "SOME", line 11'),
+        ("    ipc: 1\n", "    posterior_ema: 0\n    divert_average: 0\n", "posterior_ema is there twice"),
+        ("    ipc: 1\n", "    out: here\n", "blocks, entry 2: out belongs to a machine, not to a grid"),
+        ("    ipc: 1\n", "    method: dm\n", "entry 2: mtt_lr_lr is a setting of method mtt; the method chosen is dm"),
         ("  - noise: none\n", "  - noise: pairflip\n    rate: 0.2\n    seed: 0\n", None),
-        ("noise: none}", "noise: nun}", "some.yml:12: this leaves out nothing"),
-        ("seed: [0, 1]", "seed: [0, 1", "some.yml:9: no valid YAML"),
+        ("noise: none}", "noise: nun}", "without, entry 1: no run is like that"),
+        ("seed: [0, 1]", "seed: [0, 1", 'no valid YAML: while parsing a flow sequence in "SOME", line 8'),
     ],
 )
-def test_a_mistake_is_told_with_its_line_before_any_work(tmp_path, old, new, message):
+def test_a_mistake_is_reported_with_its_place_before_any_work(tmp_path, old, new, message):
     assert GOOD.count(old) == 1
     text = GOOD.replace(old, new)
-    if message is None:  # a cell that is there twice
+    if message is None:  # a run that is there twice
         text = text.replace("    ipc: 1\n", "")
         text = text[: text.index("without")]
-        message = "some.yml:9: digits-pairflip-20-vanilla-mtt-ipc10-seed0 is a cell of the block in line 6 as well"
+        message = "blocks, entry 2: digits-pairflip-20-vanilla-mtt-ipc10-seed0 is a run of entry 1 already"
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
-    assert message in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'some.yml'}: ")
+    assert message.replace("SOME", str(tmp_path / "some.yml")) in str(error.value)
+
+
+def test_old_names_of_settings_and_arms_are_understood(tmp_path):
+    (run,) = load(tmp_path, "blocks: [{arm: clean-then-distill, divert_epochs: 7}]").runs
+    assert (run.config.arm, run.config.auditor.epochs) == ("loss-filter", 7)
 
 
 def test_a_grid_without_blocks_or_without_a_file_is_refused(tmp_path):
     for text, message in (
-        ("", "empty"),
+        ("", "a grid is made of"),
         ("shared: {seed: 1}", "a grid needs blocks"),
-        ("[1]", "must be NAME: VALUE"),
+        ("shared: 1\nblocks: [{seed: 1}]", "shared: must be NAME: VALUE"),
+        ("[1]", "a grid is made of"),
         ("blocks: 3", "a list"),
+        ("blocks: [3]", "blocks, entry 1: must be NAME: VALUE"),
+        ("blocks: \x07", "no valid YAML"),
     ):
-        with pytest.raises(InputError, match=f"some.yml:1: .*{message}"):
+        with pytest.raises(InputError, match=f"some.yml: .*{message}"):
             load(tmp_path, text)
-    with pytest.raises(InputError, match="there is no grid"):
+    with pytest.raises(InputError, match="there is no such grid; grids beside it: some"):
         load_grid(tmp_path / "none.yml")
 
 
-@pytest.mark.parametrize("name, count", [("smoke", 16), ("lite", 88), ("paper", 896)])
-def test_every_cell_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(tmp_path, name, count):
+@pytest.mark.parametrize("name, count", [("smoke", 20), ("lite", 110), ("rates", 40), ("paper", 1120)])
+def test_every_run_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(tmp_path, name, count):
     text = re.sub(r"seed: (\[.*\]|\d)", "seed: 0", (GRIDS / f"{name}.yml").read_text())  # one seed stands for all
-    cells = load(tmp_path, text).cells
-    assert len(cells) == len({cell.name for cell in cells}) == count
-    assert {cell.config.arm for cell in cells} == {"vanilla", "clean-then-distill", "tad", "oracle"}
+    runs = load(tmp_path, text).runs
+    assert len(runs) == len({run.name for run in runs}) == count
+    assert {run.config.arm for run in runs} == {"vanilla", "loss-filter", "tad", "tad-posterior", "oracle"}
 
 
 # Jobs
@@ -148,19 +155,19 @@ def jobs_of(tmp_path: Path, text: str = MANY, notebook: Path = NOTEBOOK) -> list
     return grid_jobs(load_grid(write(tmp_path, text), out=str(tmp_path / "runs")), notebook)
 
 
-def test_what_cells_share_is_one_job_each(tmp_path):
+def test_what_runs_share_is_one_job_each(tmp_path):
     jobs = jobs_of(tmp_path)
     count = Counter(job.stage for job in jobs)
     assert len({job.target for job in jobs}) == len(jobs)
     assert count == {
-        "cell": 2 * 2 * (3 * 2 * 2 + 2),
+        "run": 2 * 2 * (3 * 2 * 2 + 2),
         "noise": 2 * 2,  # none for the oracle
-        "divert": 2 * 2,  # of tad alone: other arms learn nothing
+        "divert": 2 * 2,  # of tad alone: other arms train nothing
         "experts": 2 * 2 * 2 + 2,  # the oracle's serve both rates; two methods and two IPC share all
     }
 
 
-def test_a_job_names_all_that_defines_its_cell_whatever_the_notebook_has_as_an_example(tmp_path):
+def test_a_job_names_all_that_defines_its_run_whatever_the_notebook_has_as_an_example(tmp_path):
     (job,) = jobs_of(tmp_path, "blocks: [{dataset: digits, arm: vanilla, preset: smoke, method: dm}]")
     defining = {"noise": "none", "rate": 0.0, "ipc": 10, "seed": 0}
     assert job.params == {"dataset": "digits", "arm": "vanilla", "preset": "smoke", "method": "dm"} | defining
@@ -173,8 +180,8 @@ def test_every_job_comes_after_what_it_needs(tmp_path):
         seen.add(job.target)
 
 
-def test_cells_with_the_same_distilled_set_wait_for_the_first_of_them(tmp_path):
-    jobs = [job for job in jobs_of(tmp_path) if job.stage == "cell" and "oracle-mtt-ipc1-seed0" in job.cell]
+def test_runs_with_the_same_distilled_set_wait_for_the_first_of_them(tmp_path):
+    jobs = [job for job in jobs_of(tmp_path) if job.stage == "run" and "oracle-mtt-ipc1-seed0" in job.run]
     first, second = jobs
     assert first.target in second.needs
     assert first.key == second.key
@@ -184,7 +191,7 @@ def targets(jobs: list[Job], stage: str) -> set[str]:
     return {job.target for job in jobs if job.stage == stage}
 
 
-def test_a_cell_that_joins_the_grid_leaves_the_jobs_of_others_as_they_are(tmp_path):
+def test_a_run_that_joins_the_grid_leaves_the_jobs_of_others_as_they_are(tmp_path):
     before = {job.target for job in jobs_of(tmp_path)}
     after = {job.target for job in jobs_of(tmp_path, MANY + "  - {arm: oracle, method: dm}\n")}
     assert before < after
@@ -194,21 +201,21 @@ def test_a_changed_setting_renews_what_depends_on_it_and_no_more(tmp_path):
     before, after = jobs_of(tmp_path), jobs_of(tmp_path, MANY.replace("method: dm", "method: dm, evaluate_epochs: 9"))
     for stage in ("noise", "divert", "experts"):
         assert targets(before, stage) == targets(after, stage)
-    assert len(targets(before, "cell") & targets(after, "cell")) == 2 * 2 * 3 * 2 * 2
+    assert len(targets(before, "run") & targets(after, "run")) == 2 * 2 * 3 * 2 * 2
 
 
-def test_a_changed_notebook_renews_the_cells_alone_and_its_outputs_do_not_count(tmp_path):
+def test_a_changed_notebook_renews_the_runs_alone_and_its_outputs_do_not_count(tmp_path):
     before, notebook = jobs_of(tmp_path), nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, tmp_path / "cell.ipynb")
-    assert jobs_of(tmp_path, notebook=tmp_path / "cell.ipynb") == before
+    nbformat.write(notebook, tmp_path / "run.ipynb")
+    assert jobs_of(tmp_path, notebook=tmp_path / "run.ipynb") == before
     notebook.cells[-1].source += "\nprint(1)"
-    nbformat.write(notebook, tmp_path / "cell.ipynb")
-    after = jobs_of(tmp_path, notebook=tmp_path / "cell.ipynb")
-    assert not targets(before, "cell") & targets(after, "cell")
-    assert {j.target for j in before if j.stage != "cell"} == {j.target for j in after if j.stage != "cell"}
+    nbformat.write(notebook, tmp_path / "run.ipynb")
+    after = jobs_of(tmp_path, notebook=tmp_path / "run.ipynb")
+    assert not targets(before, "run") & targets(after, "run")
+    assert {j.target for j in before if j.stage != "run"} == {j.target for j in after if j.stage != "run"}
 
 
 @pytest.mark.parametrize(
@@ -221,8 +228,8 @@ def test_changed_code_renews_the_stages_that_use_it_and_what_follows(tmp_path, m
     for stage in ("noise", "divert", "experts"):
         kept = targets(before, stage) & targets(after, stage)
         assert (not kept) if stage in renewed else (kept == targets(before, stage))
-    kept = {j.cell for j in before if j.stage == "cell"} - {
-        j.cell for j in after if j.stage == "cell" and j.target not in targets(before, "cell")
+    kept = {j.run for j in before if j.stage == "run"} - {
+        j.run for j in after if j.stage == "run" and j.target not in targets(before, "run")
     }
     assert len(kept) == (2 * 2 * 2 if changed == "experts" else 0)  # DM needs none
 
@@ -242,19 +249,30 @@ def test_changed_data_renews_everything_that_is_made_of_it(tmp_path, monkeypatch
         grid_jobs(load_grid(path, root=str(tmp_path)))
 
 
-def test_what_is_missing_is_done_and_what_no_cell_needs_any_more_is_not(tmp_path):
+def test_what_is_missing_is_done_and_what_no_run_needs_any_more_is_not(tmp_path):
     jobs, out = jobs_of(tmp_path), tmp_path / "runs"
     assert to_do(jobs, out) == jobs
-    cell = next(job for job in jobs if job.stage == "cell")
-    (out / cell.target).parent.mkdir(parents=True)
-    (out / cell.target).touch()
+    run = next(job for job in jobs if job.stage == "run")
+    (out / run.target).parent.mkdir(parents=True)
+    (out / run.target).touch()
     left = to_do(jobs, out)
-    assert cell not in left
-    assert len(left) == len(jobs) - 1  # other cells share its experts
+    assert run not in left
+    assert len(left) == len(jobs) - 1  # other runs share its experts
     only = jobs_of(tmp_path, "shared: {dataset: digits}\nblocks: [{arm: vanilla}]\n")
     (out / only[-1].target).parent.mkdir(parents=True)
     (out / only[-1].target).touch()
     assert to_do(only, out) == []  # nobody needs its experts now
+
+
+def test_changed_figures_and_pipeline_renew_the_runs_and_comments_do_not(tmp_path, monkeypatch):
+    before, module = jobs_of(tmp_path), tmp_path / "labels.py"
+    kept = [path for path in jobs.SHOWN_WITH if path.name != module.name]
+    monkeypatch.setattr(jobs, "SHOWN_WITH", [*kept[:2], module, *kept[2:]])
+    code = (GRIDS.parent / "tadbook" / "labels.py").read_text()
+    module.write_text(code + "# a comment\n")
+    assert jobs_of(tmp_path) == before
+    module.write_text(code + "more = 1\n")
+    assert not targets(before, "run") & targets(jobs_of(tmp_path), "run")
 
 
 # One job on one GPU
@@ -308,9 +326,9 @@ def test_disk_is_what_a_store_of_trajectories_takes():
 def test_the_text_of_costs_names_machine_hours_memory_and_disk(tmp_path):
     grid = load_grid(write(tmp_path, "shared: {dataset: digits}\nblocks: [{arm: [vanilla, oracle]}]\n"))
     machine = cost.Machine()
-    for cell in grid.cells:
+    for run in grid.runs:
         for stage in ("experts", "distill", "evaluate"):
-            machine.note(stage, cell.config, 1800.0, 2 * 10**9)
-    text = cost.cost_text(grid_jobs(grid), {cell.name: cell.config for cell in grid.cells}, {"a machine": machine})
-    assert "2 sets of experts to train for 2 cells: 0.00 GB of disk" in text
+            machine.note(stage, run.config, 1800.0, 2 * 10**9)
+    text = cost.cost_text(grid_jobs(grid), {run.name: run.config for run in grid.runs}, {"a machine": machine})
+    assert "2 sets of experts to train for 2 runs: 0.00 GB of disk" in text
     assert "3.0 h, one job at a time, on a machine (2.0 GB of memory at the most)" in text

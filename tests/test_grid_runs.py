@@ -1,6 +1,8 @@
-"""A grid that is killed, resumed, and in part fails: what is finished stays, what fails is told, the rest is done."""
+"""A grid that is killed, resumed, and in part fails: what is finished stays, what fails is reported, the rest is done."""
 
+import fcntl
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,9 +11,9 @@ import pandas as pd
 import pytest
 
 from tadlib import pipeline
-from tadlib.store import load_json
 from workflow import run
 from workflow.job import FAILED
+from workflow.jobs import NOTEBOOK
 from workflow.load import load_grid
 
 pytest.importorskip("snakemake")
@@ -46,62 +48,84 @@ def killing() -> ModuleType:
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_loses_nothing_and_tells_what_fails(tmp_path, killing, capfd):
-    path, out = tmp_path / "some.yml", tmp_path / "runs"
+def test_a_grid_that_is_killed_loses_nothing_and_reports_what_fails(tmp_path, killing, capfd):
+    path, out = tmp_path / "some.yml", tmp_path / "runs {dataset}"  # braces, which papermill and Snakemake fill in
     path.write_text(TINY)
 
-    def in_the_second_cell() -> bool:
-        return any(out.glob("some/*/*/cell.ipynb")) and any(out.glob("some/*/*/running.ipynb"))
+    def in_the_second_run() -> bool:
+        return any(out.glob("some/*/*/run.ipynb")) and any(out.glob("some/*/*/running.ipynb"))
 
-    assert killing.interrupted(killing.start(path, out), in_the_second_cell)
-    assert killing.cells_done(out, "some") == 1
+    assert killing.interrupted(killing.start(path, out), in_the_second_run)
+    assert killing.runs_done(out, "some") == 1
+    before = killing.finished(out, "some")
     # two jobs at a time, on GPUs that are not there but are given out all the same
     assert run.main([str(path), "--out", str(out), "--device", "cpu", "--gpus", "2"]) == run.INCOMPLETE
 
-    cells = load_grid(path, out=str(tmp_path / "by-hand"), device="cpu").cells
-    expected = pipeline.result_table([pd.DataFrame([pipeline.run(cell.config) for cell in cells[:2]])])
+    runs = load_grid(path, out=str(tmp_path / "by-hand"), device="cpu").runs
+    expected = pipeline.result_table([pd.DataFrame([pipeline.run(r.config) for r in runs[:2]])])
     table = killing.table(out, "some")
     pd.testing.assert_frame_equal(table, expected.drop(columns=killing.MEASURED), check_dtype=False)
-    events = killing.journal(out, "some")
-    assert killing.run_again_after_their_end(events) == []
-    assert {event["gpu"] for event in events[-4:]} <= {"0", "1"}
+    after = killing.finished(out, "some")
+    assert before.items() < after.items()  # none was run again
 
-    failed = cells[2].name
+    failed = runs[2].name
     (notebook,) = out.glob(f"some/{failed}/*/{FAILED}")
-    told = capfd.readouterr().err
-    assert f"failed: {failed}: InputError: " in told
-    assert f"notebook: {notebook}" in told
+    shown = capfd.readouterr().err
+    assert f"failed: {failed}: InputError: " in shown
+    assert f"notebook: {notebook}" in shown
     errors = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert len(errors) >= 1
 
-    # a finished cell holds its figures, and its row beside it
-    (done,) = out.glob(f"some/{cells[0].name}/*/cell.ipynb")
+    (done,) = out.glob(f"some/{runs[0].name}/*/run.ipynb")  # holds its figures
     outputs = [o for cell in nbformat.read(done, 4).cells for o in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert load_json(done.with_name("row.json"))["row"]["ipc"] == 1
 
 
-def test_two_runs_of_one_grid_at_a_time_are_refused(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_misspelt_parameter_of_the_notebook_is_an_error(tmp_path):
+    import papermill
+
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'raet'; did you mean 'rate'"):
+        papermill.execute_notebook(NOTEBOOK, tmp_path / "run.ipynb", {"raet": 0.1}, progress_bar=False)
+
+
+def test_two_commands_on_one_grid_at_a_time_are_refused(tmp_path, capsys):
     path, out = tmp_path / "some.yml", tmp_path / "runs"
     path.write_text(TINY)
-    with run.locked(out / "some" / ".lock"):
-        (out / ".tadlib-output").touch()
+    (out / "some").mkdir(parents=True)
+    (out / ".tadlib-output").touch()
+    with open(out / "some" / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         assert run.main([str(path), "--out", str(out)]) == run.BAD_INPUT
     assert "grid some is being run" in capsys.readouterr().err
 
 
-def test_a_plan_shows_cells_and_what_would_be_run_and_writes_nothing(tmp_path, capsys):
+def test_a_plan_shows_runs_and_what_would_be_run_and_writes_nothing(tmp_path, capsys):
     path, out = tmp_path / "some.yml", tmp_path / "runs"
     path.write_text(TINY)
     assert run.main([str(path), "--out", str(out), "--plan"]) == run.OK
     shown = capsys.readouterr().out
     assert "to run  digits-pairflip-30-vanilla-random-ipc1-seed0" in shown
-    assert "to run: 1 noise, 3 cell" in shown
+    assert "to run: 1 noise, 3 run" in shown
     assert " h, one job at a time, on " in shown
     assert not out.exists()
 
 
-@pytest.mark.parametrize("arguments", [["nothing"], ["smoke", "--profile", "nowhere"]])
-def test_what_does_not_exist_is_bad_input(arguments, capsys):
-    assert run.main([*arguments, "--plan"]) == run.BAD_INPUT
-    assert "error: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nothing"], "there is no such grid; grids beside it: clean, lite, paper, rates, smoke"),
+        (["smoke", "--profile", "nowhere"], "there is no profile nowhere"),
+        (["smoke", "--threads", "100000"], "threads must not exceed the"),
+        (["smoke", "--threads", "0"], "expected a whole number, 1 or more, got '0'"),
+        (["smoke", "--cores", "0"], "expected a whole number, 1 or more, got '0'"),
+        (["smoke", "--cores", "two"], "expected a whole number, 1 or more, got 'two'"),
+        (["smoke", "--gpus", "-1"], "expected a whole number, 0 or more, got '-1'"),
+        (["some{}.yml"], "must not contain braces"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        sys.exit(run.main([*arguments, "--plan"]))
+    assert end.value.code == run.BAD_INPUT
+    assert message in capsys.readouterr().err
