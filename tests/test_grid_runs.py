@@ -1,4 +1,4 @@
-"""A grid that is killed, resumed, and in part fails: what is finished stays, what fails is reported, the rest is done."""
+"""A grid that is killed, resumed, and in part fails: finished jobs stay, failures are reported, the rest is done."""
 
 import fcntl
 import importlib.util
