@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tadlib import pipeline
+from tadlib.store import load_json
 from workflow import run
 from workflow.job import FAILED
 from workflow.jobs import NOTEBOOK
@@ -76,9 +77,11 @@ def test_a_grid_that_is_killed_loses_nothing_and_reports_what_fails(tmp_path, ki
     errors = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert len(errors) >= 1
 
-    (done,) = out.glob(f"some/{runs[0].name}/*/run.ipynb")  # holds its figures
+    # a finished run holds its figures, and its row beside it
+    (done,) = out.glob(f"some/{runs[0].name}/*/run.ipynb")
     outputs = [o for cell in nbformat.read(done, 4).cells for o in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert load_json(done.with_name("row.json"))["ipc"] == 1
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from tadlib.errors import InputError, require
 
-RUNNING, FAILED = "running.ipynb", "failed.ipynb"
+RUNNING, FAILED, ROW = "running.ipynb", "failed.ipynb", "row.json"
 
 
 @contextmanager
@@ -63,7 +63,8 @@ def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
 
 
 def run_notebook(job: Mapping[str, Any], notebook: str, machine: Mapping[str, Any], target: Path) -> None:
-    """Execute the notebook of a run. ``target`` appears when all of it ran; else ``failed.ipynb`` lies beside it."""
+    """Execute the notebook of a run. ``target`` appears when all of it ran, with its row of results beside it; otherwise
+    ``failed.ipynb`` does."""
     import papermill
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,17 +78,20 @@ def run_notebook(job: Mapping[str, Any], notebook: str, machine: Mapping[str, An
         parameters = {**job["params"], **machine}
         try:
             done = papermill.execute_notebook(*paths, parameters, kernel_name="python3", progress_bar=False)
-            _require_key(row_of(done)["key"], job)
+            row = _row(done)
+            _require_key(row["key"], job)
         except Exception:
             if running.exists():
                 running.replace(failed)
             raise
-        with open(running, "rb+") as file:
-            os.fsync(file.fileno())
+        target.with_name(ROW).write_text(json.dumps(row, indent=2))  # a notebook's file would sort the columns
+        for path in (target.with_name(ROW), running):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
         running.replace(target)
 
 
-def row_of(notebook: Mapping[str, Any]) -> dict[str, Any]:
+def _row(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """The row of results that an executed notebook shows as JSON, in its cell tagged ``row``."""
     for cell in notebook["cells"]:
         if "row" in cell["metadata"].get("tags", []):

@@ -17,7 +17,7 @@ import pandas as pd
 from tadlib import pipeline
 from tadlib.config import Config
 from tadlib.store import MANIFEST, content_key, load_json, save_table
-from workflow.job import row_of
+from workflow.job import ROW
 from workflow.load import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def to_do(jobs: Iterable[Job], out: Path) -> list[Job]:
 def collect(jobs: Iterable[Job], out: Path, grid: str) -> Path | None:
     """Write the rows of all finished runs to ``<out>/<grid>/results.parquet``; None where there are none yet."""
     targets = [out / job.target for job in jobs if job.stage == "run"]
-    rows = [row_of(load_json(target)) for target in targets if target.exists()]
+    rows = [load_json(target.with_name(ROW)) for target in targets if target.exists()]
     if not rows:
         return None
     path = out / grid / "results.parquet"
