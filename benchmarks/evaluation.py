@@ -2,10 +2,10 @@
 
     python benchmarks/evaluation.py [--width 32] [--side 16] [--images 100] [--epochs 30] [--networks 5]
 
-``one by one`` trains a network to the end before the next, with the step differentiated by ``torch.func`` and memory
-handled as Python and torch leave it: how this library did it at first. ``side by side`` is the default now (plain
-autograd, memory kept); ``stacked`` one step for all networks at once; ``compiled`` the setting
-``evaluate_compile=true``, whose compilation (``first_seconds``) pays for long runs only. All give the same networks,
+``one by one`` trains a network to the end before the next, with the step differentiated by ``torch.func`` and the
+memory settings of Python and torch. ``side by side`` is the default (plain autograd, freed memory kept); ``stacked``
+one step for all networks at once; ``compiled`` the setting ``evaluate_compile=true``, whose compilation
+(``first_seconds``) pays for long runs only. All give the same networks,
 up to rounding: ``difference`` is the largest distance of their parameters from the first row's, relative.
 """
 
@@ -26,6 +26,7 @@ def measure(method: str, width: int, side: int, images: int, epochs: int, networ
     from torch.func import grad
 
     from tadlib import evaluate
+    from tadlib.config import Protocol
     from tadlib.nn import speed, training
     from tadlib.nn.networks import Network, NetworkSpec
     from tadlib.nn.training import Sgd
@@ -43,7 +44,7 @@ def measure(method: str, width: int, side: int, images: int, epochs: int, networ
     y = torch.eye(10)[torch.arange(images) % 10]
 
     def train(n_networks: int, n_epochs: int):
-        loop = evaluate.start(net, evaluate.Protocol(networks=n_networks), seed=0)
+        loop = evaluate.start(net, Protocol(networks=n_networks), seed=0)
         order = range(n_networks) if method == "one by one" else [slice(None)]
         for part in order:
             part = slice(part, part + 1) if isinstance(part, int) else part

@@ -1,12 +1,12 @@
-"""Training an expert: this library, eager and compiled, against a plain PyTorch loop as the reference codes have it.
+"""Training an expert: this library, eager and compiled, against a plain PyTorch loop like that of the reference codes.
 
     python benchmarks/expert_training.py [--width 128] [--images 1024] [--epochs 2] [--root DATA]
 
-``reference`` is written here the way MTT's code goes about it: an ``nn.Module``, ``optim.SGD``, a ``DataLoader`` over
-tensors, one random DSA operation a batch with its parameters put together in Python, image by image. All train the same
-network from the same start on the same images of CIFAR-10 (random ones without ``--root``), on as many threads; loss
-after every epoch is written beside the speed. Compilation is timed apart. ``bfloat16`` is the setting
-``expert_bfloat16``, which is fast where the processor multiplies in that type.
+``reference`` is written here as in MTT's code: an ``nn.Module``, ``optim.SGD``, a ``DataLoader`` over tensors, one
+random DSA operation a batch, whose parameters are assembled in Python, image by image. All train the same network from
+the same start on the same images of CIFAR-10 (random ones without ``--root``), on as many threads; the loss after every
+epoch is stored beside the speed. Compilation is timed apart. ``bfloat16`` is the setting ``expert_bfloat16``, which is
+fast where the processor multiplies in that type.
 """
 
 import json

@@ -4,9 +4,9 @@
     python benchmarks/meta_gradient.py --width 32 --batch 50 --steps 10 20 40 80 200 --memory-limit 8
 
 Methods: ``compiled`` and ``exact`` (the same gradient, eager), ``unrolled`` (eager, memory kept between steps as the
-library sets it up) and ``unrolled-plain`` (eager, the process as Python and torch leave it, which is how reference
-codes run). Every measurement runs in a process of its own, so that its peak memory is its own; methods take turns, so
-that a slow spell of a shared machine hits all. What counts are the ratios. Compilation is timed apart. A method that
+library sets it up) and ``unrolled-plain`` (eager, with the settings of Python and torch, as the reference codes run).
+Every measurement runs in its own process, for its peak memory; methods take turns, so that a slow phase of a shared
+machine affects all. The ratios are what matters. Compilation is timed apart. A method that
 needs more than ``--memory-limit`` GB of address space is recorded as out of memory. Rows of the same width, batch,
 method and N replace older ones in ``meta_gradient.parquet``.
 """

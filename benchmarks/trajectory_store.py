@@ -1,12 +1,12 @@
-"""Keeping trajectories: bytes, time of one random read, and what each precision does to the matching loss.
+"""Storing trajectories: bytes, time of one random read, and the error of each precision in the matching loss.
 
     python benchmarks/trajectory_store.py [--root DATA] [--out results/benchmarks]
 
-A short expert is trained (on CIFAR-10, or random images without ``--root``); then each way of keeping it is written,
-read at random, and a student is matched from what was read. ``whole list`` stands for how the reference codes keep
-theirs: a list of float32 parameter vectors, loaded whole (they pickle it, which adds a few hundred bytes a vector).
-``float16`` and ``bfloat16`` round θ itself; ``half`` is what :meth:`tadlib.experts.TrajectoryStore.save` does. Errors
-are relative to float32, the largest over the segments.
+A short expert is trained (on CIFAR-10, or random images without ``--root``), stored in several formats, read at random,
+and a student is matched with what was read. ``whole list`` is the format of the reference codes: a list of float32
+parameter vectors, loaded whole (they pickle it, which adds a few hundred bytes a vector). ``float16`` and ``bfloat16``
+round θ itself; ``half`` is the half precision of :meth:`tadlib.experts.TrajectoryStore.save`. Errors are relative to
+float32, the largest over the segments.
 """
 
 import random
@@ -45,6 +45,7 @@ def main() -> None:
     import torch
 
     from tadlib import experts
+    from tadlib.config import ExpertConfig
     from tadlib.data import load_dataset
     from tadlib.matching import Step, match
     from tadlib.nn import augment, speed
@@ -61,7 +62,7 @@ def main() -> None:
         data = load_dataset("cifar10", root=args.root, n_train=args.images, n_test=10, resolution=16)
         x, y = data.x_train, data.y_train
     net = Network(NetworkSpec((3, 16, 16), 10, width=args.width, depth=3))
-    config = experts.ExpertConfig(count=1, epochs=args.epochs, batch=128)
+    config = ExpertConfig(count=1, epochs=args.epochs, batch=128)
     theta_EP = experts.train_expert(net, x, one_hot(y, 10), torch.ones(len(x)), config, seed=0)
 
     wide = Network(NetworkSpec((3, 32, 32), 10, width=args.read_width, depth=3))

@@ -18,9 +18,10 @@ from tadlib.distill.synthetic import Synthetic
 from tadlib.nn.networks import Network
 from tadlib.nn.training import Sgd, State, accuracy, train_epoch_together
 from tadlib.rng import generator
+from tadlib.state import Checkpoint, restored
 
-# How the authors' codes train; ours reports the last epoch, where theirs keep the best evaluation on the test set.
-# They count epochs from 0 to 1000 inclusive. DC, DSA and DM share one protocol (20 networks for each of 5 sets).
+# As in the authors' codes, which count epochs from 0 to 1000 inclusive and report the best evaluation on the test set,
+# where ours reports the last epoch. DC, DSA and DM share one protocol (20 networks for each of 5 sets).
 PROTOCOLS: dict[str, Protocol] = {
     "mtt": Protocol(networks=5, epochs=1001, batch=256),
     "datm": Protocol(networks=5, epochs=1001, batch=128),
@@ -30,32 +31,15 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass
 class Loop:
-    """Networks in training, all at the same epoch; ``states`` and ``generators`` are all of it that changes."""
+    """Networks in training, all at the same epoch, and the generators of their batches."""
 
     states: list[State]
     generators: list[torch.Generator]
     epoch: int = 0
 
-    def checkpoint(self) -> tuple[dict[str, Tensor], dict]:
-        """All that changes, as tensors and JSON."""
-        tensors = {f"theta/{r}": s.theta for r, s in enumerate(self.states)}
-        tensors |= {f"velocity/{r}": s.velocity for r, s in enumerate(self.states) if s.velocity is not None}
-        tensors |= {f"generator/{r}": g.get_state() for r, g in enumerate(self.generators)}
-        return tensors, {"epoch": self.epoch}
-
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        """The inverse of :meth:`checkpoint`; the next epoch gives the same bits as without interruption."""
-        device = self.states[0].theta.device
-        for r, g in enumerate(self.generators):
-            velocity_P = tensors.get(f"velocity/{r}")
-            velocity_P = None if velocity_P is None else velocity_P.to(device)
-            self.states[r] = State(tensors[f"theta/{r}"].to(device), velocity_P)
-            g.set_state(tensors[f"generator/{r}"].cpu())
-        self.epoch = meta["epoch"]
-
 
 def start(net: Network, protocol: Protocol, *, seed: int, device: torch.device | str = "cpu") -> Loop:
-    """Networks before their first epoch; what each draws depends on ``seed`` and its number alone."""
+    """Networks before their first epoch; the random numbers of each depend on ``seed`` and its number alone."""
     numbers = range(protocol.networks)
     return Loop(
         [State(net.init(seed, "evaluate", r)) for r in numbers],
@@ -66,8 +50,8 @@ def start(net: Network, protocol: Protocol, *, seed: int, device: torch.device |
 def advance(loop: Loop, net: Network, synthetic: Synthetic, protocol: Protocol, *, workers: int = 1) -> None:
     """One epoch of every network, each with its own order of batches and its own augmentation.
 
-    On a GPU they take one step together, stacked. On a CPU that gains nothing, since their convolutions fill a core
-    anyway; there ``workers`` threads take a network each, with the same bits as one after the other.
+    On a GPU they take one step together, stacked. On a CPU that gains nothing, since the convolutions of one fill a
+    core; there ``workers`` threads train a network each, with the same bits as one after the other.
     """
     late = protocol.late(loop.epoch)
     if late and not protocol.late(loop.epoch - 1):
@@ -97,16 +81,16 @@ def train_networks(
     *,
     seed: int,
     workers: int = 1,
-    resume: tuple[dict[str, Tensor], dict] | None = None,
+    resume: Checkpoint | None = None,
     on_epoch: Callable[[Loop], None] = lambda loop: None,
 ) -> Tensor:
     """Parameters (R, P) of all networks of ``protocol`` after training on the synthetic set.
 
-    ``on_epoch`` is called after every epoch of all of them, ``resume`` is what :meth:`Loop.checkpoint` gave then.
+    ``on_epoch`` is called after every epoch of all; ``resume`` is what :func:`tadlib.state.checkpoint` gave then.
     """
     loop = start(net, protocol, seed=seed, device=synthetic.x.device)
     if resume is not None:
-        loop.restore(*resume)
+        loop = restored(loop, *resume, synthetic.x.device)
     while loop.epoch < protocol.epochs:
         advance(loop, net, synthetic, protocol, workers=workers)
         on_epoch(loop)

@@ -1,4 +1,4 @@
-"""Expert trajectories: parameters of networks after every epoch of training on refined data, and their store.
+"""Expert trajectories: the parameters of networks after every epoch of training on a refined set, and their store.
 
 Legend: N samples, K classes, C H W image, P flat parameters, E epochs.
 """
@@ -23,29 +23,6 @@ from tadlib.store import load_tensors, save_tensors
 from tadlib.trust import NoisyProblem, refine
 
 
-def _epoch(
-    net: Network,
-    state: State,
-    x_NCHW: Tensor,
-    y_NK: Tensor,
-    w_N: Tensor,
-    config: ExpertConfig,
-    random: torch.Generator,
-) -> State:
-    return train_epoch(
-        replace(net, bfloat16=config.bfloat16),
-        state,
-        x_NCHW,
-        y_NK,
-        w_N,
-        sgd=Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha),
-        batch=config.batch,
-        strategy=config.augmentation,
-        generator=random,
-        compile=config.compile,
-    )
-
-
 def train_expert(
     net: Network,
     x_NCHW: Tensor,
@@ -57,10 +34,10 @@ def train_expert(
     expert: int = 0,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The trajectory (E + 1, P) of one expert: its initialisation, then its parameters after every epoch.
+    """The trajectory (E + 1, P) of one expert: its initial parameters, and those after every epoch.
 
     Args:
-        y_NK, w_N: label distributions and weights, as a refined set has them; samples of weight 0 are not used.
+        y_NK, w_N: label distributions and weights of a refined set; samples of weight 0 are not used.
         expert: number of the expert; its random numbers depend on ``seed`` and this number alone.
     """
     theta_P = net.init(seed, "expert", expert)
@@ -69,7 +46,18 @@ def train_expert(
     state = State(theta_P)
     random = generator(seed, "expert", expert, "train", device=x_NCHW.device)
     for epoch in range(config.epochs):
-        state = _epoch(net, state, x_NCHW, y_NK, w_N, config, random)
+        state = train_epoch(
+            replace(net, bfloat16=config.bfloat16),
+            state,
+            x_NCHW,
+            y_NK,
+            w_N,
+            sgd=Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha),
+            batch=config.batch,
+            strategy=config.augmentation,
+            generator=random,
+            compile=config.compile,
+        )
         trajectory_EP[epoch + 1] = state.theta
         on_epoch()
     return trajectory_EP
@@ -105,7 +93,7 @@ def train_own_loop(
 
 
 class Trajectories(Protocol):
-    """Where a method reads expert trajectories from: a store on disk or tensors in memory."""
+    """The source from which a method reads expert trajectories: a store on disk, or tensors in memory."""
 
     def __len__(self) -> int: ...
 
@@ -116,11 +104,11 @@ class Trajectories(Protocol):
 
 @dataclass(frozen=True)
 class TrajectoryStore:
-    """A folder with one safetensors file an expert; reads map one (expert, epoch) from the file, nothing more.
+    """A folder with one safetensors file for each expert; a read maps one epoch from the file, nothing more.
 
-    In half precision a file holds θ_0 as float32 and the differences θ_e − θ_0, scaled, as float16: what training
-    changed is small beside θ, and rounding θ itself disturbs a segment more (our choice; benchmarks/trajectory_store.py
-    measures what each way does to the matching loss and its gradient).
+    In half precision a file holds θ_0 as float32 and the differences θ_e − θ_0, scaled, as float16: they are small
+    beside θ, and rounding θ itself changes a segment more (our choice; benchmarks/trajectory_store.py measures the
+    error of both ways in the matching loss and its gradient).
     """
 
     folder: Path
@@ -194,27 +182,21 @@ class TrajectoryStore:
 def images_per_second(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, config: ExpertConfig) -> float:
     """Speed of an expert's training, from two batches after a first one that warms up."""
     n = min(config.batch, len(x_NCHW))
-    seconds = 0.0
-    for repeat in range(3):
-        began = time.perf_counter()
-        _epoch(
-            net,
-            State(net.init(0)),
-            x_NCHW[:n],
-            y_NK[:n],
-            torch.ones_like(w_N[:n]),
-            config,
-            generator(0, device=x_NCHW.device),
-        )
+    times: list[float] = []
+
+    def clock() -> None:
         if x_NCHW.is_cuda:
             torch.cuda.synchronize(x_NCHW.device)
-        seconds += time.perf_counter() - began if repeat else 0.0
-    return 2 * n / seconds
+        times.append(time.perf_counter())
+
+    batch = x_NCHW[:n], y_NK[:n], torch.ones_like(w_N[:n])
+    train_expert(net, *batch, replace(config, epochs=3), seed=0, on_epoch=clock)
+    return 2 * n / (times[2] - times[0])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage of experts will take: ``n_bytes`` on disk and ``seconds`` of training (None: speed unknown)."""
+    """Cost of training experts: ``n_bytes`` on disk and ``seconds`` (None: speed unknown)."""
 
     n_bytes: int
     seconds: float | None
@@ -228,7 +210,7 @@ class Estimate:
 
 
 def estimate(config: ExpertConfig, n_parameters: int, n_train: int, images_per_second: float | None = None) -> Estimate:
-    """Size and time of the experts of ``config`` on ``n_train`` images; GSAM sees every image twice."""
+    """Cost of the experts of ``config`` on ``n_train`` images; GSAM takes two passes over every image."""
     bytes_each = 4 + config.epochs * (2 if config.half else 4)
     passes = config.count * config.epochs * n_train * (2 if config.rho else 1)
     seconds = None if images_per_second is None else passes / images_per_second

@@ -6,7 +6,7 @@ A student starts at the expert's θ_0 and takes N steps on synthetic data::
 
     θ_{i+1} = θ_i − β g_i,   g_i = ∇_θ ℓ(f(θ_i; a_i(X_{B_i})), Y_{B_i}),
 
-and is asked to land where the expert stands M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
+and should end where the expert is M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
 
 The reverse sweep carries one vector λ_i = ∂L/∂θ_i and needs, per step, only Hessian-vector products of one step's
 loss, which need no graph over the unroll (``exact``)::
@@ -16,19 +16,18 @@ loss, which need no graph over the unroll (``exact``)::
     ∂L/∂X_{B_i} −= β a_iᵀ(m_X),  ∂L/∂Y_{B_i} −= β m_Y,  ∂L/∂β −= ⟨g_i, λ_{i+1}⟩,  λ_i = λ_{i+1} − β h
 
 Memory: N + 1 parameter vectors and one step's graph. By symmetry the products are also the derivative of ∇_{θ,x,y} ℓ
-along λ_{i+1} (a jvp), but differentiating twice in reverse by plain autograd takes less time, above all where networks
-are small.
-``unrolled`` (autograd through all N steps, as MTT's authors do) and ``tesla`` (drops the Hessian products,
-λ_i = λ_N; Cui et al. 2023) are kept to be compared with.
+along λ_{i+1} (a jvp), but differentiating twice in reverse by plain autograd takes less time, above all for small
+networks. ``unrolled`` (autograd through all N steps, as MTT's authors do) and ``tesla`` (without the Hessian products,
+λ_i = λ_N; Cui et al. 2023) are there for comparison.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp
+from torch.func import vjp
 
 from tadlib.errors import known, require
 from tadlib.nn import augment
@@ -40,7 +39,7 @@ Apply = Callable[[Tensor, Tensor], Tensor]  # (theta_P, x_NCHW) -> logits_NK
 
 @dataclass(frozen=True)
 class Step:
-    """What one student step sees: the places of its batch in the synthetic set (B,) and its augmentation."""
+    """The batch of one student step, as indices into the synthetic set (B,), and its augmentation."""
 
     index_B: Tensor
     draws: tuple[augment.Draw, ...] = ()
@@ -70,94 +69,62 @@ def distance(theta_P: Tensor, start_P: Tensor, target_P: Tensor) -> Tensor:
     return (theta_P - target_P).square().sum() / (start_P - target_P).square().sum()
 
 
-Sweeps = tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]
+def _sweeps(net: Apply, loss_fn: Callable) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """A step forward, (θ_i, x, y, β) -> θ_{i+1}, and back, (θ_i, λ_{i+1}, x, y) -> (h, m_X, m_Y, ⟨g_i, λ_{i+1}⟩), on
+    augmented images."""
 
+    def loss(theta_P, x_B, y_B):
+        return loss_fn(net(theta_P, x_B), y_B)
 
-def _sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
-    """A step forward, (θ_i, x, y, β, draws) -> θ_{i+1}, and back,
-    (θ_i, λ_{i+1}, x, y, β, draws) -> (λ_i, a_iᵀ(m_X), m_Y, ⟨g_i, λ_{i+1}⟩)."""
+    def forward(theta_P, x_B, y_B, lr):
+        return theta_P - lr * gradient(loss, theta_P, x_B, y_B)
 
-    def loss_at(theta, x_B, y_B, draws):
-        return loss_fn(net(theta, augment.apply(draws, x_B)), y_B)
-
-    def forward(theta_P, x_B, y_B, lr, draws):
-        return theta_P - lr * gradient(lambda theta: loss_at(theta, x_B, y_B, draws), theta_P)
-
-    def reverse(theta_P, adjoint_P, x_B, y_B, lr, draws):
-        leaves = theta, x, y = [t.detach().requires_grad_() for t in (theta_P, x_B, y_B)]
+    def reverse(theta_P, adjoint_P, x_B, y_B):
+        leaves = [t.detach().requires_grad_() for t in (theta_P, x_B, y_B)]
         with torch.enable_grad():
-            (g_P,) = torch.autograd.grad(loss_at(theta, x, y, draws), theta, create_graph=True)
+            (g_P,) = torch.autograd.grad(loss(*leaves), leaves[0], create_graph=True)
             along = g_P @ adjoint_P
-        h_P, m_x, m_y = torch.autograd.grad(along, leaves)
-        return adjoint_P - lr * h_P if hessian else adjoint_P, m_x, m_y, along.detach()
+        return *torch.autograd.grad(along, leaves), along.detach()
 
     return forward, reverse
 
 
 @lru_cache(maxsize=8)
-def _compiled_steps(net: Apply, loss_fn: Callable, hessian: bool) -> tuple[Compiled, Compiled]:
-    """Both steps on images already augmented, compiled; kept, so that the next segment finds them."""
-
-    def loss_at(theta, x_B, y_B):
-        return loss_fn(net(theta, x_B), y_B)
-
-    def forward(theta_P, x_B, y_B, lr):
-        return theta_P - lr * grad(loss_at)(theta_P, x_B, y_B)
-
-    def reverse(theta_P, adjoint_P, x_B, y_B, lr):
-        def slope(theta, x, y):
-            return grad(loss_at)(theta, x, y) @ adjoint_P
-
-        (h_P, m_x, m_y), along = grad_and_value(slope, argnums=(0, 1, 2))(theta_P, x_B, y_B)
-        return adjoint_P - lr * h_P if hessian else adjoint_P.clone(), m_x, m_y, along
-
+def _compiled_sweeps(net: Apply, loss_fn: Callable) -> tuple[Compiled, Compiled]:
+    """The same compiled, kept for the next segment."""
+    forward, reverse = _sweeps(net, loss_fn)
     return Compiled(forward), Compiled(reverse)
 
 
-def _compiled_sweeps(net: Apply, loss_fn: Callable, hessian: bool) -> Sweeps:
-    """:func:`_sweeps` of compiled steps; the augmentation, another one at each step, stays outside."""
-    step, step_back = _compiled_steps(net, loss_fn, hessian)
-
-    def seen(x_B, draws):
-        return channels_last(augment.apply(draws, x_B))
-
-    def forward(theta_P, x_B, y_B, lr, draws):
-        return step(theta_P, seen(x_B, draws), y_B, lr)
-
-    def reverse(theta_P, adjoint_P, x_B, y_B, lr, draws):
-        seen_B, pull_back = vjp(lambda x: seen(x, draws), x_B)  # type: ignore[misc]
-        adjoint_P, m_x, m_y, along = step_back(theta_P, adjoint_P, seen_B, y_B, lr)
-        return adjoint_P, pull_back(m_x)[0], m_y, along
-
-    return forward, reverse
-
-
-@torch.no_grad()  # what is differentiated turns recording on for itself
+@torch.no_grad()  # what is differentiated turns gradients on for itself
 def _exact(
     net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False, hessian: bool = True
 ) -> Matched:
-    forward, reverse = (_compiled_sweeps if compile else _sweeps)(net, loss_fn, hessian)
-    # in one piece: one by one between the steps, they would cut freed memory into parts too small for the next step
+    forward, reverse = _compiled_sweeps(net, loss_fn) if compile else _sweeps(net, loss_fn)
+
+    def augmented(x_B: Tensor, draws: tuple[augment.Draw, ...]) -> Tensor:
+        x_B = augment.apply(draws, x_B)
+        return channels_last(x_B) if compile else x_B
+
+    # one block: allocated one by one between the steps, they would fragment the memory that the next step needs
     thetas_MP = start_P.new_empty(len(steps) + 1, len(start_P))
     thetas_MP[0] = start_P
     for i, step in enumerate(steps):
-        thetas_MP[i + 1] = forward(thetas_MP[i], x[step.index_B], y[step.index_B], lr, step.draws)
+        thetas_MP[i + 1] = forward(thetas_MP[i], augmented(x[step.index_B], step.draws), y[step.index_B], lr)
 
     scale = (start_P - target_P).square().sum()
     loss = (thetas_MP[-1] - target_P).square().sum() / scale
     adjoint_P = 2 * (thetas_MP[-1] - target_P) / scale
     grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
     for i, step in reversed(list(enumerate(steps))):
-        theta_P, batch = thetas_MP[i], (x[step.index_B], y[step.index_B])
-        adjoint_P, m_x, m_y, along = reverse(theta_P, adjoint_P, *batch, lr, step.draws)
-        grad_x.index_add_(0, step.index_B, m_x, alpha=-1)
+        x_B, pull_back = vjp(partial(augmented, draws=step.draws), x[step.index_B])  # type: ignore[misc]
+        h_P, m_x, m_y, along = reverse(thetas_MP[i], adjoint_P, x_B, y[step.index_B])
+        grad_x.index_add_(0, step.index_B, pull_back(m_x)[0], alpha=-1)
         grad_y.index_add_(0, step.index_B, m_y, alpha=-1)
         grad_lr -= along
+        if hessian:
+            adjoint_P = adjoint_P - lr * h_P
     return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas_MP[-1].clone())
-
-
-def _tesla(*args, **kwargs) -> Matched:
-    return _exact(*args, **kwargs, hessian=False)
 
 
 def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False) -> Matched:
@@ -173,7 +140,11 @@ def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compil
     return Matched(loss.detach(), grad_x, grad_y, grad_lr, theta.detach())
 
 
-GRADIENTS: dict[str, Callable[..., Matched]] = {"exact": _exact, "unrolled": _unrolled, "tesla": _tesla}
+GRADIENTS: dict[str, Callable[..., Matched]] = {
+    "exact": _exact,
+    "unrolled": _unrolled,
+    "tesla": partial(_exact, hessian=False),
+}
 
 
 def match(
@@ -198,11 +169,11 @@ def match(
         lr: the student's learning rate β, a scalar tensor.
         steps: one :class:`Step` for each student step.
         gradient: ``exact`` (constant memory), ``unrolled`` (the same by autograd) or ``tesla`` (approximate).
-        loss_fn: the student's loss of logits and labels; compiled code is kept by ``net`` and this function, so name
-            one rather than write a lambda at the call.
-        compile: compile the steps of both sweeps (not for ``unrolled``). Takes a minute at the first segment, pays
-            over a run of some hundreds of wide ones. Without a C++ compiler the steps run uncompiled, and a warning
-            is logged.
+        loss_fn: the student's loss of logits and labels; compiled code is cached by ``net`` and this function, so pass
+            a named one rather than a new lambda at every call.
+        compile: compile the steps of both sweeps (not for ``unrolled``). It takes a minute at the first segment and
+            pays over some hundreds of segments of wide networks. Without a C++ compiler the steps run uncompiled, and
+            a warning is logged.
 
     Raises:
         InputError: on an unknown ``gradient``, no steps, or a segment of length zero.

@@ -5,17 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tadlib import config
+from tadlib.config import (
+    DatmConfig,
+    DmConfig,
+    DsaConfig,
+    ExpertConfig,
+    FtdConfig,
+    MttConfig,
+    RandomConfig,
+    TeslaConfig,
+)
 from tadlib.distill import METHODS, datm, dm, dsa, mtt
-from tadlib.distill.datm import DatmConfig
-from tadlib.distill.dm import DmConfig
-from tadlib.distill.dsa import DsaConfig
-from tadlib.distill.ftd import FtdConfig
-from tadlib.distill.mtt import MttConfig
-from tadlib.distill.random import RandomConfig
-from tadlib.distill.tesla import TeslaConfig
+from tadlib.distill.loop import Problem
+from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
-from tadlib.experts import ExpertConfig, InMemory, train_experts
+from tadlib.experts import InMemory, train_experts
 from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.state import checkpoint
 from tadlib.store import StageFolder
 
 K, N, IPC = 3, 30, 2
@@ -58,8 +65,20 @@ def problem():
 
 def run(problem, method: str, config=None, **more):
     x, y, w, experts = problem
-    experts = experts if METHODS[method].needs_experts else None
-    return METHODS[method].distill(NET, x, y, w, experts, config or CONFIGS[method], **{"ipc": IPC, "seed": 0} | more)
+    config = config or CONFIGS[method]
+    experts = experts if config.needs_experts else None
+    return METHODS[method](NET, x, y, w, experts, config, **{"ipc": IPC, "seed": 0} | more)
+
+
+def as_problem(problem, config) -> Problem:
+    """What a method's ``start`` takes."""
+    x, y, w, experts = problem
+    return Problem(NET, Real.of(x, y, w, config.draw_power), experts, config, IPC, 0)
+
+
+def kept(state) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of a state."""
+    return {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +88,8 @@ def finished(problem):
 
 
 def test_every_method_has_a_configuration_of_its_class():
-    assert {name: type(config) for name, config in CONFIGS.items()} == {n: m.config for n, m in METHODS.items()}
+    assert {name: type(settings) for name, settings in CONFIGS.items()} == config.METHODS
+    assert METHODS.keys() == config.METHODS.keys()
 
 
 # method -> norm of images, a pixel, sum of squared labels, learning rate, last loss
@@ -118,7 +138,7 @@ def test_images_go_on_being_learned(problem, finished, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_draws_real_images_by_a_power_of_their_weight(problem, finished, method):
+def test_every_method_draws_real_images_by_an_exponent_of_their_weight(problem, finished, method):
     x, y, w, experts = problem
     squared = run((x, y, w**0.5, experts), method, replace(CONFIGS[method], draw_power=2.0))
     torch.testing.assert_close(squared[0].x, finished[method][0].x)
@@ -150,7 +170,7 @@ def test_a_resumed_run_ends_with_the_same_bits(problem, finished, method, tmp_pa
 
     def save_then_die(loop):
         if loop.iteration == 2:
-            folder.save_checkpoint(*loop.checkpoint())
+            folder.save_checkpoint(*checkpoint(loop))
         if loop.iteration == 3:
             raise Killed
 
@@ -175,7 +195,7 @@ def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted(problem,
         return (grad_x * torch.nan, value) if broken else (grad_x, value)
 
     monkeypatch.setattr(module, "class_gradient", sometimes_broken)
-    run(problem, method, on_iteration=lambda loop: points.append({k: v.clone() for k, v in loop.tensors.items()}))
+    run(problem, method, on_iteration=lambda state: points.append(kept(state)))
     assert len(points) == 4
     assert all(torch.equal(points[0][k], points[1][k]) for k in points[0])
     assert not torch.equal(points[1]["x"], points[2]["x"])
@@ -189,7 +209,7 @@ def test_samples_of_weight_zero_are_never_used(problem, method):
     w[::2] = 0
     spoilt = x.clone()
     spoilt[::2] = torch.nan
-    if method == "datm":  # its experts look at all images, but choose among usable ones
+    if method == "datm":  # its experts classify all images, but choose among usable ones
         spoilt[::2] = 1e3
     synthetic, rows = run((spoilt, y, w, experts), method)
     assert synthetic.x.isfinite().all()
@@ -207,12 +227,12 @@ def test_ipc_larger_than_a_class_is_refused(problem, method):
         run((x, y, w, experts), method)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].needs_experts])
+@pytest.mark.parametrize("method", [name for name in METHODS if CONFIGS[name].needs_experts])
 def test_trajectory_methods_ask_for_experts(problem, method):
     with pytest.raises(InputError, match="at least one expert, got 0"):
         run((*problem[:3], InMemory(())), method)
     with pytest.raises(InputError, match="at least one expert, got 0"):
-        METHODS[method].distill(NET, *problem[:3], None, CONFIGS[method], ipc=IPC, seed=0)
+        METHODS[method](NET, *problem[:3], None, CONFIGS[method], ipc=IPC, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +268,8 @@ def test_tesla_is_mtt_with_another_gradient(problem):
 
 def test_ftd_returns_the_moving_average_of_mtts_images(problem):
     points = []
-    synthetic, _ = run(problem, "ftd", on_iteration=lambda loop: points.append(loop.tensors["x"].clone()))
-    average = mtt.start(NET, *problem, CONFIGS["mtt"], ipc=IPC, seed=0).tensors["x"]
+    synthetic, _ = run(problem, "ftd", on_iteration=lambda loop: points.append(loop.x.clone()))
+    average = mtt.start(as_problem(problem, CONFIGS["mtt"])).x
     for x in points:
         average = 0.5 * average + 0.5 * x
     torch.testing.assert_close(synthetic.x, average)
@@ -277,23 +297,18 @@ def test_datms_start_epochs_stay_in_the_window(problem):
 def test_datm_learns_labels_by_sgd_with_momentum(problem):
     config = replace(CONFIGS["datm"], iterations=2, threshold=1e9)
     points = []
-
-    def keep(loop):
-        points.append({k: v.clone() for k, v in loop.tensors.items()})
-
-    synthetic, _ = run(problem, "datm", config, on_iteration=keep)
-    loop = datm.start(NET, *problem, config, ipc=IPC, seed=0)
-    z, velocity = loop.tensors["y"], torch.zeros(K * IPC, K)
+    synthetic, _ = run(problem, "datm", config, on_iteration=lambda state: points.append(kept(state)))
+    loop = datm.start(as_problem(problem, config))
+    z, velocity = loop.y, torch.zeros(K * IPC, K)
     pick = torch.randint(2**31, (2,), generator=loop.generator).tolist()
     expert, epoch = pick[0] % 2, 0  # the window is [0, 1)
     steps = mtt.steps(config, K * IPC, loop.generator)
     start_P, target_P = (problem[3].trajectories[expert][e] for e in (epoch, epoch + 1))
-    t = loop.tensors
 
     def soft(logits, z):
         return -(z.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
-    m = mtt.match(NET, start_P, target_P, t["x"], z, t["lr"], steps, gradient="unrolled", loss_fn=soft)
+    m = mtt.match(NET, start_P, target_P, loop.x, z, loop.lr, steps, gradient="unrolled", loss_fn=soft)
     velocity = 0.9 * velocity + m.grad_y
     torch.testing.assert_close(points[0]["y"], z - 5.0 * velocity)
     assert m.grad_y.abs().max() > 0
@@ -302,22 +317,21 @@ def test_datm_learns_labels_by_sgd_with_momentum(problem):
 
 def test_datm_skips_steps_above_the_threshold(problem):
     config = replace(CONFIGS["datm"], threshold=1e-6)
-    start = datm.start(NET, *problem, config, ipc=IPC, seed=0).tensors
-    loops = []
-    _, rows = run(problem, "datm", config, on_iteration=loops.append)
+    start = kept(datm.start(as_problem(problem, config)))
+    states = []
+    _, rows = run(problem, "datm", config, on_iteration=states.append)
     assert all(row["skipped"] and row["finite"] for row in rows)
-    assert all(torch.equal(loops[-1].tensors[k], start[k]) for k in start)
+    assert all(torch.equal(kept(states[-1])[k], start[k]) for k in start)
     assert not any(row["skipped"] for row in run(problem, "datm", replace(config, threshold=1e6))[1])
 
 
 def test_datm_starts_from_images_and_logits_that_experts_get_right(problem):
-    x, y, w, experts = problem
-    loop = datm.start(NET, *problem, CONFIGS["datm"], ipc=IPC, seed=0)
-    logits = torch.stack([NET(experts.read(e, 3), loop.tensors["x"]) for e in range(2)])
+    loop = datm.start(as_problem(problem, CONFIGS["datm"]))
+    logits = torch.stack([NET(problem[3].read(e, 3), loop.x) for e in range(2)])
     for s, k in enumerate([0, 0, 1, 1, 2, 2]):
         right = [logits[e, s] for e in range(2) if logits[e, s].argmax() == k]
         assert right
-        torch.testing.assert_close(loop.tensors["y"][s], torch.stack(right).mean(0))
+        torch.testing.assert_close(loop.y[s], torch.stack(right).mean(0))
 
 
 def test_datm_works_where_no_expert_is_right(problem):
@@ -326,8 +340,7 @@ def test_datm_works_where_no_expert_is_right(problem):
     shift = NET.unflatten(wrong.trajectories[0][3], "head.")["bias"]
     shift += torch.tensor([5.0, 0.0, 0.0])  # always class 0
     wrong.trajectories[1][3] = wrong.trajectories[0][3]
-    loop = datm.start(NET, x, y, w, wrong, CONFIGS["datm"], ipc=IPC, seed=0)
-    z = loop.tensors["y"]
+    z = datm.start(as_problem((x, y, w, wrong), CONFIGS["datm"])).y
     assert (z[[2, 3], 1] == z[[2, 3]].max(1).values).all()
     assert (z[[4, 5], 2] == z[[4, 5]].max(1).values).all()
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
+from tadlib.config import Protocol
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import InputError
-from tadlib.evaluate import PROTOCOLS, Protocol, evaluate, mean_ci95, train_networks
+from tadlib.evaluate import PROTOCOLS, evaluate, mean_ci95, train_networks
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.rng import generator
+from tadlib.state import checkpoint
 
 K = 3
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
@@ -89,7 +91,7 @@ def test_resumed_in_the_middle_gives_the_same_bits(stop):
 
     def keep(loop):
         if loop.epoch == stop:
-            tensors, meta = loop.checkpoint()
+            tensors, meta = checkpoint(loop)
             kept.append(({k: v.clone() for k, v in tensors.items()}, meta))
 
     whole = train(on_epoch=keep)

@@ -5,23 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tadlib import trust
+from tadlib.config import OWN_LOOPS, AuditorConfig, ExpertConfig
 from tadlib.data import load_dataset
-from tadlib.diversion import DiversionConfig
 from tadlib.errors import InputError
 from tadlib.experts import (
     Estimate,
-    ExpertConfig,
     InMemory,
     TrajectoryStore,
     estimate,
     images_per_second,
-    train_diverting_expert,
     train_expert,
     train_experts,
+    train_own_loop,
 )
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import Sgd, State, one_hot, train_epoch, weighted_loss
 from tadlib.rng import generator
+from tadlib.trust import NoisyProblem
 
 NET = Network(NetworkSpec((1, 8, 8), 3, width=4, depth=2))
 CONFIG = ExpertConfig(count=2, epochs=3, lr=0.05, momentum=0.9, batch=8, augmentation="crop_scale")
@@ -75,17 +76,22 @@ def test_samples_of_weight_zero_are_not_used():
     assert torch.equal(train_expert(NET, x, y, w, CONFIG, seed=0), train_expert(NET, changed, y, w, CONFIG, seed=0))
 
 
-def test_a_diverting_expert_records_its_own_dual_loop():
-    x, y, _ = data(60)
-    given = torch.arange(60) % 3
-    loops = DiversionConfig(epochs=9, warmup=2, auditors=2)
-    trajectory_EP = train_diverting_expert(NET, x, given, 3, CONFIG, loops, seed=0, expert=1)
+@pytest.mark.parametrize("arm", OWN_LOOPS)
+def test_an_expert_with_its_own_loop_records_its_trajectory(arm):
+    x, _, _ = data(60)
+    problem = NoisyProblem(NET, x, torch.arange(60) % 3, 3, seed=7)
+
+    def trained(warmup=2, expert=1):
+        method = trust.method(arm, AuditorConfig(epochs=9, warmup=warmup, augmentation="none"))
+        return train_own_loop(problem, method, CONFIG, seed=0, expert=expert)
+
+    trajectory_EP = trained()
     assert trajectory_EP.shape == (4, NET.n_parameters)
-    assert torch.equal(trajectory_EP, train_diverting_expert(NET, x, given, 3, CONFIG, loops, seed=0, expert=1))
-    other = train_diverting_expert(NET, x, given, 3, CONFIG, loops, seed=0, expert=0)
-    assert not torch.equal(trajectory_EP[0], other[0])
-    # the loops have a say once warm-up is over
-    never = train_diverting_expert(NET, x, given, 3, CONFIG, replace(loops, warmup=3), seed=0, expert=1)
+    assert torch.equal(trajectory_EP[0], NET.init(0, "expert 1", 0))
+    assert torch.equal(trajectory_EP, trained())
+    assert not torch.equal(trajectory_EP[0], trained(expert=0)[0])
+    # judging the labels changes the training once warm-up is over
+    never = trained(warmup=3)
     assert torch.equal(never[:3], trajectory_EP[:3])
     assert not torch.equal(never[3], trajectory_EP[3])
 
@@ -146,7 +152,7 @@ def test_experts_trained_by_gsam_take_gsam_steps():
     assert torch.equal(found[1], state.theta)
     assert not torch.equal(found[1], train_expert(NET, x, y, w, replace(config, rho=0.0), seed=0)[1])
     with pytest.raises(InputError, match="rho must be 0, got 0.05"):
-        train_diverting_expert(NET, x, torch.arange(24) % 3, 3, config, DiversionConfig(), seed=0)
+        train_own_loop(NoisyProblem(NET, x, torch.arange(24) % 3, 3, 0), trust.method("tad"), config, seed=0)
 
 
 def trajectory(seed=0, n_parameters=2000):

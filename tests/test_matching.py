@@ -1,7 +1,7 @@
 """The meta-gradient of trajectory matching against a plain unrolled twin, in float64."""
 
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tadlib.config import MttConfig, TeslaConfig
 from tadlib.errors import InputError
-from tadlib.matching import GRADIENTS, Step, _compiled_steps, distance, match, soft_cross_entropy
+from tadlib.matching import GRADIENTS, Step, _compiled_sweeps, distance, match, soft_cross_entropy
 from tadlib.nn import augment
 from tadlib.nn.networks import Network, NetworkSpec
 
@@ -94,6 +95,12 @@ def assert_equal_to_twin(p, gradient, **more):
     for name, got, expected in [("x", m.grad_x, grad_x), ("y", m.grad_y, grad_y), ("lr", m.grad_lr, grad_lr)]:
         assert got.shape == expected.shape
         assert relative(got, expected) < 1e-10, name
+
+
+@pytest.mark.parametrize("config", [MttConfig, TeslaConfig])
+def test_settings_allow_the_gradients_that_there_are(config):
+    (setting,) = (f for f in fields(config) if f.name == "gradient")
+    assert set(setting.metadata["of"]) == set(GRADIENTS)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -239,7 +246,7 @@ def test_compiled_steps_are_the_same_gradient():
     p = problem("color_crop_cutout_flip_scale_rotate", n_steps=4, lr=0.3)
     assert_equal_to_twin(p, "exact", compile=True)
     net = Network(SPEC)
-    assert all(f.made and f.f not in f.made.values() for f in _compiled_steps(net, soft_cross_entropy, True))
+    assert all(f.made and f.f not in f.made.values() for f in _compiled_sweeps(net, soft_cross_entropy))
     assert torch.equal(solve(p, compile=True).grad_x, solve(p, compile=True).grad_x)
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tadlib.config import ExpertConfig, MttConfig
 from tadlib.distill import mtt
-from tadlib.distill.mtt import MttConfig, distill
+from tadlib.distill.loop import Problem
+from tadlib.distill.mtt import distill
 from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
-from tadlib.experts import ExpertConfig, InMemory, train_experts
+from tadlib.experts import InMemory, train_experts
 from tadlib.matching import Matched, match
 from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.state import checkpoint
 from tadlib.store import StageFolder
 
 K, N = 3, 30
@@ -37,16 +40,18 @@ def run(problem, config=CONFIG, ipc=2, **more):
     return distill(NET, *problem, config, **{"ipc": ipc, "seed": 0} | more)
 
 
+def kept(state) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of a state."""
+    return {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
+
+
 def test_one_iteration_is_one_step_of_sgd_with_momentum(problem):
     config = replace(CONFIG, iterations=2, momentum=0.5)
     points = []
-
-    def keep(loop):
-        points.append({k: v.clone() for k, v in loop.tensors.items()})
-
-    synthetic, rows = run(problem, config, on_iteration=keep)
-    loop = mtt.start(NET, *problem, config, ipc=2, seed=0)
-    x, lr = loop.tensors["x"], loop.tensors["lr"]
+    synthetic, rows = run(problem, config, on_iteration=lambda state: points.append(kept(state)))
+    images, y, w, experts = problem
+    loop = mtt.start(Problem(NET, Real.of(images, y, w, config.draw_power), experts, config, 2, 0))
+    x, lr = loop.x, loop.lr
     velocity_x, velocity_lr = torch.zeros_like(x), torch.zeros(())
     for i in range(2):
         pick = torch.randint(2**31, (2,), generator=loop.generator).tolist()
@@ -54,7 +59,7 @@ def test_one_iteration_is_one_step_of_sgd_with_momentum(problem):
         assert (rows[i]["expert"], rows[i]["start_epoch"]) == (expert, epoch)
         steps = mtt.steps(config, 6, loop.generator)
         start_P, target_P = (problem[3].trajectories[expert][e] for e in (epoch, epoch + 1))
-        m = match(NET, start_P, target_P, x, loop.tensors["y"], lr, steps)
+        m = match(NET, start_P, target_P, x, loop.y, lr, steps)
         velocity_x, velocity_lr = 0.5 * velocity_x + m.grad_x, 0.5 * velocity_lr + m.grad_lr
         x, lr = x - 1.0 * velocity_x, lr * math.exp(-1e-6 * velocity_lr / lr)
         assert rows[i]["loss"] == m.loss.item()
@@ -90,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_bits(problem, tmp_path):
 
     def save_then_die(loop):
         if loop.iteration == 3:
-            folder.save_checkpoint(*loop.checkpoint())
+            folder.save_checkpoint(*checkpoint(loop))
         if loop.iteration == 4:
             raise Killed
 
@@ -127,11 +132,8 @@ def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted(problem,
         calls.append(1)
         return replace(m, **{name: torch.full_like(getattr(m, name), torch.nan)}) if len(calls) == 3 else m
 
-    def keep(loop):
-        points.append({k: v.clone() for k, v in loop.tensors.items()})
-
     monkeypatch.setattr(mtt, "match", sometimes_broken)
-    synthetic, rows = run(problem, on_iteration=keep)
+    synthetic, rows = run(problem, on_iteration=lambda state: points.append(kept(state)))
     assert [row["finite"] for row in rows] == [True, True, False, True, True, True]
     assert rows[2]["loss"] is None
     assert rows[2]["lr"] == rows[1]["lr"]
@@ -183,7 +185,9 @@ def test_soft_labels_count_for_the_class_they_favour():
     assert sorted(images.flatten().tolist()[:2]) == [1, 2]
     assert labels.argmax(1).tolist() == [0, 0, 1, 1]
     assert labels.max(1).values.tolist() == [1, 1, 1, 1]
-    chances = Real.of(x, y, torch.tensor([1.0, 1.0, 0.5, 0.0]), 2.0).chance  # the sure and heavy ones more often
+    chances = Real.of(
+        x, y, torch.tensor([1.0, 1.0, 0.5, 0.0]), 2.0
+    ).chance  # those of a likely label and a large weight more often
     torch.testing.assert_close(chances, torch.tensor([0.6**2, 0.9**2, 0.35**2, 0.0]))
 
 

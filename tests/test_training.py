@@ -247,6 +247,16 @@ def test_a_compiled_step_is_the_plain_one():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
+def test_a_compiled_step_takes_grey_images_in_any_memory_layout():
+    x, y, w = data(8)
+    turned = x[:, 0].contiguous()[..., None].movedim(3, 1)  # the same images, with the strides of channels last
+    assert turned.stride() != x.stride()
+    first, second = (epoch(images, y, w, sgd=Sgd(0.05), compile=True).theta for images in (x, turned))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_step_in_bfloat16_goes_where_the_plain_one_goes():
     x, y, w = data(16)
     net = Network(NetworkSpec((1, 8, 8), 3, width=16, depth=2), bfloat16=True)

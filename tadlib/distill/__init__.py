@@ -1,4 +1,4 @@
-"""Distillation methods, one file each. All have the same face:
+"""Distillation methods, one file each. All have the same interface:
 
 ``distill(net, x, y, w, experts, config, *, ipc, seed, resume, on_iteration) -> (Synthetic, rows)``
 

@@ -7,20 +7,18 @@ teach easy patterns, late ones hard patterns. Labels are learned: logits z, matc
 softmax(z). A step whose matching loss exceeds a threshold is skipped.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from tadlib.config import DatmConfig
 from tadlib.distill import mtt
-from tadlib.distill.loop import Loop, driver
-from tadlib.distill.mtt import LabelSgd
+from tadlib.distill.loop import Problem, State, driver
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
 from tadlib.matching import soft_cross_entropy
-from tadlib.nn.networks import Network
 from tadlib.nn.training import predict
-
-INITIALISATIONS = ("correct", "real")
 
 
 def window(config: DatmConfig, iteration: int) -> range:
@@ -37,78 +35,68 @@ def loss(logits_BK: Tensor, z_BK: Tensor) -> Tensor:
     return soft_cross_entropy(logits_BK, z_BK.softmax(1))
 
 
-def right_images(net: Network, real: Real, experts: Trajectories, epoch: int, ipc: int) -> Real:
-    """The refined set without what the experts get wrong, by the label in use.
+def right_images(problem: Problem, experts: Trajectories) -> Real:
+    """The refined set without the images that the experts classify wrongly, by the hard training label.
 
     As in DATM's code one expert decides; a further one is asked only while a class has fewer than ``ipc`` right
-    images. A class that no expert gets right so often keeps all its images (our choice: weak experts or many
-    classes must not stop the run).
+    images. A class that stays below keeps all its images (our choice: weak experts or many classes must not stop the
+    run).
     """
+    real = problem.real
     right_N = torch.zeros_like(real.label, dtype=torch.bool)
-    usable_N = real.chance > 0
     for expert in range(len(experts)):
-        theta_P = experts.read(expert, epoch).to(real.x.device)
-        right_N |= (predict(net, theta_P, real.x)[0].argmax(1) == real.label) & usable_N
+        logits_NK = predicted(problem, experts, expert, real.x)
+        right_N |= (logits_NK.argmax(1) == real.label) & (real.chance > 0)
         counts_K = torch.bincount(real.label[right_N], minlength=real.n_classes)
-        if int(counts_K.min()) >= ipc:
+        if int(counts_K.min()) >= problem.ipc:
             break
-    short_N = (counts_K < ipc)[real.label]
-    return Real(real.x, real.label, torch.where(right_N | short_N, real.chance, 0.0), real.n_classes)
+    short_N = (counts_K < problem.ipc)[real.label]
+    return replace(real, chance=torch.where(right_N | short_N, real.chance, 0.0))
 
 
-def mean_right_logits(net: Network, x_SCHW: Tensor, label_S: Tensor, experts: Trajectories, epoch: int) -> Tensor:
-    """Logits (S, K), averaged over the experts that get the image right.
+def mean_right_logits(problem: Problem, experts: Trajectories, x_SCHW: Tensor, label_S: Tensor) -> Tensor:
+    """Logits (S, K), averaged over the experts that classify the image rightly.
 
     Where none does, the mean of all with the entry of the label raised to the largest (our choice).
     """
-    every_ESK = torch.stack(
-        [predict(net, experts.read(e, epoch).to(x_SCHW.device), x_SCHW)[0] for e in range(len(experts))]
-    )
-    right_ES1 = (every_ESK.argmax(2) == label_S)[:, :, None].to(every_ESK.dtype)
+    logits_ESK = torch.stack([predicted(problem, experts, e, x_SCHW) for e in range(len(experts))])
+    right_ES1 = (logits_ESK.argmax(2) == label_S)[:, :, None].to(logits_ESK.dtype)
     count_S1 = right_ES1.sum(0)
-    mean_SK = every_ESK.mean(0)
+    mean_SK = logits_ESK.mean(0)
     raised_SK = mean_SK.scatter(1, label_S[:, None], mean_SK.max(1, keepdim=True).values)
-    return torch.where(count_S1 > 0, (every_ESK * right_ES1).sum(0) / count_S1.clamp_min(1), raised_SK)
+    return torch.where(count_S1 > 0, (logits_ESK * right_ES1).sum(0) / count_S1.clamp_min(1), raised_SK)
 
 
-def start(
-    net: Network,
-    x_NCHW: Tensor,
-    y_NK: Tensor,
-    w_N: Tensor,
-    experts: Trajectories | None,
-    config: DatmConfig,
-    *,
-    ipc: int,
-    seed: int,
-) -> Loop:
-    """Check the input; choose images, and logits for them, by what the experts know after the last epoch read.
+def predicted(problem: Problem, experts: Trajectories, expert: int, x_NCHW: Tensor) -> Tensor:
+    """Logits (N, K) of an expert after the last epoch that is read."""
+    theta_P = experts.read(expert, problem.config.last_epoch).to(x_NCHW.device)
+    return predict(problem.net, theta_P, x_NCHW)[0]
+
+
+def start(problem: Problem) -> State:
+    """Choose images, and logits for them, by the predictions of the experts.
 
     Raises:
         InputError: when a class has fewer than ``ipc`` usable images, or the trajectories are too short.
     """
-    random = mtt.family_generator(seed, x_NCHW.device)
-    experts = mtt.require_experts(net, experts, config)
-    real = Real.of(x_NCHW, y_NK, w_N, config.draw_power)
-    if config.init == "correct":
-        real = right_images(net, real, experts, config.last_epoch, ipc)
-    x_SCHW, y_SK = real.choose(ipc, random)
-    z_SK = mean_right_logits(net, x_SCHW, y_SK.argmax(1), experts, config.last_epoch)
-    loop = mtt.begin(net, experts, config, random, x_SCHW, z_SK)
-    loop.tensors["velocity_y"] = torch.zeros_like(z_SK)
-    return loop
+    experts = mtt.checked_experts(problem)
+    if problem.config.init == "correct":
+        problem = replace(problem, real=right_images(problem, experts))
+    state = mtt.start(problem)
+    state.y = mean_right_logits(problem, experts, state.x, state.y.argmax(1))
+    return state
 
 
-def advance(loop: Loop) -> None:
+def advance(problem: Problem, state: State) -> None:
     """One iteration within the window."""
-    c = loop.config
-    labels = LabelSgd(c.lr_y, c.momentum_y)
-    mtt.iterate(loop, window(c, loop.iteration), loss_fn=loss, labels=labels, threshold=c.threshold)
+    c = problem.config
+    labels = c.lr_y, c.momentum_y
+    mtt.iterate(problem, state, window(c, state.iteration), loss_fn=loss, labels=labels, threshold=c.threshold)
 
 
-def softened(loop: Loop) -> Synthetic:
+def softened(state: State) -> Synthetic:
     """The set with its logits as distributions."""
-    return Synthetic(loop.tensors["x"], loop.tensors["y"].softmax(1), loop.tensors["lr"].item())
+    return Synthetic(state.x, state.y.softmax(1), state.lr.item())
 
 
 distill = driver(start, advance, softened)

@@ -2,7 +2,7 @@
 
 Legend: B batch, S synthetic images, K classes, C H W image, D features, P flat parameters.
 
-A fresh random network ψ each iteration embeds real and synthetic images under one augmentation A_ω; the images of a
+In each iteration, a fresh random network ψ embeds real and synthetic images under one augmentation A_ω; the images of a
 class k move so that the two mean embeddings meet (eq. 4):
 
     L = Σ_k ‖ mean_B ψ(A_ω(x)) − mean_S ψ(A_ω(s)) ‖²
@@ -11,27 +11,15 @@ class k move so that the two mean embeddings meet (eq. 4):
 import torch
 from torch import Tensor
 
-from tadlib.config import DmConfig
-from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Real
+from tadlib.distill import loop
+from tadlib.distill.loop import Problem, State
 from tadlib.nn import augment
 from tadlib.nn.networks import Network
-from tadlib.rng import generator
 
 
 def distance(real_BD: Tensor, synthetic_BD: Tensor) -> Tensor:
     """Squared distance between the means of two batches of embeddings."""
     return (real_BD.mean(0) - synthetic_BD.mean(0)).square().sum()
-
-
-def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, config: DmConfig, *, ipc, seed) -> Loop:
-    """Choose the real images to start from; ``experts`` are not used.
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` usable images.
-    """
-    random = generator(seed, "dm", device=x_NCHW.device)
-    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), config, random, ipc=ipc)
 
 
 def class_gradient(
@@ -45,30 +33,19 @@ def class_gradient(
     return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
 
-def advance(loop: Loop) -> None:
-    """One fresh network. An iteration that is not finite changes nothing and is counted."""
-    config, t, random, real = loop.config, loop.tensors, loop.generator, loop.real
-    assert real is not None
-    fresh = int(torch.randint(2**31, (), generator=random, device=random.device))
-    theta_P = loop.net.init(fresh, "dm")
-    parts = []
-    for k, x_SCHW in enumerate(t["x"].chunk(real.n_classes)):
-        index_B = real.draw(k, config.batch_real, random)
-        draws = augment.draw(config.augmentation, 1, random)
-        parts.append(class_gradient(loop.net, theta_P, draws, real.x[index_B], x_SCHW))
-    grad_x, loss = torch.cat([g for g, _ in parts]), torch.stack([value for _, value in parts]).sum()
-    x, velocity_x = momentum_step(t["x"], t["velocity_x"], grad_x, config.lr_img, config.momentum)
-    finite = bool(loss.isfinite() & x.isfinite().all())
-    if finite:
-        t |= {"x": x, "velocity_x": velocity_x}
-    loop.rows.append(
-        {
-            "finite": finite,
-            "loss": loss.item() if finite else None,
-            "grad_norm": grad_x.norm().item() if finite else None,
-            "lr": config.lr_net,
-        }
+def start(problem: Problem) -> State:
+    """Choose the real images to start from."""
+    return loop.start_from_real(problem, "dm", problem.config.lr_net)
+
+
+def advance(problem: Problem, state: State) -> None:
+    """One fresh network."""
+    config, theta_P = problem.config, loop.fresh_network(problem, state, "dm")
+    grad_x, loss = loop.class_by_class(
+        problem, state.x, state.generator, lambda k, *batch: class_gradient(problem.net, theta_P, *batch)
     )
+    x, velocity_x = loop.momentum_step(state.x, state.velocity_x, grad_x, config.lr_img, config.momentum)
+    loop.end_iteration(state, {"x": x, "velocity_x": velocity_x}, loss, grad_x.norm())
 
 
-distill = driver(start, advance)
+distill = loop.driver(start, advance)

@@ -2,8 +2,8 @@
 
 Legend: B batch, S synthetic images, K classes, C H W image, P flat parameters.
 
-Along the training of fresh networks on the synthetic set, the gradient that a class's synthetic images give is drawn
-to the one its real images give, both under the same augmentation A_ω (DSA, eq. 7):
+While fresh networks train on the synthetic set, the gradient of a class's synthetic images is matched to that of its
+real images, both under the same augmentation A_ω (DSA, eq. 7):
 
     L = Σ_k D( ∇_θ ℓ(θ; A_ω(S_k), k), ∇_θ ℓ(θ; A_ω(B_k), k) )
 
@@ -13,14 +13,12 @@ D adds 1 − cos over the rows of every weight matrix: one output filter or unit
 import torch
 from torch import Tensor
 
-from tadlib.config import DsaConfig
-from tadlib.distill.loop import Loop, driver, momentum_step, start_from_real
-from tadlib.distill.synthetic import Real
+from tadlib.distill import loop
+from tadlib.distill.loop import Problem, State
 from tadlib.matching import soft_cross_entropy
 from tadlib.nn import augment
+from tadlib.nn import training as train
 from tadlib.nn.networks import Network
-from tadlib.nn.training import Sgd, State, train_epoch
-from tadlib.rng import generator
 
 EPSILON = 1e-6  # keeps the cosine of a row of zeros finite, as in DC's code
 
@@ -34,16 +32,6 @@ def distance(net: Network, real_P: Tensor, synthetic_P: Tensor) -> Tensor:
             a, b = real.flatten(1), synthetic[name].flatten(1)
             total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPSILON)).sum()
     return total
-
-
-def start(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, experts, config: DsaConfig, *, ipc, seed) -> Loop:
-    """Choose the real images to start from; ``experts`` are not used.
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` usable images.
-    """
-    random = generator(seed, "dsa", device=x_NCHW.device)
-    return start_from_real(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), config, random, ipc=ipc)
 
 
 def class_gradient(
@@ -70,50 +58,39 @@ def class_gradient(
     return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
 
-def advance(loop: Loop) -> None:
-    """One fresh network, trained on the images as they change. What is not finite changes nothing and is counted."""
-    config, t, random, real = loop.config, dict(loop.tensors), loop.generator, loop.real
-    assert real is not None
-    fresh = int(torch.randint(2**31, (), generator=random, device=random.device))
-    state = State(loop.net.init(fresh, "dsa"))
-    weight_S = torch.ones(len(t["x"]), device=t["x"].device)
+def start(problem: Problem) -> State:
+    """Choose the real images to start from."""
+    return loop.start_from_real(problem, "dsa", problem.config.lr_net)
+
+
+def advance(problem: Problem, state: State) -> None:
+    """One fresh network, trained on the images as they change."""
+    config, net, random, y_SK = problem.config, problem.net, state.generator, state.y
+    student = train.State(loop.fresh_network(problem, state, "dsa"))
+    x, velocity_x, w_S = state.x, state.velocity_x, torch.ones(len(y_SK), device=y_SK.device)
     losses, norms = [], []
+
+    def gradient(k, draws, real_BCHW, x_SCHW):
+        return class_gradient(net, student.theta, draws, real_BCHW, x_SCHW, y_SK[k * problem.ipc])
+
     for step in range(config.outer_steps):
-        parts = []
-        for k, x_SCHW in enumerate(t["x"].chunk(real.n_classes)):
-            index_B = real.draw(k, config.batch_real, random)
-            draws = augment.draw(config.augmentation, 1, random)
-            y_K = t["y"][k * len(x_SCHW)]
-            parts.append(class_gradient(loop.net, state.theta, draws, real.x[index_B], x_SCHW, y_K))
-        grad_x = torch.cat([g for g, _ in parts])
-        losses.append(torch.stack([value for _, value in parts]).sum())
+        grad_x, loss = loop.class_by_class(problem, x, random, gradient)
+        losses.append(loss)
         norms.append(grad_x.norm())
-        t["x"], t["velocity_x"] = momentum_step(t["x"], t["velocity_x"], grad_x, config.lr_img, config.momentum)
-        if step < config.outer_steps - 1:
-            for _ in range(config.inner_epochs):
-                state = train_epoch(
-                    loop.net,
-                    state,
-                    t["x"],
-                    t["y"],
-                    weight_S,
-                    sgd=Sgd(config.lr_net),
-                    batch=config.batch_train,
-                    strategy=config.augmentation,
-                    generator=random,
-                )
-    loss, norm = torch.stack(losses).mean(), torch.stack(norms).mean()
-    finite = bool(loss.isfinite() & t["x"].isfinite().all())
-    if finite:
-        loop.tensors |= t
-    loop.rows.append(
-        {
-            "finite": finite,
-            "loss": loss.item() if finite else None,
-            "grad_norm": norm.item() if finite else None,
-            "lr": config.lr_net,
-        }
-    )
+        x, velocity_x = loop.momentum_step(x, velocity_x, grad_x, config.lr_img, config.momentum)
+        for _ in range(config.inner_epochs if step < config.outer_steps - 1 else 0):
+            student = train.train_epoch(
+                net,
+                student,
+                x,
+                y_SK,
+                w_S,
+                sgd=train.Sgd(config.lr_net),
+                batch=config.batch_train,
+                strategy=config.augmentation,
+                generator=random,
+            )
+    loop.end_iteration(state, {"x": x, "velocity_x": velocity_x}, torch.stack(losses).mean(), torch.stack(norms).mean())
 
 
-distill = driver(start, advance)
+distill = loop.driver(start, advance)

@@ -6,27 +6,28 @@ moving average of the learned ones.
 """
 
 from tadlib.distill import mtt
-from tadlib.distill.loop import Loop, driver
+from tadlib.distill.loop import Problem, State, driver
 from tadlib.distill.synthetic import Synthetic
 
 
-def start(*args, **options) -> Loop:
-    """As MTT's; the average starts at the real images, as in FTD's code."""
-    loop = mtt.start(*args, **options)
-    loop.tensors["ema"] = loop.tensors["x"].clone()
-    return loop
+def start(problem: Problem) -> State:
+    """As MTT; the average starts at the real images, as in FTD's code."""
+    state = mtt.start(problem)
+    state.ema = state.x.clone()
+    return state
 
 
-def advance(loop: Loop) -> None:
+def advance(problem: Problem, state: State) -> None:
     """One iteration of MTT, then x̄ ← d x̄ + (1 − d) x."""
-    if mtt.iterate(loop, range(loop.config.max_start)):
-        t, decay = loop.tensors, loop.config.ema
-        t["ema"] = decay * t["ema"] + (1 - decay) * t["x"]
+    config = problem.config
+    if mtt.iterate(problem, state, range(config.max_start)):
+        state.ema = config.ema * state.ema + (1 - config.ema) * state.x
 
 
-def averaged(loop: Loop) -> Synthetic:
-    """The averaged images."""
-    return Synthetic(loop.tensors["ema"], loop.tensors["y"], loop.tensors["lr"].item())
+def averaged(state: State) -> Synthetic:
+    """The set with the averaged images."""
+    assert state.ema is not None
+    return Synthetic(state.ema, state.y, state.lr.item())
 
 
 distill = driver(start, advance, averaged)

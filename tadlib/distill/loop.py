@@ -1,6 +1,9 @@
-"""What every distillation method shares: its state between two iterations, and the loop that carries it on.
+"""What all distillation methods share: the problem, the state between two iterations, and the loop.
 
-Legend: N samples, S synthetic images, K classes, C H W image.
+Legend: N samples, B batch, S synthetic images, K classes, C H W image.
+
+A method has a function ``start(problem)``, which makes its state, and a function ``advance(problem, state)``, which
+takes one iteration and appends a row to ``state.rows``. :func:`driver` makes its function ``distill`` of them.
 """
 
 from collections.abc import Callable
@@ -12,21 +15,46 @@ from torch import Tensor
 
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
+from tadlib.nn import augment
 from tadlib.nn.networks import Network
+from tadlib.rng import generator
+from tadlib.state import Checkpoint, restored
 
 Rows = list[dict[str, Any]]
 
 
-@dataclass
-class Loop:
-    """State between two iterations. ``tensors`` and ``rows`` are all of it that changes."""
+@dataclass(frozen=True)
+class Problem:
+    """A refined set to be distilled into ``ipc`` images per class; ``experts`` is None where none are needed."""
 
     net: Network
+    real: Real
+    experts: Trajectories | None
     config: Any
+    ipc: int
+    seed: int
+
+    def generator(self, name: str) -> torch.Generator:
+        """Random numbers of a method, on the device of the images."""
+        return generator(self.seed, name, device=self.real.x.device)
+
+
+@dataclass
+class State:
+    """All that changes from one iteration to the next.
+
+    ``x`` (S, C, H, W) images, ``y`` (S, K) labels as they are learned, ``lr`` () learning rate of networks that are
+    trained on them, and the velocities of the three. ``ema``: FTD's moving average of the images.
+    """
+
     generator: torch.Generator
-    tensors: dict[str, Tensor]
-    experts: Trajectories | None = None
-    real: Real | None = None
+    x: Tensor
+    y: Tensor
+    lr: Tensor
+    velocity_x: Tensor
+    velocity_y: Tensor
+    velocity_lr: Tensor
+    ema: Tensor | None = None
     rows: Rows = field(default_factory=list)
 
     @property
@@ -34,36 +62,22 @@ class Loop:
         """Iterations done."""
         return len(self.rows)
 
-    def checkpoint(self) -> tuple[dict[str, Tensor], dict]:
-        """All that changes, as tensors and JSON."""
-        return {**self.tensors, "generator": self.generator.get_state()}, {"rows": self.rows}
-
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        """The inverse of :meth:`checkpoint`; the next iteration gives the same bits as without interruption."""
-        self.generator.set_state(tensors["generator"].cpu())
-        device = self.tensors["x"].device
-        self.tensors = {k: v.to(device) for k, v in tensors.items() if k != "generator"}
-        self.rows = list(meta["rows"])
-
     def synthetic(self) -> Synthetic:
-        """Images, labels and learning rate as they stand."""
-        return Synthetic(self.tensors["x"], self.tensors["y"], self.tensors["lr"].item())
+        """The synthetic set as it stands."""
+        return Synthetic(self.x, self.y, self.lr.item())
 
 
-def start_from_real(net: Network, real: Real, config: Any, random: torch.Generator, *, ipc: int) -> Loop:
-    """A loop that starts from real images and keeps drawing real ones; its learning rate is the setting ``lr_net``.
+def start_from_real(problem: Problem, name: str, lr: float) -> State:
+    """The state before the first iteration: real images, chosen by the random numbers of ``name``.
 
     Raises:
         InputError: when a class has fewer than ``ipc`` usable images.
     """
-    x_SCHW, y_SK = real.choose(ipc, random)
-    tensors = {
-        "x": x_SCHW,
-        "y": y_SK,
-        "lr": torch.tensor(config.lr_net, device=x_SCHW.device),
-        "velocity_x": torch.zeros_like(x_SCHW),
-    }
-    return Loop(net, config, random, tensors, real=real)
+    random = problem.generator(name)
+    x_SCHW, y_SK = problem.real.choose(problem.ipc, random)
+    rate = torch.tensor(lr, device=x_SCHW.device)
+    zeros = torch.zeros_like
+    return State(random, x_SCHW, y_SK, rate, zeros(x_SCHW), zeros(y_SK), zeros(rate))
 
 
 def momentum_step(
@@ -74,10 +88,66 @@ def momentum_step(
     return value - lr * velocity, velocity
 
 
+def fresh_network(problem: Problem, state: State, name: str) -> Tensor:
+    """Parameters (P,) of a new random network."""
+    seed = int(torch.randint(2**31, (), generator=state.generator, device=state.generator.device))
+    return problem.net.init(seed, name)
+
+
+def class_by_class(
+    problem: Problem,
+    x_SCHW: Tensor,
+    random: torch.Generator,
+    gradient: Callable[[int, tuple[augment.Draw, ...], Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Gradient with respect to the synthetic images (S, C, H, W), and the distance (), summed over classes.
+
+    ``gradient(k, draws, real_BCHW, x_SCHW)`` gives both for class ``k``, from a batch of its real images, its synthetic
+    images, and one augmentation for all of them.
+    """
+    config, real, parts = problem.config, problem.real, []
+    for k, x_of_class in enumerate(x_SCHW.chunk(real.n_classes)):
+        index_B = real.draw(k, config.batch_real, random)
+        draws = augment.draw(config.augmentation, 1, random)
+        parts.append(gradient(k, draws, real.x[index_B], x_of_class))
+    return torch.cat([g for g, _ in parts]), torch.stack([value for _, value in parts]).sum()
+
+
+def end_iteration(
+    state: State,
+    new: dict[str, Tensor],
+    loss: Tensor,
+    grad_norm: Tensor,
+    *,
+    threshold: float | None = None,
+    **drawn: int,
+) -> bool:
+    """Put the ``new`` values into the state, unless one is not finite, and append a row; tells whether it did.
+
+    A row holds what was ``drawn``, whether all was ``finite``, loss, norm of the images' gradient, and learning rate.
+    With a ``threshold``, values whose loss exceeds it are not put in either (``skipped``).
+    """
+    finite = bool(torch.stack([loss.isfinite(), *(value.isfinite().all() for value in new.values())]).all())
+    skipped = threshold is not None and finite and loss.item() > threshold
+    if finite and not skipped:
+        vars(state).update(new)
+    row: dict[str, Any] = {
+        **drawn,
+        "finite": finite,
+        "loss": loss.item() if finite else None,
+        "grad_norm": grad_norm.item() if finite else None,
+        "lr": state.lr.item(),
+    }
+    state.rows.append(row if threshold is None else row | {"skipped": skipped})
+    return finite and not skipped
+
+
 def driver(
-    start: Callable[..., Loop], advance: Callable[[Loop], None], result: Callable[[Loop], Synthetic] = Loop.synthetic
+    start: Callable[[Problem], State],
+    advance: Callable[[Problem, State], None],
+    result: Callable[[State], Synthetic] = State.synthetic,
 ) -> Callable[..., tuple[Synthetic, Rows]]:
-    """The function ``distill`` of a method, made from how it starts, goes on and reads off its result."""
+    """The function ``distill`` of a method; ``result`` reads the synthetic set off the last state."""
 
     def distill(
         net: Network,
@@ -89,20 +159,22 @@ def driver(
         *,
         ipc: int,
         seed: int,
-        resume: tuple[dict[str, Tensor], dict] | None = None,
-        on_iteration: Callable[[Loop], None] = lambda loop: None,
+        resume: Checkpoint | None = None,
+        on_iteration: Callable[[State], None] = lambda state: None,
     ) -> tuple[Synthetic, Rows]:
         """Distil a refined set (images, label distributions, weights) into ``ipc`` images per class.
 
-        ``experts`` is None for methods that match no trajectories. Returns the synthetic set and one row an
-        iteration: whether it was finite, loss, norm of the images' gradient, learning rate, and what it drew.
+        ``experts`` is None for methods that match no trajectories. ``on_iteration`` is called with the state after each
+        iteration; ``resume`` is what :func:`tadlib.state.checkpoint` gave then, from which the run ends with the same
+        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`).
         """
-        loop = start(net, x_NCHW, y_NK, w_N, experts, config, ipc=ipc, seed=seed)
+        problem = Problem(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), experts, config, ipc, seed)
+        state = start(problem)
         if resume is not None:
-            loop.restore(*resume)
-        while loop.iteration < config.iterations:
-            advance(loop)
-            on_iteration(loop)
-        return result(loop), loop.rows
+            state = restored(state, *resume, x_NCHW.device)
+        while state.iteration < config.iterations:
+            advance(problem, state)
+            on_iteration(state)
+        return result(state), state.rows
 
     return distill

@@ -1,4 +1,4 @@
-"""The synthetic set: how it starts, and what it is when it is done.
+"""The synthetic set, and the real images that methods draw.
 
 Legend: N samples, S synthetic images, K classes, C H W image, B batch.
 """
@@ -26,10 +26,11 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Real:
-    """The refined set as methods draw from it: a class is its label in use.
+    """The refined set as methods draw from it, by the hard training labels.
 
-    ``x`` (N, C, H, W), ``label`` (N,), ``chance`` (N,) of a sample among those of its class, up to a factor;
-    ``counts`` of samples with a chance, class by class (counted once: a GPU would be waited for at every draw).
+    ``x`` (N, C, H, W); ``label`` (N,); ``chance`` (N,) of a sample among those of its class, up to a factor;
+    ``counts`` of samples with a chance, class by class (counted once, because a count at every draw would wait for the
+    GPU).
     """
 
     x: Tensor
@@ -44,13 +45,13 @@ class Real:
 
     @staticmethod
     def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, power: float) -> "Real":
-        """From images, label distributions and weights; the label in use is the most likely one."""
+        """From images, label distributions and weights; the hard training label is the most likely one."""
         mass_N, label_N = (w_N[:, None] * y_NK).max(1)
-        chance_N = torch.where(w_N > 0, (mass_N**power).clamp_min(1e-30), 0.0)  # a sample in use can be drawn
+        chance_N = torch.where(w_N > 0, (mass_N**power).clamp_min(1e-30), 0.0)  # any of positive weight can be drawn
         return Real(x_NCHW, label_N, chance_N, y_NK.shape[1])
 
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
-        """Places (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
+        """Indices (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
         chance_N = torch.where(self.label == k, self.chance, 0.0)
         return torch.multinomial(chance_N, min(n, self.counts[k]), generator=generator)
 

@@ -6,8 +6,10 @@ A trajectory, a student and a meta-gradient are all statements about points in p
 here as ``net(theta_P, x_NCHW) -> logits_NK``. The modules only describe the architecture; they hold no state.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +20,14 @@ from tadlib.rng import derive_seed
 
 
 class ContiguousGroupNorm(nn.GroupNorm):
-    """GroupNorm in one memory layout, whatever the convolution before it chose: others round differently."""
+    """GroupNorm in one memory layout, whatever the preceding convolution chose: other layouts round differently."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous())
 
 
 class HalvingPool(nn.AvgPool2d):
-    """Average pool 2x2. On a GPU a mean over two axes, which is the same: PyTorch's pool has a slow gradient there."""
+    """2x2 average pooling; on a GPU as a mean over two axes, because PyTorch's pooling has a slow gradient there."""
 
     def forward(self, x: Tensor) -> Tensor:
         even = x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
@@ -49,30 +51,29 @@ NORMS: dict[str, Callable[[Shape], nn.Module]] = {
 
 
 class Stack:
-    """Layers in a row that keep count of the shape of their output."""
+    """Layers in a row, with the shape of their output."""
 
-    def __init__(self, image_shape: Shape, norm: str):
-        self.shape, self.norm = image_shape, norm
+    def __init__(self, spec: "NetworkSpec"):
+        self.spec, self.shape = spec, spec.image_shape
         self.layers: list[nn.Module] = []
 
-    @property
-    def n_features(self) -> int:
-        """D, were the output flattened."""
-        return self.shape[0] * self.shape[1] * self.shape[2]
-
-    def conv(self, channels: int, kernel: int = 3, *, norm: bool = True) -> None:
+    def conv(self, channels: int, kernel: int = 3, *, norm: bool = True, bias: bool = True) -> None:
         """Convolution that keeps the side, norm, ReLU."""
         c, height, width = self.shape
         self.shape = (channels, height, width)
-        self.layers += [nn.Conv2d(c, channels, kernel, padding=kernel // 2)]
-        self.layers += [NORMS[self.norm](self.shape)] if norm else []
-        self.layers += [nn.ReLU()]
+        self.layers.append(nn.Conv2d(c, channels, kernel, padding=kernel // 2, bias=bias))
+        self.layers += [NORMS[self.spec.norm](self.shape)] if norm else []
+        self.layers.append(nn.ReLU())
 
     def pool(self, layer: type[nn.Module]) -> None:
         """Halve the sides; an odd one loses its last row."""
         c, height, width = self.shape
         self.shape = (c, height // 2, width // 2)
-        self.layers += [layer(2)]
+        self.layers.append(layer(2))
+
+    def classifier(self) -> "Classifier":
+        """These layers and a linear one."""
+        return Classifier(nn.Sequential(*self.layers, nn.Flatten()), math.prod(self.shape), self.spec.n_classes)
 
 
 class Classifier(nn.Module):
@@ -97,33 +98,33 @@ def convnet(spec: "NetworkSpec") -> Classifier:
         min(height, width) >= 2**spec.depth,
         f"depth must leave at least one pixel of a {height}x{width} image, got depth {spec.depth}",
     )
-    stack = Stack(spec.image_shape, spec.norm)
+    stack = Stack(spec)
     for _ in range(spec.depth):
         stack.conv(spec.width)
         stack.pool(HalvingPool)
-    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
+    return stack.classifier()
 
 
 def alexnet(spec: "NetworkSpec") -> Classifier:
     """AlexNet as the DC code base has it: no norm, one linear layer. Its width is its own."""
     _require_side(spec, 8)
-    stack = Stack(spec.image_shape, spec.norm)
+    stack = Stack(spec)
     for channels, kernel, pooled in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
         stack.conv(channels, kernel, norm=False)
         if pooled:
             stack.pool(nn.MaxPool2d)
-    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
+    return stack.classifier()
 
 
 def vgg11(spec: "NetworkSpec") -> Classifier:
     """VGG-11 (Simonyan & Zisserman 2015) as the DC code base has it: a norm after every convolution."""
     _require_side(spec, 32)
-    stack = Stack(spec.image_shape, spec.norm)
+    stack = Stack(spec)
     for channels in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for c in channels:
             stack.conv(c)
         stack.pool(nn.MaxPool2d)
-    return Classifier(nn.Sequential(*stack.layers, nn.Flatten()), stack.n_features, spec.n_classes)
+    return stack.classifier()
 
 
 class ResidualBlock(nn.Module):
@@ -151,15 +152,16 @@ class ResidualBlock(nn.Module):
 def resnet18(spec: "NetworkSpec") -> Classifier:
     """ResNet-18 (He et al. 2016) as the DC code base has it: 3x3 stem without pooling, mean over the last map."""
     _require_side(spec, 16)  # below, the last map is one pixel, whose instance norm is zero
-    c, height, width = spec.image_shape
-    shape: Shape = (64, height, width)
-    layers: list[nn.Module] = [nn.Conv2d(c, 64, 3, padding=1, bias=False), NORMS[spec.norm](shape), nn.ReLU()]
+    stack = Stack(spec)
+    stack.conv(64, bias=False)
     for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         for s in (stride, 1):
-            block = ResidualBlock(shape, channels, s, spec.norm)
-            layers.append(block)
-            shape = block.shape
-    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), shape[0], spec.n_classes)
+            block = ResidualBlock(stack.shape, channels, s, spec.norm)
+            stack.layers.append(block)
+            stack.shape = block.shape
+    stack.layers.append(nn.AdaptiveAvgPool2d(1))
+    stack.shape = (512, 1, 1)
+    return stack.classifier()
 
 
 def _require_side(spec: "NetworkSpec", least: int) -> None:
@@ -213,22 +215,24 @@ class Network:
     device: torch.device = torch.device("cpu")
     bfloat16: bool = False
     module: nn.Module = field(init=False, repr=False, compare=False)
-    names: tuple[str, ...] = field(init=False, repr=False)
-    shapes: tuple[torch.Size, ...] = field(init=False, repr=False)
-    sizes: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self):
         with torch.device("meta"):
             module = NETWORKS[self.spec.name](self.spec)
-        require(
-            not list(module.buffers()), f"network {self.spec.name!r} has buffers; its state must be parameters only"
-        )
-        parameters = dict(module.named_parameters())
+        buffers = list(module.buffers())
+        require(not buffers, f"network {self.spec.name!r} has buffers; its state must be parameters only")
         object.__setattr__(self, "device", torch.device(self.device))
         object.__setattr__(self, "module", module)
-        object.__setattr__(self, "names", tuple(parameters))
-        object.__setattr__(self, "shapes", tuple(p.shape for p in parameters.values()))
-        object.__setattr__(self, "sizes", tuple(p.numel() for p in parameters.values()))
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the parameters by name, in the order of the flat vector."""
+        return {name: p.shape for name, p in self.module.named_parameters()}
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of elements of the parameters."""
+        return [shape.numel() for shape in self.shapes.values()]
 
     @property
     def n_parameters(self) -> int:
@@ -240,16 +244,12 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "network", *names))  # leaves those of GPUs alone
             module = NETWORKS[self.spec.name](self.spec)
-        return torch.cat([p.detach().flatten() for p in module.parameters()]).to(self.device)
+        return nn.utils.parameters_to_vector(module.parameters()).detach().to(self.device)
 
     def unflatten(self, theta_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
-        """Views of ``theta_P`` under the module's parameter names that start with ``prefix``."""
-        parts = theta_P.split(self.sizes)
-        return {
-            name[len(prefix) :]: part.view(shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-            if name.startswith(prefix)
-        }
+        """Views of ``theta_P`` under the names of the parameters that start with ``prefix``, without it."""
+        parts = zip(self.shapes.items(), theta_P.split(self.sizes), strict=True)
+        return {name[len(prefix) :]: part.view(shape) for (name, shape), part in parts if name.startswith(prefix)}
 
     def __call__(self, theta_P: Tensor, x_NCHW: Tensor) -> Tensor:
         if not self.bfloat16:

@@ -44,19 +44,16 @@ def keep_memory() -> bool:
 
 
 class _Fusible(TorchFunctionMode):
-    """While a step is traced: group norm in plain arithmetic, which the compiler fuses with its neighbours and which
-    works in any memory layout; no copies into the plain layout; convolutions as :class:`_Conv` differentiates them."""
+    """Replaces operations while a step is traced: group norm by plain arithmetic, which the compiler fuses with its
+    neighbours and which works in any memory layout; copies into the plain layout by nothing; convolutions by
+    :class:`_Conv`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "group_norm":
-            return _group_norm(*args, **kwargs)
         if name == "contiguous" and len(args) == 1 and not kwargs and args[0].ndim == 4:
             return args[0]
-        if name == "conv2d":
-            return _conv2d(*args, **kwargs)
-        return func(*args, **kwargs)
+        return {"group_norm": _group_norm, "conv2d": _conv2d}.get(name, func)(*args, **kwargs)
 
 
 def _pair(value) -> list[int]:
@@ -64,85 +61,45 @@ def _pair(value) -> list[int]:
 
 
 def _conv2d(x: Tensor, w: Tensor, bias=None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):  # which does not see operations of ours
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not see custom operations
         x, w = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, w))
     if isinstance(padding, str):
         return torch.ops.aten.conv2d.padding(x, w, bias, stride, padding, dilation, groups)
-    y = _Conv.apply(x, w, (_pair(stride), _pair(padding), _pair(dilation), groups))
+    y = _Conv.apply(0, None, x, w, (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups))
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _conv_backward(g: Tensor, x: Tensor, w: Tensor, how: tuple, of_x: bool) -> Tensor:
-    stride, padding, dilation, groups = how
-    places = (stride, padding, dilation, False, [0, 0], groups, [of_x, not of_x, False])
-    return torch.ops.aten.convolution_backward(g, x, w, None, *places)[0 if of_x else 1]
-
-
 class _Conv(torch.autograd.Function):
-    """Convolution y(x, w), linear in both, so that its derivatives of any order are y, its transpose in x
-    (:class:`_ConvX`) and its transpose in w (:class:`_ConvW`). PyTorch's own second derivative takes w's gradient as a
-    convolution with kernels as large as the images, which is slow on a CPU."""
+    """The convolution y(x, w), number 0, and its transposes x(g, w), number 1, and w(g, x), number 2.
+
+    They come from one form ⟨g, y(x, w)⟩, linear in g, x and w: leaving out the argument ``number`` gives a function of
+    the other two (of the one left out, only the shape is used). So the derivatives of each are the other two, to any
+    order. PyTorch's own second derivative takes w's gradient as a convolution with kernels as large as the images,
+    which is slow on a CPU.
+    """
 
     @staticmethod
-    def forward(x, w, how):
-        stride, padding, dilation, groups = how
-        return torch.ops.aten.convolution(x, w, None, stride, padding, dilation, False, [0, 0], groups)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.how = inputs[2]
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        need_x, need_w, _ = ctx.needs_input_grad
-        return (
-            _ConvX.apply(g, w, x, ctx.how) if need_x else None,
-            _ConvW.apply(g, x, w, ctx.how) if need_w else None,
-            None,
-        )
-
-
-class _ConvX(torch.autograd.Function):
-    """The transpose in x, of (g, w); ``like_x`` gives the shape."""
-
-    @staticmethod
-    def forward(g, w, like_x, how):
-        return _conv_backward(g, like_x, w, how, True)
+    def forward(number, g, x, w, how):
+        if number == 0:
+            return torch.ops.aten.convolution(x, w, None, *how)
+        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [number == 1, number == 2, False])[number - 1]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.how = inputs[3]
+        ctx.number, *gxw, ctx.how = inputs
+        ctx.save_for_backward(*gxw)
 
     @staticmethod
     def backward(ctx, d):
-        g, w = ctx.saved_tensors
-        return _Conv.apply(d, w, ctx.how), _ConvW.apply(g, d, w, ctx.how), None, None
-
-
-class _ConvW(torch.autograd.Function):
-    """The transpose in w, of (g, x); ``like_w`` gives the shape."""
-
-    @staticmethod
-    def forward(g, x, like_w, how):
-        return _conv_backward(g, x, like_w, how, False)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.how = inputs[3]
-
-    @staticmethod
-    def backward(ctx, v):
-        g, x = ctx.saved_tensors
-        return _Conv.apply(x, v, ctx.how), _ConvX.apply(g, v, x, ctx.how), None, None
+        gxw = list(ctx.saved_tensors)
+        gxw[ctx.number] = d
+        needed = [i != ctx.number and ctx.needs_input_grad[i + 1] for i in range(3)]
+        return None, *(_Conv.apply(i, *gxw, ctx.how) if needed[i] else None for i in range(3)), None
 
 
 def _group_norm(x: Tensor, groups: int, weight=None, bias=None, eps: float = 1e-5, cudnn: bool = True) -> Tensor:
     channels, shape = x.shape[1], (-1, 1, 1)
-    apart = x.float() if x.dtype == torch.bfloat16 else x  # fused, so that no float32 image is ever written
+    apart = x.float() if x.dtype == torch.bfloat16 else x  # fused: no float32 image is ever written
     apart = apart if groups == channels else apart.unflatten(1, (groups, -1))
     axes = tuple(range(1 if groups == 1 else 2, apart.ndim))
     variance, mean = torch.var_mean(apart, axes, correction=0, keepdim=True)
@@ -157,7 +114,7 @@ def _reason(error: Exception) -> str:
 
 
 class _ByShape:
-    """``f`` of tensors; what :meth:`_make` makes of it, for each set of shapes that it is called with."""
+    """A function ``f`` of tensors, replaced by what :meth:`_make` makes of it for each set of input shapes."""
 
     def __init__(self, f: Callable[..., Any]):
         self.f = f
@@ -174,10 +131,10 @@ class _ByShape:
 
 
 class Compiled(_ByShape):
-    """``f`` of tensors, compiled for each set of shapes that it is called with; ``f`` itself where that fails.
+    """A function ``f`` of tensors, compiled for each set of input shapes; ``f`` itself where that fails.
 
-    ``f`` may use :mod:`torch.func`; Python code in it runs once for a set of shapes. On a GPU the compiled code is
-    captured as a CUDA graph (``reduce-overhead``).
+    ``f`` may differentiate; its Python code runs once for a set of shapes. On a GPU the compiled code is captured as a
+    CUDA graph (``reduce-overhead``).
     """
 
     def _make(self, args: tuple[Tensor, ...]) -> Callable[..., Any]:
@@ -189,7 +146,7 @@ class Compiled(_ByShape):
                     traced = make_fx(self.f)(*args)
                 compiled = torch.compile(traced, dynamic=False, mode=mode)
                 compiled(*args)
-        except Exception as error:  # no C++ compiler, no inductor, an operation it cannot do: all the same to us
+        except Exception as error:  # no C++ compiler, no inductor, an unsupported operation: all handled alike
             logger.warning("torch.compile cannot be used here, steps run uncompiled: %s", _reason(error))
             return self.f
         if mode is None:
@@ -198,18 +155,19 @@ class Compiled(_ByShape):
 
 
 class Recorded(_ByShape):
-    """``f`` of tensors on a GPU, recorded once for each set of shapes as a CUDA graph; ``f`` itself where that fails.
+    """A function ``f`` of tensors on a GPU, recorded as a CUDA graph for each set of input shapes; ``f`` itself where
+    that fails.
 
     The kernels of a small network's step take less time than launching them one by one; a graph is launched at once.
-    Nothing is compiled, so recording takes but a few calls of ``f``. Python code in it runs only then, and it must not
-    wait for the device.
+    Nothing is compiled, so recording takes only a few calls of ``f``. Its Python code runs only then, and must not wait
+    for the device.
     """
 
-    lock = threading.Lock()  # inputs and results of a graph lie at fixed places
+    lock = threading.Lock()  # inputs and results of a graph lie at fixed addresses
 
     def __init__(self, f: Callable[..., Any]):
         super().__init__(f)
-        self.memory: Any = None  # of its graphs: one runs at a time, and what it returns is copied
+        self.memory: Any = None  # shared by its graphs: one runs at a time, and its results are copied
 
     def __call__(self, *args: Tensor):
         with self.lock:
@@ -221,7 +179,7 @@ class Recorded(_ByShape):
             with torch.cuda.device(args[0].device):
                 aside = torch.cuda.Stream()
                 aside.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(aside):  # libraries make their choices and plans before anything is recorded
+                with torch.cuda.stream(aside):  # libraries choose their algorithms before the recording
                     for _ in range(RECORDED_AFTER):
                         self.f(*places)
                 torch.cuda.current_stream().wait_stream(aside)
@@ -243,5 +201,8 @@ class Recorded(_ByShape):
 
 
 def channels_last(x_NCHW: Tensor) -> Tensor:
-    """The same images with their channels next to each other in memory, as convolutions and pooling like it best."""
-    return x_NCHW.contiguous(memory_format=torch.channels_last)
+    """A copy of the images whose channels are adjacent in memory, which is fastest for convolutions and pooling.
+
+    A copy even where the layout would pass: with one channel several do, and compiled code is made for one of them.
+    """
+    return x_NCHW.clone(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The one training loop: auditors, experts and evaluated networks all take these steps.
+"""The one training loop, for auditors, experts and evaluated networks.
 
 Legend: N samples, B batch, K classes, C H W image, D features, P flat parameters.
 """
@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from tadlib.errors import require
 from tadlib.nn import augment
@@ -19,23 +20,18 @@ from tadlib.nn.speed import Compiled, Recorded, channels_last
 
 EVAL_BATCH = 1000  # images per forward pass when nothing is learned
 
-
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits_BK, y_BK, w_B) -> ()
 
 
 def gradient(loss: Callable[..., Tensor], theta_P: Tensor, *rest: Tensor) -> Tensor:
     """``∇_θ loss(θ, *rest)`` by plain autograd.
 
-    :func:`torch.func.grad` would record the backward pass too, in case it is differentiated again, and then takes
-    group norm apart: up to twice the time of a small network's step.
+    :func:`torch.func.grad` would also record the backward pass, in case it is differentiated again, and split group
+    norm into elementary operations: up to twice the time of a small network's step.
     """
     with torch.enable_grad():
         leaf_P = theta_P.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf_P, *rest), leaf_P)[0]
-
-
-def _slope(loss: Callable[..., Tensor], rest: tuple[Tensor, ...], theta_P: Tensor) -> Tensor:
-    return gradient(loss, theta_P, *rest)
 
 
 @dataclass(frozen=True)
@@ -94,47 +90,34 @@ class State:
     velocity: Tensor | None = None
 
 
+def _step(net: Network, sgd: Sgd, loss_fn: Loss, extra: Callable | None = None) -> Callable[..., tuple[Tensor, ...]]:
+    """A training step ``(θ, v, x, y, w, lr[, index]) -> (θ[, v], logits before it)``; ``index`` is for ``extra``."""
+
+    def step(theta_P, velocity_P, x_B, y_B, w_B, lr, *index_B):
+        logits: list[Tensor] = []
+
+        def loss(theta_P: Tensor) -> Tensor:
+            logits.append(net(theta_P, x_B))
+            value = loss_fn(logits[-1], y_B, w_B)
+            return value if extra is None else value + extra(logits[-1], *index_B)
+
+        rule = replace(sgd, lr=lr)
+        moved = rule.step(theta_P, rule.direction(partial(gradient, loss), theta_P), velocity_P)
+        return *(moved if sgd.momentum else moved[:1]), logits[0].detach()
+
+    return step
+
+
 @lru_cache(maxsize=16)
 def _compiled(net: Network, sgd: Sgd, loss_fn: Loss) -> Compiled:
-    """One compiled step ``(θ, v, x, y, w, lr) -> (θ, v)``; kept, so that the next epoch and network find it."""
-
-    def loss(theta, x_B, y_B, w_B):
-        return loss_fn(net(theta, x_B), y_B, w_B)
-
-    def step(theta_P, velocity_P, x_B, y_B, w_B, lr):
-        rule = replace(sgd, lr=lr)
-        g_P = rule.direction(lambda theta: grad(loss)(theta, x_B, y_B, w_B), theta_P)
-        theta_P, moved_P = rule.step(theta_P, g_P, velocity_P)
-        return (theta_P, moved_P) if sgd.momentum else (theta_P,)
-
-    return Compiled(step)
-
-
-def _compiled_step(net: Network, sgd: Sgd, state: State, loss_fn: Loss, x_B: Tensor, y_B: Tensor, w_B: Tensor) -> State:
-    lr = state.theta.new_tensor(sgd.lr)
-    velocity_P = torch.zeros_like(state.theta) if state.velocity is None else state.velocity
-    step = _compiled(net, replace(sgd, lr=0.0), loss_fn)
-    out = step(state.theta, velocity_P, channels_last(x_B), y_B, w_B, lr)
-    return State(*out)
+    """A compiled step, kept for the next epoch and the next network."""
+    return Compiled(_step(net, sgd, loss_fn))
 
 
 @lru_cache(maxsize=4)  # each keeps the memory of a step
 def _recorded(net: Network, sgd: Sgd, loss_fn: Loss) -> Recorded:
-    """One step for a GPU ``(θ, v, x, y, w, lr) -> (θ[, v], logits before it)``; kept like :func:`_compiled`."""
-
-    def step(theta_P, velocity_P, x_B, y_B, w_B, lr):
-        logits: list[Tensor] = []
-
-        def loss(theta: Tensor) -> Tensor:
-            logits.append(net(theta, x_B))
-            return loss_fn(logits[-1], y_B, w_B)
-
-        rule = replace(sgd, lr=lr)
-        g_P = rule.direction(partial(gradient, loss), theta_P)
-        moved = rule.step(theta_P, g_P, velocity_P)
-        return *(moved if sgd.momentum else moved[:1]), logits[0].detach()
-
-    return Recorded(step)
+    """A step recorded on a GPU, kept likewise."""
+    return Recorded(_step(net, sgd, loss_fn))
 
 
 def train_epoch(
@@ -153,7 +136,7 @@ def train_epoch(
     on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     compile: bool = False,
 ) -> State:
-    """One pass over the samples; those of weight 0 are left out unless ``extra`` or ``on_step`` needs them.
+    """One pass over the samples; those of weight 0 are left out unless ``extra`` or ``on_step`` is given.
 
     Args:
         y_NK, w_N: label distributions and weights.
@@ -164,48 +147,34 @@ def train_epoch(
         on_step: called after every step as ``on_step(index_B, logits_BK, theta_P)``, with the logits before the step
             and the parameters after it.
         compile: compile the step, once for each size of batch, of which an epoch has at most two
-            (:class:`tadlib.nn.speed.Compiled`); not with ``extra`` or ``on_step``, which are Python code of any kind.
+            (:class:`tadlib.nn.speed.Compiled`); not with ``extra`` or ``on_step``, which may be any Python code.
 
     Raises:
         InputError: when no sample has a positive weight.
     """
     everyone = extra is not None or on_step is not None
     require(not everyone or not compile, "a step with a further loss or an observer cannot be compiled")
-    places = None if everyone or bool((w_N > 0).all()) else w_N.nonzero()[:, 0]
-    logits: list[Tensor] = []
-
-    def loss(theta, x_B, y_B, w_B, index_B):
-        logits_BK = net(theta, x_B)
-        if on_step is not None:
-            logits.append(logits_BK.detach())
-        value = loss_fn(logits_BK, y_B, w_B)
-        return value if extra is None else value + extra(logits_BK, index_B)
-
-    n = len(x_NCHW) if places is None else len(places)
+    used = None if everyone or bool((w_N > 0).all()) else w_N.nonzero()[:, 0]
+    n = len(x_NCHW) if used is None else len(used)
     require(n >= 1, "training needs a sample of positive weight, got none")
-    recorded = x_NCHW.is_cuda and extra is None and not compile
-    if recorded:
-        lr, step = state.theta.new_tensor(sgd.lr), _recorded(net, replace(sgd, lr=0.0), loss_fn)
+
+    plain = not compile and (extra is not None or not x_NCHW.is_cuda)
+    step: Callable[..., tuple[Tensor, ...]] = _step(net, sgd, loss_fn, extra)
+    lr = sgd.lr
+    if not plain:
+        step = (_compiled if compile else _recorded)(net, replace(sgd, lr=0.0), loss_fn)
+        lr = state.theta.new_tensor(lr)
     for index_B in batches(n, batch, generator):
-        if places is not None:
-            index_B = places[index_B]
+        if used is not None:
+            index_B = used[index_B]
         x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
-        seen = x_B, y_NK[index_B], w_N[index_B]
-        if compile:
-            state = _compiled_step(net, sgd, state, loss_fn, *seen)
-        elif recorded:
-            before_P = torch.zeros_like(state.theta) if state.velocity is None else state.velocity
-            *moved, logits_BK = step(state.theta, before_P, *seen, lr)
-            state = State(*moved)
-            if on_step is not None:
-                on_step(index_B, logits_BK, state.theta)
-        else:
-            logits.clear()
-            g_P = sgd.direction(partial(_slope, loss, (*seen, index_B)), state.theta)
-            theta_P, velocity_P = sgd.step(state.theta, g_P, state.velocity)
-            state = State(theta_P, velocity_P)
-            if on_step is not None:
-                on_step(index_B, logits[0], theta_P)
+        x_B = channels_last(x_B) if compile else x_B
+        velocity_P = state.velocity if plain or state.velocity is not None else torch.zeros_like(state.theta)
+        more = (index_B,) if plain else ()
+        *moved, logits_BK = step(state.theta, velocity_P, x_B, y_NK[index_B], w_N[index_B], lr, *more)
+        state = State(*moved)
+        if on_step is not None:
+            on_step(index_B, logits_BK, state.theta)
     return state
 
 
@@ -226,27 +195,15 @@ def train_epoch_together(
 ) -> list[State]:
     """One pass of several networks over the same samples, each with its own generator (see :func:`train_epoch`).
 
-    ``stacked``: one step for all of them at once, which fills a GPU; equal to taking turns up to rounding. Otherwise
-    ``workers`` threads take a network each, with the same bits as one after the other.
+    With ``stacked`` all take a step at once, which fills a GPU; it equals one after the other up to rounding. Otherwise
+    ``workers`` threads train a network each, with the same bits as one after the other.
     """
+    how: dict[str, Any] = {"sgd": sgd, "batch": batch, "strategy": strategy}
     if stacked and not sgd.rho:
-        return _train_stacked(
-            net, states, x_NCHW, y_NK, w_N, generators=generators, sgd=sgd, batch=batch, strategy=strategy
-        )
+        return _train_stacked(net, states, x_NCHW, y_NK, w_N, generators=generators, **how)
 
     def one(net: Network, state: State, generator: torch.Generator) -> State:
-        return train_epoch(
-            net,
-            state,
-            x_NCHW,
-            y_NK,
-            w_N,
-            sgd=sgd,
-            batch=batch,
-            strategy=strategy,
-            generator=generator,
-            compile=compile,
-        )
+        return train_epoch(net, state, x_NCHW, y_NK, w_N, generator=generator, compile=compile, **how)
 
     if workers == 1 or compile:  # tracing changes settings of the whole process
         return [one(net, *each) for each in zip(states, generators, strict=True)]
@@ -256,7 +213,7 @@ def train_epoch_together(
 
 @lru_cache(maxsize=8)
 def _copies(net: Network, n: int) -> tuple[Network, ...]:
-    """One network a thread: a call puts its parameters into the module for as long as it runs."""
+    """One network for each thread: a call puts its parameters into the module while it runs."""
     return tuple(replace(net) for _ in range(n))
 
 
@@ -274,9 +231,8 @@ def _stacked_gradient(net: Network) -> Recorded:
 
 
 def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
-    places = w_N.nonzero()[:, 0]
-    require(len(places) >= 1, "training needs a sample of positive weight, got none")
-
+    used = w_N.nonzero()[:, 0]
+    require(len(used) >= 1, "training needs a sample of positive weight, got none")
     recorded = _stacked_gradient(net)
     slope: Callable[..., Tensor] = recorded if x_NCHW.is_cuda else recorded.f
 
@@ -286,8 +242,8 @@ def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, st
     theta_RP = torch.stack([s.theta for s in states])
     velocities = [s.velocity for s in states if s.velocity is not None]
     velocity_RP = torch.stack(velocities) if velocities else None
-    for indices in zip(*(batches(len(places), batch, g) for g in generators), strict=True):
-        index_RB = places[torch.stack(indices)]
+    for indices in zip(*(batches(len(used), batch, g) for g in generators), strict=True):
+        index_RB = used[torch.stack(indices)]
         x_RB = torch.stack([seen(index_B, g) for index_B, g in zip(index_RB, generators, strict=True)])
         g_RP = slope(theta_RP, x_RB, y_NK[index_RB], w_N[index_RB])
         theta_RP, velocity_RP = sgd.step(theta_RP, g_RP, velocity_RP)

@@ -9,7 +9,7 @@ any two epochs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pandas as pd
@@ -21,12 +21,12 @@ from tadlib.errors import require
 from tadlib.nn.networks import Network
 from tadlib.nn.training import Sgd, State, one_hot, train_epoch
 from tadlib.rng import generator
+from tadlib.state import Checkpoint, restored
+from tadlib.state import checkpoint as checkpoint
 
 UNTRUSTED, RECALIBRATED, TRUSTED = 0, 1, 2
 SPACES = ("untrusted", "recalibrated", "trusted")
 TINY = 1e-12  # stands for a probability of zero in a logarithm
-
-Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -342,48 +342,3 @@ def refine(
         method.step(problem, state)
         on_epoch(state)
     return method.result(problem, state)
-
-
-def checkpoint(state: Any) -> Checkpoint:
-    """All of a state, as tensors and JSON by the paths of its fields."""
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, Tensor):
-            tensors[path] = value
-        elif isinstance(value, torch.Generator):
-            tensors[path] = value.get_state()
-        elif parts := _parts(value):
-            for name, part in parts.items():
-                walk(part, f"{path}/{name}")
-        else:
-            values[path] = value
-
-    walk(state, "")
-    return tensors, values
-
-
-def restored(state: Any, tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device) -> Any:
-    """The inverse of :func:`checkpoint`, given a fresh state, whose generators it sets."""
-
-    def walk(value: Any, path: str) -> Any:
-        if isinstance(value, torch.Generator):
-            return value.set_state(tensors[path].cpu())
-        if parts := _parts(value):
-            parts = {name: walk(part, f"{path}/{name}") for name, part in parts.items()}
-            return list(parts.values()) if isinstance(value, list) else replace(value, **parts)
-        if path in tensors:
-            return tensors[path].to(device)
-        return tuple(values[path]) if isinstance(value, tuple) else values[path]
-
-    return walk(state, "")
-
-
-def _parts(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, or the elements of a list of dataclasses; nothing of any other value."""
-    if is_dataclass(value):
-        return vars(value)
-    if isinstance(value, list) and value and is_dataclass(value[0]):
-        return {str(i): part for i, part in enumerate(value)}
-    return {}
