@@ -142,8 +142,8 @@ def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
 
 
 def _below(n: int, generator: torch.Generator) -> int:
-    """A random integer in [0, n). That of a GPU's generator comes from a hash of its state: the host would have to
-    wait for a number drawn on the device, and the device then for the host."""
+    """A random integer in [0, n). On a GPU it is a hash of the generator's state: drawing a number there would make the
+    host wait for the device, and then the device for the host."""
     if generator.device.type == "cpu":
         return int(torch.randint(n, (), generator=generator))
     return derive_seed(generator.initial_seed(), generator.get_offset()) % n

@@ -2,8 +2,8 @@
 
 Legend: N samples, K classes, C H W image, D features, P flat parameters.
 
-A trajectory, a student and a meta-gradient are all statements about points in parameter space, so a network is used
-here as ``net(theta_P, x_NCHW) -> logits_NK``. The modules only describe the architecture; they hold no state.
+Trajectories, students and meta-gradients live in parameter space, so a network is used as a function
+``net(theta_P, x_NCHW) -> logits_NK``. The modules only describe the architecture; they hold no state.
 """
 
 import math
@@ -45,7 +45,7 @@ Shape = tuple[int, int, int]  # C H W
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "instance": lambda shape: ContiguousGroupNorm(shape[0], shape[0]),
     "group": lambda shape: ContiguousGroupNorm(4, shape[0]),
-    "layer": lambda shape: nn.LayerNorm(list(shape)),  # an affine map of its own for every place
+    "layer": lambda shape: nn.LayerNorm(list(shape)),  # scale and shift of every pixel
     "none": lambda shape: nn.Identity(),
 }
 
@@ -77,7 +77,7 @@ class Stack:
 
 
 class Classifier(nn.Module):
-    """A body that gives features (N, D), and one linear layer, the head."""
+    """A body whose output is the features (N, D), and one linear layer, the head."""
 
     def __init__(self, body: nn.Module, n_features: int, n_classes: int):
         super().__init__()
@@ -106,7 +106,7 @@ def convnet(spec: "NetworkSpec") -> Classifier:
 
 
 def alexnet(spec: "NetworkSpec") -> Classifier:
-    """AlexNet as the DC code base has it: no norm, one linear layer. Its width is its own."""
+    """AlexNet as in the DC code base: no norm, one linear layer, fixed width."""
     _require_side(spec, 8)
     stack = Stack(spec)
     for channels, kernel, pooled in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
@@ -117,7 +117,7 @@ def alexnet(spec: "NetworkSpec") -> Classifier:
 
 
 def vgg11(spec: "NetworkSpec") -> Classifier:
-    """VGG-11 (Simonyan & Zisserman 2015) as the DC code base has it: a norm after every convolution."""
+    """VGG-11 (Simonyan & Zisserman 2015) as in the DC code base: a norm after every convolution."""
     _require_side(spec, 32)
     stack = Stack(spec)
     for channels in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
@@ -150,7 +150,7 @@ class ResidualBlock(nn.Module):
 
 
 def resnet18(spec: "NetworkSpec") -> Classifier:
-    """ResNet-18 (He et al. 2016) as the DC code base has it: 3x3 stem without pooling, mean over the last map."""
+    """ResNet-18 (He et al. 2016) as in the DC code base: 3x3 stem without pooling, mean over the last map."""
     _require_side(spec, 16)  # below, the last map is one pixel, whose instance norm is zero
     stack = Stack(spec)
     stack.conv(64, bias=False)
@@ -174,12 +174,12 @@ def _require_side(spec: "NetworkSpec", least: int) -> None:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network is, without its parameters; part of the key of every artefact made with it."""
+    """The architecture of a network; part of the key of every artefact made with it."""
 
     image_shape: Shape
     n_classes: int
     name: str = "convnet"
-    width: int = 128  # of a ConvNet; the others have their own
+    width: int = 128  # of a ConvNet; those of the others are fixed
     depth: int = 3  # of a ConvNet
     norm: str = "instance"  # AlexNet has none
 
@@ -206,9 +206,8 @@ NETWORKS: dict[str, Callable[[NetworkSpec], Classifier]] = {
 class Network:
     """A network as a function: ``net(theta_P, x_NCHW) -> logits_NK``.
 
-    The body before the last linear layer gives the penultimate features. ``init`` draws PyTorch's default
-    initialisation from a seed of its own. With ``bfloat16`` a call rounds what convolutions and linear layers multiply
-    to bfloat16 (:class:`torch.autocast`); parameters and logits stay as they are.
+    ``init`` draws PyTorch's default initialisation from a seed of its own. With ``bfloat16`` convolutions and linear
+    layers multiply in bfloat16 (:class:`torch.autocast`); parameters and logits keep their precision.
     """
 
     spec: NetworkSpec

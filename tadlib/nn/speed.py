@@ -1,4 +1,4 @@
-"""What makes training fast whatever the method: memory that is kept, steps that are compiled or recorded."""
+"""Fast training steps: freed memory is kept, and steps are compiled or recorded as CUDA graphs."""
 
 import ctypes
 import logging
@@ -38,7 +38,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    # older versions refuse a threshold so high; there no block at all is mapped by itself
+    # older versions refuse so high a threshold; for them, mapping is switched off altogether
     mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_MAX, 0)
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
