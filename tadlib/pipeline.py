@@ -27,7 +27,6 @@ from tadlib import experts, noise, store, trust
 from tadlib.config import Config
 from tadlib.data import Dataset, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
-from tadlib.distill.loop import Loop
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled, save_distilled
 from tadlib.errors import require
@@ -35,6 +34,7 @@ from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, plain_dataset
 from tadlib.nn import speed
 from tadlib.noise import NoisyLabels
+from tadlib.state import checkpoint
 from tadlib.store import StageFolder, claim_output
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
@@ -69,15 +69,14 @@ class Work:
             self.saved = time.monotonic()
 
     @contextmanager
-    def progress(self, total: int, checkpoint: Callable[[Any], tuple] | None = None) -> Iterator[Callable[..., None]]:
-        """Yields what to call after every step: it moves a bar, on a terminal, and keeps what ``checkpoint`` makes of
-        the state."""
+    def progress(self, total: int) -> Iterator[Callable[..., None]]:
+        """Yields what to call after every step: it moves a bar, on a terminal, and keeps the state, if there is one."""
         with tqdm(total=total, initial=self.steps, desc=self.title, disable=None, leave=False) as bar:
 
             def step(state: Any = None) -> None:
                 bar.update()
                 self.steps += 1
-                if checkpoint is not None:
+                if state is not None:
                     self.checkpoint(*checkpoint(state))
 
             yield step
@@ -294,7 +293,7 @@ def divert(config: Config) -> Path:
     def work(w: Work) -> dict:
         data = dataset(config)
         problem = noisy_problem(config, data, load_labels(source))
-        with w.progress(method.epochs, trust.checkpoint) as step:
+        with w.progress(method.epochs) as step:
             refined = trust.refine(method, problem, resume=w.resume, on_epoch=step)
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
         store.save_tensors(w.folder.path / "refined.safetensors", tensors)
@@ -380,7 +379,7 @@ def distill(config: Config) -> Path:
         trajectories = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
         if trajectories is not None:
             trajectories.verify(network(config).n_parameters)  # before hours of matching
-        with w.progress(own.iterations, Loop.checkpoint) as step:
+        with w.progress(own.iterations) as step:
             synthetic, rows = DISTILL[config.method](
                 network(config),
                 data.x_train,
@@ -410,7 +409,7 @@ def evaluate(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data = dataset(config)
-        with w.progress(config.evaluate.epochs, evaluation.Loop.checkpoint) as step:
+        with w.progress(config.evaluate.epochs) as step:
             accuracies = evaluation.evaluate(
                 evaluated_network(config),
                 load_distilled(source).synthetic.to(config.torch_device),

@@ -63,7 +63,7 @@ def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
 
 
 def run_notebook(job: Mapping[str, Any], notebook: str, machine: Mapping[str, Any], target: Path) -> None:
-    """Execute the notebook of a run. ``target`` appears when all of it ran, with its row of results beside it; otherwise
+    """Execute the notebook of a run. ``target`` appears when all of it ran, with its row of results beside it; if not,
     ``failed.ipynb`` does."""
     import papermill
 
