@@ -1,4 +1,4 @@
-"""The inner loop's kernels against scikit-learn and slow loops."""
+"""Anchors in feature space, distances and reliabilities against scikit-learn and slow loops."""
 
 import math
 
@@ -7,18 +7,16 @@ import pytest
 import sklearn.covariance
 import torch
 
-from tadlib import recalibrate
 from tadlib.errors import InputError
-from tadlib.recalibrate import (
+from tadlib.trust.anchors import (
     TEMPERATURES,
     anchors,
-    believed,
     candidates,
     cosines,
     distances,
     ledoit_wolf,
-    quantile,
     temperature,
+    whitening,
 )
 
 K, D = 4, 6
@@ -51,12 +49,12 @@ def test_ledoit_wolf_equals_scikit_learns(n, d):
 def test_whitening_is_a_factor_of_the_precision():
     z, _ = features()
     covariance = ledoit_wolf(z)
-    whiten = recalibrate.whitening(covariance)
+    whiten = whitening(covariance)
     torch.testing.assert_close(whiten @ whiten.T, covariance.inverse(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(whiten.T @ covariance @ whiten, torch.eye(D).double(), rtol=1e-4, atol=1e-4)
 
 
-def test_dead_and_collinear_features_do_not_break_the_whitening():
+def test_dead_and_collinear_features_leave_the_whitening_finite():
     z, y = features(2000)
     z = torch.cat([100 * z[:, :1].expand(-1, 20) + 0.001 * z[:, :1], torch.zeros(2000, 20), z], 1).float()
     a = anchors(z, one_hot(y).float(), torch.ones(2000))
@@ -132,60 +130,6 @@ def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
     assert 0 < agreements < 200
 
 
-def test_what_networks_learn_is_what_a_slow_loop_gives():
-    rng = torch.Generator().manual_seed(0)
-    n, rest = 50, 0.3
-    q = torch.randn(n, K, generator=rng, dtype=torch.float64).mul(2).softmax(1)
-    in_use = torch.rand(n, generator=rng, dtype=torch.float64)
-    in_use[:3] = 0
-    y, weight = recalibrate.refined(q, in_use, rest)
-    for i in range(n):
-        u, best = float(in_use[i]), int(q[i].argmax())
-        mass = [rest * (1 - u) * float(q[i, k]) + (u if k == best else 0) for k in range(K)]
-        assert float(weight[i]) == pytest.approx(sum(mass), rel=1e-12)
-        assert y[i].tolist() == pytest.approx([m / sum(mass) for m in mass], rel=1e-12)
-
-
-def test_without_a_rest_every_sample_has_one_label():
-    rng = torch.Generator().manual_seed(0)
-    q = torch.randn(50, K, generator=rng, dtype=torch.float64).softmax(1)
-    in_use = torch.rand(50, generator=rng, dtype=torch.float64)
-    in_use[:3] = 0
-    y, weight = recalibrate.refined(q, in_use, 0.0)
-    torch.testing.assert_close(weight, in_use)
-    assert torch.equal(y[3:], one_hot(q.argmax(1)[3:]).double())
-    torch.testing.assert_close(y.sum(1), torch.ones(50).double())
-
-
-def test_purity_is_what_a_slow_loop_gives():
-    right = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    good = sum(float(r) ** 2.5 * float(r) for r in right)
-    assert recalibrate.purity(right, 2.5) == pytest.approx(good / sum(float(r) ** 2.5 for r in right), rel=1e-10)
-
-
-def test_the_power_is_the_least_that_makes_labels_as_pure_as_asked():
-    right = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before = recalibrate.purity(right, 1.0)
-    for target in (before + 0.05, before + 0.1):
-        power = recalibrate.power_for(right, target)
-        assert recalibrate.purity(right, power) == pytest.approx(target, abs=1e-3)
-        assert recalibrate.purity(right, power - 0.01) < target
-    assert recalibrate.power_for(right, before - 0.01) == 1.0
-    assert recalibrate.power_for(right, before - 0.01, least=2.0) == 2.0
-    assert recalibrate.power_for(right, 1.0) == pytest.approx(recalibrate.MOST_POWER, abs=1e-3)
-    assert recalibrate.power_for(right, 1.0, least=100.0) == 100.0  # what was asked for stands
-
-
-def test_labels_are_as_pure_as_asked_where_the_posterior_is_right():
-    rng = torch.Generator().manual_seed(0)
-    q = torch.randn(20_000, K, generator=rng).mul(2).softmax(1)
-    true = torch.multinomial(q, 1, generator=rng)[:, 0]
-    right, label = q.max(1)
-    weight = right ** recalibrate.power_for(right, 0.9)
-    share = (weight * (label == true)).sum() / weight.sum()
-    assert share.item() == pytest.approx(0.9, abs=0.01)
-
-
 def test_one_criterion_alone():
     z, y = features(separation=1.0)
     a = anchors(z, one_hot(y), torch.ones(200).double())
@@ -197,7 +141,7 @@ def test_one_criterion_alone():
     assert torch.equal(by_angle.label, s.argmax(1))
     torch.testing.assert_close(by_angle.reliability, (1 + s.amax(1)) / 2)
     assert not torch.equal(by_angle.label, by_distance.label)
-    for found in (by_distance, by_angle):  # the soft label says the same as the label
+    for found in (by_distance, by_angle):  # the soft label agrees with the candidate
         assert torch.equal(found.q.argmax(1), found.label)
         torch.testing.assert_close(found.q.sum(1), torch.ones(200).double())
     with pytest.raises(InputError, match="unknown criterion 'angle'"):
@@ -205,7 +149,7 @@ def test_one_criterion_alone():
 
 
 @pytest.mark.parametrize("true_t", [1.0, 3.0, 8.0])
-def test_temperature_finds_how_over_confident_the_distances_are(true_t):
+def test_temperature_recovers_how_overconfident_distances_are(true_t):
     rng = torch.Generator().manual_seed(0)
     d = 40 * torch.rand(20_000, K, generator=rng).double()
     label = torch.multinomial((-d / (2 * true_t)).softmax(1), 1, generator=rng)[:, 0]
@@ -213,65 +157,7 @@ def test_temperature_finds_how_over_confident_the_distances_are(true_t):
     assert true_t in TEMPERATURES
 
 
-def test_quantile_is_the_lower_neighbour():
-    values = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
-    assert [quantile(values, a) for a in (0.0, 0.3, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 4.0, 5.0]
-    many = torch.rand(1001, generator=torch.Generator().manual_seed(0)).double()
-    for alpha in (0.1, 0.25, 0.333, 0.9):
-        assert quantile(many, alpha) == torch.quantile(many, alpha, interpolation="lower").item()
-
-
-def test_believed_is_above_the_quantile_of_the_reference():
-    rho = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3])
-    reference = torch.tensor([True, True, True, False, False])
-    mask, bar = believed(rho, reference, 0.5)
-    assert bar == pytest.approx(0.5)
-    assert mask.tolist() == [False, True, False, True, False]
-    assert not believed(rho, torch.zeros(5, dtype=torch.bool), 0.5)[0].any()
-    with pytest.raises(InputError, match=r"alpha must be in \[0, 1\], got 1.5"):
-        believed(rho, reference, 1.5)
-
-
-def scored_candidates(n, noise, k=10, seed=0):
-    """Candidates right with probability min(1, 1.2ρ), labels wrong with probability ``noise``.
-
-    Returns ρ, whether candidate and label agree, and whether the candidate is right.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.randint(k, (n,), generator=rng)
-
-    def wrong():
-        return (y + torch.randint(1, k, (n,), generator=rng)) % k
-
-    rho = torch.rand(n, generator=rng)
-    candidate = torch.where(torch.rand(n, generator=rng) < 1.2 * rho, y, wrong())
-    given = torch.where(torch.rand(n, generator=rng) < noise, wrong(), y)
-    return rho, candidate == given, candidate == y
-
-
-@pytest.mark.parametrize("noise", [0.1, 0.4])
-def test_calibrate_gives_the_probability_that_the_candidate_is_right(noise):
-    rho, agrees, right = scored_candidates(60_000, noise)
-    reference = torch.arange(len(rho)) % 3 == 0
-    p, rate = recalibrate.calibrate(rho, agrees, reference, 10)
-    assert rate == pytest.approx(noise, abs=0.02)
-    for group in (agrees & ~reference, ~agrees & ~reference):
-        for low in torch.arange(0, 1, 0.2).tolist():
-            mine = group & (rho > low) & (rho <= low + 0.2)
-            assert p[mine].mean().item() == pytest.approx(right[mine].double().mean().item(), abs=0.06)
-    assert (p[~agrees & (rho > 0.95)].min() > p[~agrees & (rho < 0.2)].max()).item()
-
-
-def test_calibrate_relabels_next_to_nothing_where_labels_are_right():
-    rho, agrees, _ = scored_candidates(20_000, 0.0)
-    p, rate = recalibrate.calibrate(rho, agrees, torch.ones_like(agrees), 10)
-    assert rate < 0.05
-    assert (p[~agrees] > 0.9).double().mean() < 0.01
-    with pytest.raises(InputError, match="at least one reference sample"):
-        recalibrate.calibrate(rho, agrees, torch.zeros_like(agrees), 10)
-
-
-def test_features_that_are_not_numbers_are_refused():
+def test_features_that_are_not_finite_are_refused():
     z, y = features()
     z[3, 2] = torch.nan
     with pytest.raises(InputError, match="features must be finite"):

@@ -1,0 +1,372 @@
+"""What all trust methods share: bad input, the refined set and its metrics, division, and resuming between epochs."""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import pandas as pd
+import pytest
+import torch
+from noisy_digits import SMALL, K, digits, resumed, same_bits, without_truth
+
+from tadlib import config, trust
+from tadlib.config import AuditorConfig
+from tadlib.errors import InputError
+from tadlib.nn.training import one_hot
+from tadlib.trust import RECALIBRATED, SPACES, TRUSTED, UNTRUSTED, NoisyProblem, RefinedSet, auroc, base
+from tadlib.trust.baselines import Labels
+
+AUDITOR = AuditorConfig(epochs=4, warmup=2, lr=0.05, batch=32)
+TRAINED = [arm for arm in config.ARMS if arm not in ("vanilla", "oracle")]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return digits(300, "symmetric", 0.3)
+
+
+def of(arm):
+    if arm == "confident-learning":
+        pytest.importorskip("cleanlab")
+    return trust.method(arm, AUDITOR)
+
+
+@lru_cache
+def whole(arm) -> RefinedSet:
+    """The refined set of a run without interruption."""
+    return trust.refine(of(arm), digits(300, "symmetric", 0.3))
+
+
+# Problems
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"x": torch.zeros(300, 1, 8, 8).double()},
+            r"images must be a float32 tensor of 4 dimensions, got torch.float64",
+        ),
+        (
+            {"x": torch.zeros(300, 64)},
+            r"images must be a float32 tensor of 4 dimensions, got torch.float32 \(300, 64\)",
+        ),
+        ({"x": [[0.0]] * 300}, "images must be a float32 tensor of 4 dimensions, got list"),
+        (
+            {"noisy": torch.zeros(300, dtype=torch.int32)},
+            r"labels must be a int64 tensor of 1 dimensions, got torch.int32",
+        ),
+        ({"noisy": torch.zeros(300, 10).long()}, r"labels must be a int64 tensor of 1 dimensions, got .* \(300, 10\)"),
+        ({"noisy": list(range(300))}, "labels must be a int64 tensor of 1 dimensions, got list"),
+        ({"x": torch.zeros(0, 1, 8, 8), "noisy": torch.zeros(0).long()}, "at least one sample, got 0"),
+        ({"noisy": torch.arange(299) % K}, "got 300 images and 299 labels"),
+        ({"noisy": torch.arange(300) % 11}, r"labels must be in \[0, 10\), got 0 to 10"),
+        ({"noisy": torch.arange(300) % K - 1}, r"labels must be in \[0, 10\), got -1 to 8"),
+        (
+            {"noisy": (torch.arange(300) % 8).clamp_min(1)},
+            r"every class needs a sample .*; classes without: \[0, 8, 9\]",
+        ),
+        ({"true": torch.arange(299) % K}, "true labels must be as many as noisy ones, 300, got 299"),
+    ],
+)
+def test_bad_problems_are_named_before_any_work(problem, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(problem, **change)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_images_that_are_not_finite_are_refused(problem, bad):
+    x = problem.x.clone()
+    x[3, 0, 2, 5] = x[7, 0, 0, 0] = bad
+    with pytest.raises(InputError, match="images must be finite, got NaN or infinity in 2 of 300"):
+        replace(problem, x=x)
+
+
+def test_a_problem_knows_its_size_its_labels_and_the_least_number_of_trusted_samples(problem):
+    assert len(problem) == 300
+    assert torch.equal(problem.noisy_NK, one_hot(problem.noisy, K))
+    assert [problem.minimum(share) for share in (0.0, 0.05, 0.1, 0.5)] == [1, 1, 3, 15]
+
+
+# Refined sets
+
+
+def by_hand(**changes) -> tuple[RefinedSet, torch.Tensor]:
+    noisy = torch.tensor([0, 1, 0, 1, 0, 1])
+    true = torch.tensor([0, 0, 0, 1, 1, 0])  # wrong: 1, 4, 5
+    label = torch.tensor([0, 1, 0, 1, 1, 0])
+    fields = {
+        "noisy": noisy,
+        "y": one_hot(label, 2),
+        "weight": torch.tensor([1, 1, 1, 0, 0.5, 0.5]),
+        "trust": torch.tensor([0.9, 0.8, 0.7, 0.6, 0.1, 0.2]).double(),
+        "space": torch.tensor([TRUSTED, TRUSTED, TRUSTED, UNTRUSTED, RECALIBRATED, RECALIBRATED], dtype=torch.int8),
+        "reliability": torch.tensor([0, 0, 0, 0.3, 0.5, 0.5]),
+    }
+    return RefinedSet(**fields | changes), true
+
+
+def test_metrics_by_hand():
+    refined, true = by_hand()
+    assert refined.metrics(true) == pytest.approx(
+        {
+            "trust_auroc": 7 / 9,  # of nine pairs of right and wrong, .8 exceeds .7 and .6
+            "trust_precision": 2 / 3,
+            "trust_recall": 2 / 3,
+            "relabel_count": 2,
+            "relabel_accuracy": 1.0,
+            "relabel_recall": 2 / 3,
+            "label_accuracy": 3 / 4,
+            "mass_accuracy": 3 / 4,
+        }
+    )
+    clean = refined.metrics(refined.noisy)
+    assert clean["trust_auroc"] is None
+    assert clean["relabel_recall"] is None
+
+
+def test_metrics_of_soft_labels_count_their_mass_and_those_of_hard_labels_their_weight():
+    y = torch.tensor([[0.9, 0.1], [0.4, 0.6], [1, 0], [0.5, 0.5], [0.2, 0.8], [0.7, 0.3]])
+    hard = torch.tensor([0.8, 0.2, 1, 0, 0.4, 0.1])
+    refined, true = by_hand(y=y, hard_weight=hard)
+    found = refined.metrics(true)
+    assert torch.equal(refined.label_weight, hard)
+    assert found["label_accuracy"] == pytest.approx((0.8 + 1 + 0.4 + 0.1) / 2.5)
+    assert found["mass_accuracy"] == pytest.approx((0.9 + 0.4 + 1 + 0.5 * 0.8 + 0.5 * 0.7) / 4)
+
+
+def test_metrics_are_undefined_where_nothing_is_trusted_or_relabelled():
+    nothing = {"space": torch.zeros(6, dtype=torch.int8), "weight": torch.zeros(6)}
+    refined, true = by_hand(**nothing)
+    found = refined.metrics(true)
+    assert found["trust_precision"] is found["relabel_accuracy"] is None
+    assert found["label_accuracy"] is found["mass_accuracy"] is None
+    assert found["trust_recall"] == found["relabel_count"] == 0
+
+
+def test_the_table_has_one_row_a_sample():
+    refined, true = by_hand()
+    table = refined.table(true)
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.columns) == [
+        *("index", "given_label", "trust", "space", "label", "weight", "reliability", "true_label")
+    ]
+    assert list(table["index"]) == list(range(6))
+    assert list(table.given_label) == refined.noisy.tolist()
+    assert list(table.space) == ["trusted"] * 3 + ["untrusted", "recalibrated", "recalibrated"]
+    assert list(table.label) == [0, 1, 0, 1, 1, 0]
+    assert list(table.weight) == refined.weight.tolist()
+    assert list(table.true_label) == true.tolist()
+    assert "true_label" not in refined.table()
+    hard, _ = by_hand(hard_weight=torch.full((6,), 0.25))
+    assert list(hard.table().weight) == [0.25] * 6
+    assert list(refined.table(index_N=torch.tensor([4, 8, 15, 16, 23, 42]))["index"]) == [4, 8, 15, 16, 23, 42]
+
+
+def test_a_set_moves_between_devices_as_a_whole():
+    refined, _ = by_hand(hard_weight=torch.ones(6), transition=torch.eye(2), space_history=torch.zeros(3, 6))
+    moved = refined.to("meta")
+    tensors = {name for name, value in vars(refined).items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) == 9
+    assert all(getattr(moved, name).device.type == "meta" for name in tensors)
+    assert moved.history == refined.history
+
+
+def test_sets_of_labels_and_of_trusted_samples(problem):
+    labels = (problem.noisy + (torch.arange(300) < 30)) % K
+    refined = RefinedSet.of_labels(problem, labels)
+    assert torch.equal(refined.label, labels)
+    assert torch.equal(refined.noisy, problem.noisy)
+    assert torch.equal(refined.trust, (torch.arange(300) >= 30).double())
+    assert (refined.weight == 1).all()
+    assert (refined.space == TRUSTED).all()
+    trust_N = torch.rand(300, generator=torch.Generator().manual_seed(0))
+    divided = RefinedSet.of_trusted(problem, trust_N, trust_N > 0.4, [{"epoch": 0}])
+    assert torch.equal(divided.label, problem.noisy)
+    assert torch.equal(divided.weight, (trust_N > 0.4).float())
+    assert torch.equal(divided.space == TRUSTED, trust_N > 0.4)
+    assert not (divided.space == RECALIBRATED).any()
+    assert divided.trust.dtype == torch.float64
+    assert divided.history == ({"epoch": 0},)
+
+
+# Kernels
+
+
+@pytest.mark.parametrize("levels", [3, 1000, None])
+def test_auroc_counts_pairs_with_ties_for_half(levels):
+    rng = torch.Generator().manual_seed(0)
+    positive = torch.rand(120, generator=rng) < 0.3
+    score = torch.rand(120, generator=rng).double() + 0.4 * positive
+    if levels:
+        score = (score * levels).round() / levels
+    pairs = [(a, b) for a in score[positive].tolist() for b in score[~positive].tolist()]
+    expected = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+    assert auroc(score, positive) == pytest.approx(expected, abs=1e-12)
+    assert 0.6 < expected < 0.95
+
+
+def test_auroc_is_undefined_where_one_kind_is_missing():
+    assert auroc(torch.rand(4), torch.ones(4, dtype=torch.bool)) is None
+    assert auroc(torch.rand(4), torch.zeros(4, dtype=torch.bool)) is None
+
+
+def test_quantile_is_the_lower_neighbour():
+    values = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert [base.quantile(values, a) for a in (0.0, 0.3, 0.5, 0.99, 1.0)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    many = torch.rand(1001, generator=torch.Generator().manual_seed(0)).double()
+    for alpha in (0.1, 0.25, 0.333, 0.9):
+        assert base.quantile(many, alpha) == torch.quantile(many, alpha, interpolation="lower").item()
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.4, 0.98, 1.0])
+def test_division_equals_a_loop_over_samples(problem, drop):
+    rng = torch.Generator().manual_seed(0)
+    n = len(problem)
+    trusted, believed = (torch.rand(n, generator=rng) < share for share in (0.5, 0.6))
+    label = torch.where(torch.rand(n, generator=rng) < 0.4, problem.noisy, torch.randint(K, (n,), generator=rng))
+    q, p = (torch.randn(n, K, generator=rng).mul(2).softmax(1) for _ in range(2))
+    rho = torch.rand(n, generator=rng)
+    before = RefinedSet.of_labels(problem, problem.noisy)
+    refined, counts = base.recalibrated(
+        before, trusted, label_N=label, q_NK=q, rho_N=rho, believed_N=believed, p_NK=p, drop=drop
+    )
+    losses, recalled, dropped = [], 0, 0
+    for i in range(n):
+        back = not trusted[i] and believed[i] and label[i] == problem.noisy[i]
+        recalled += int(back)
+        if trusted[i] or back:
+            losses.append(-math.log(p[i, problem.noisy[i]]))
+    limit = sorted(losses)[int(drop * (len(losses) - 1))] if drop < 1 else math.inf
+    for i in range(n):
+        expected, y, weight = UNTRUSTED, one_hot(problem.noisy[i : i + 1], K)[0], 0.0
+        if trusted[i] or (believed[i] and label[i] == problem.noisy[i]):
+            expected, weight = TRUSTED, 1.0
+        elif believed[i]:
+            if -math.log(p[i, label[i]]) > limit:
+                dropped += 1
+            else:
+                expected, y, weight = RECALIBRATED, q[i], rho[i].item()
+        assert refined.space[i] == expected
+        assert refined.weight[i] == weight
+        assert torch.equal(refined.y[i], y)
+    assert counts == {"n_recalled": recalled, "n_dropped": dropped}
+    assert recalled > 0
+    assert (dropped > 0) == (drop < 1)
+    assert torch.equal(refined.reliability, rho)
+    assert torch.equal(refined.trust, before.trust)
+
+
+# Methods
+
+
+def test_every_arm_of_the_settings_has_a_method_and_an_unknown_one_is_named():
+    assert tuple(trust.ARMS) == config.ARMS
+    with pytest.raises(InputError, match="unknown arm 'tda'; expected one of: " + ", ".join(config.ARMS)):
+        trust.method("tda")
+
+
+@pytest.mark.parametrize("arm", TRAINED)
+def test_every_epoch_is_reported_and_has_a_row(problem, arm):
+    method, lengths = of(arm), []
+    refined = trust.refine(method, problem, on_epoch=lambda state: lengths.append(len(state.rows)))
+    assert lengths == list(range(1, method.epochs + 1))
+    assert [row["epoch"] for row in refined.history] == list(range(method.epochs))
+
+
+@pytest.mark.parametrize("arm", ["tad", "tad-posterior"])
+def test_the_history_counts_spaces_and_moves(problem, arm):
+    refined, before = whole(arm), None
+    for row, spaces in zip(refined.history, refined.space_history, strict=True):
+        assert [row[f"n_{name}"] for name in SPACES] == [int((spaces == s).sum()) for s in range(3)]
+        assert row.get("n_moved") == (None if before is None else int((spaces != before).sum()))
+        before = spaces
+    assert refined.history[-1]["n_moved"] > 0
+    assert {name: refined.history[-1][name] for name in refined.metrics(problem.true)} == refined.metrics(problem.true)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("arm", TRAINED)
+def test_a_restored_checkpoint_ends_with_the_same_bits(problem, tmp_path, arm, at):
+    method = of(arm)
+    at = min(at, method.epochs - 1) if at < 3 else method.epochs - 1
+    again = resumed(method, problem, at, tmp_path / "stage")
+    assert same_bits(whole(arm), again)
+    assert whole(arm).history == again.history
+
+
+@pytest.mark.parametrize("arm", ["tad", "co-teaching", "loss-filter"])
+def test_a_checkpoint_of_the_last_epoch_gives_the_result_without_a_step(problem, arm):
+    kept, steps = [], []
+    trust.refine(of(arm), problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
+    assert same_bits(whole(arm), trust.refine(of(arm), problem, resume=kept[-1], on_epoch=steps.append))
+    assert steps == []
+
+
+@pytest.mark.parametrize("arm", ["tad", "co-teaching"])
+def test_without_momentum_a_checkpoint_has_no_velocity_and_resumes_as_well(problem, tmp_path, arm):
+    method = trust.method(arm, replace(AUDITOR, momentum=0.0))
+    kept = []
+    uninterrupted = trust.refine(method, problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
+    assert not any("velocity" in name for name in kept[0][0])
+    assert same_bits(uninterrupted, resumed(method, problem, 1, tmp_path / "stage"))
+
+
+@pytest.mark.parametrize("arm", config.ARMS)
+def test_every_field_of_a_state_is_in_its_checkpoint(problem, arm):
+    state = of(arm).init(problem)
+    tensors, values = trust.checkpoint(state)
+    names = {path.split("/")[1] for path in (*tensors, *values)}
+    assert names == set(vars(state))
+    restored = base.restored(of(arm).init(replace(problem, seed=5)), tensors, values, torch.device("cpu"))
+    again = trust.checkpoint(restored)
+    assert again[0].keys() == tensors.keys()
+    assert all(torch.equal(again[0][name], value) for name, value in tensors.items())
+    assert again[1] == values
+
+
+@pytest.mark.xfail(strict=True, reason="the rows of a checkpoint are those of the state, which later epochs append to")
+def test_a_checkpoint_in_memory_stays_what_it_is(problem):
+    method, kept = of("tad"), []
+    trust.refine(method, problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
+    assert [len(values["/rows"]) for _, values in kept] == [1, 2, 3, 4]
+    for _ in range(2):  # nor does a run that goes on from it change it
+        again = trust.refine(method, problem, resume=kept[1])
+        assert same_bits(whole("tad"), again)
+        assert whole("tad").history == again.history
+
+
+# Labels as they are, and the true ones
+
+
+def test_vanilla_and_oracle_keep_every_sample(problem):
+    for arm, expected in (("vanilla", problem.noisy), ("oracle", problem.true)):
+        refined = trust.refine(of(arm), problem)
+        assert torch.equal(refined.label, expected)
+        assert torch.equal(refined.y, one_hot(expected, K))
+        assert (refined.weight == 1).all()
+        assert (refined.space == TRUSTED).all()
+        assert torch.equal(refined.noisy, problem.noisy)
+        assert refined.history == ()
+
+
+def test_vanilla_does_not_use_the_truth_and_the_oracle_cannot_do_without(problem):
+    a, b = (trust.refine(Labels(), p) for p in (problem, without_truth(problem)))
+    assert same_bits(a, b)
+    with pytest.raises(InputError, match="oracle needs the true labels"):
+        trust.refine(of("oracle"), without_truth(problem))
+
+
+@pytest.mark.parametrize("arm", TRAINED)
+def test_no_trained_arm_uses_the_truth_or_the_global_generator(problem, arm):
+    before = torch.get_rng_state()
+    assert same_bits(whole(arm), trust.refine(of(arm), without_truth(problem)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_network_of_a_problem_is_the_one_that_is_trained():
+    problem = NoisyProblem(SMALL, torch.zeros(20, 1, 8, 8), torch.arange(20) % K, K, seed=3)
+    first, second = base.Auditor.new(problem), base.Auditor.new(problem, 1)
+    assert torch.equal(first.theta, SMALL.init(3, "auditor", 0))
+    assert not torch.equal(first.theta, second.theta)
+    assert not torch.equal(torch.rand(3, generator=first.generator), torch.rand(3, generator=second.generator))
