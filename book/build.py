@@ -10,9 +10,9 @@
 ``results/chapters.parquet``, and sees to the cell that installs the library on Colab.
 
 Everything is written below ``_build``; the working tree stays as it is, but for the notebooks and their costs under
-``--in-place``. The staged copy keeps the layout of the repository (``book``, ``notebooks``, ``results``, ``tadlib``),
-so a relative path means the same in both. Exit status 1: a notebook failed or wrote to stderr, or Sphinx had a
-warning; 2: bad arguments.
+``--in-place``. The staged copy keeps the layout of the repository (``book``, ``notebooks``, ``results``, ``tadlib``,
+``tadbook``), so a relative path means the same in both. Exit status 1: a notebook failed or wrote to stderr, or Sphinx
+had a warning; 2: bad arguments.
 
 ``repository.url`` in ``_config.yml`` is the one place that names the repository which readers can reach. As long as
 OWNER stands there, pages get no buttons to Binder and Colab: they would lead nowhere.
