@@ -355,7 +355,7 @@ METHODS: dict[str, type[Drawing]] = {
     "dm": DmConfig,
     "random": RandomConfig,
 }
-"""Settings of each distillation method by its name; :data:`tadlib.distill.METHODS` has the functions."""
+"""Settings of each distillation method by its name; ``tadlib.distill.METHODS`` has the functions."""
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class Protocol(Settings):
     """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
 
     The learning rate is divided by ten after half the epochs, where momentum starts anew, as in the codes of DC, DM and
-    MTT. :data:`tadlib.evaluate.PROTOCOLS` holds the published protocols.
+    MTT. ``tadlib.evaluate.PROTOCOLS`` holds the published protocols.
     """
 
     networks: int = setting(5, least=1)

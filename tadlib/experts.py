@@ -74,8 +74,8 @@ def train_own_loop(
 ) -> Tensor:
     """The trajectory (E + 1, P) of an expert that judges the labels itself, as TAD's experts do.
 
-    The expert is the auditor of ``method`` (:class:`tadlib.trust.Tad` or :class:`tadlib.trust.TrustPosterior`);
-    optimiser, batch and augmentation are the expert's.
+    The expert is the auditor of ``method`` (:class:`~tadlib.trust.tad.Tad` or
+    :class:`~tadlib.trust.posterior.TrustPosterior`); optimiser, batch and augmentation are the expert's.
     """
     require(config.rho == 0, f"experts that judge labels are trained by plain SGD: rho must be 0, got {config.rho}")
     names = ("epochs", "lr", "momentum", "weight_decay", "batch", "augmentation")
