@@ -50,10 +50,13 @@ class Settings:
             value, bounds = getattr(self, f.name), f.metadata
             if "of" in bounds:
                 known(f.name, value, bounds["of"])
-            elif bounds and value is not None:
-                number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            elif bounds and not (value is None and f.type not in (int, float)):
+                whole = f.type is int and isinstance(value, float) and math.isfinite(value)
+                require(not whole, f"{f.name} must be a whole number, got {value!r}")
+                number = isinstance(value, int if f.type is int else int | float) and not isinstance(value, bool)
                 fits = (
                     number
+                    and math.isfinite(value)
                     and value >= bounds.get("least", -math.inf)
                     and value > bounds.get("above", -math.inf)
                     and value <= bounds.get("most", math.inf)

@@ -27,7 +27,7 @@ def checkpoint(state: Any) -> Checkpoint:
             for name, part in parts.items():
                 walk(part, f"{path}/{name}")
         else:
-            values[path] = value
+            values[path] = list(value) if isinstance(value, list | tuple) else value  # later epochs append to rows
 
     walk(state, "")
     return tensors, values
@@ -44,7 +44,8 @@ def restored(state: Any, tensors: dict[str, Tensor], values: dict[str, Any], dev
             return list(parts.values()) if isinstance(value, list) else replace(value, **parts)
         if path in tensors:
             return tensors[path].to(device)
-        return tuple(values[path]) if isinstance(value, tuple) else values[path]
+        stored = values[path]
+        return type(value)(stored) if isinstance(value, list | tuple) else stored
 
     return walk(state, "")
 

@@ -108,8 +108,9 @@ def test_the_loss_filter_is_one_mixture_of_the_last_losses_of_all_classes(proble
     w, _ = sklearn_trust(u)
     passed = (refined.space == TRUSTED).numpy()
     assert 0.1 < passed.mean() < 0.95
-    assert ((w > 0.5) == passed).all()
-    np.testing.assert_allclose(refined.trust.numpy(), w, atol=1e-4)
+    least = [np.where(problem.noisy.numpy() == k, u, np.inf).argmin() for k in range(K)]  # stays trusted in any case
+    assert (np.isin(np.arange(len(u)), least) | (w > 0.5)).tolist() == passed.tolist()
+    np.testing.assert_allclose(refined.trust.numpy(), w, atol=1e-3)
     assert torch.equal(refined.label, problem.noisy)
 
 

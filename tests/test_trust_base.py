@@ -325,7 +325,6 @@ def test_every_field_of_a_state_is_in_its_checkpoint(problem, arm):
     assert again[1] == values
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of a checkpoint are those of the state, which later epochs append to")
 def test_a_checkpoint_in_memory_stays_what_it_is(problem):
     method, kept = of("tad"), []
     trust.refine(method, problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
