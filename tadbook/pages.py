@@ -455,7 +455,7 @@ def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: 
     require(bool(begin and end), f"{path.name} must hold {BEGIN} and, after it, {END}")
     results = read_results(results_dir)
     shown, told = folded(results_table(results))
-    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{told} {provenance(results)}".replace("\n ", "\n")
+    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{f'{told} {provenance(results)}'.lstrip()}"
     new = f"{before}{BEGIN}\n{table}\n{END}{after}"
     if new == text:
         return False

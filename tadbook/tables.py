@@ -91,8 +91,9 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for setting, runs in results.groupby(SETTING, sort=False):
         for arm, own in runs.groupby("arm", sort=False):
-            mean, half = _accuracy(own)
             n = len(own)
+            mean, half = _interval(own["accuracy_mean"].astype(float).tolist())
+            half = float(own["accuracy_ci95"].iloc[0]) if n == 1 else half
             row = dict(zip(SETTING, setting)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": n}
             row["interval"] = "networks" if n == 1 else "seeds" if n > 2 else "–"
             row["gap"], row["gap_half"] = _interval(_gaps(runs, str(arm)) if arm in OURS else [])
@@ -106,12 +107,6 @@ def _interval(values: list[float]) -> tuple[float | None, float | None]:
         return None, None
     mean, half = mean_ci95(values)
     return mean, half if len(values) > 2 else None
-
-
-def _accuracy(runs: pd.DataFrame) -> tuple[float | None, float | None]:
-    """Mean test accuracy over seeds with half of its interval, which is over networks where there is one seed."""
-    mean, half = _interval(runs["accuracy_mean"].astype(float).dropna().tolist())
-    return mean, float(runs["accuracy_ci95"].iloc[0]) if len(runs) == 1 else half
 
 
 def _gaps(runs: pd.DataFrame, arm: str) -> list[float]:
@@ -311,11 +306,7 @@ def _by_variant(rows: pd.DataFrame, order: list[str], shown: Mapping[str, tuple[
             runs = own[own["noise"] == noise]
             for name, (column, scale, digits) in shown.items():
                 title = f"{noise}: {name}" if len(shown) > 1 else noise
-                row[title] = (
-                    with_interval(*_accuracy(runs))
-                    if column == "accuracy_mean"
-                    else _over_seeds(runs[column], scale, digits)
-                )
+                row[title] = _over_seeds(runs[column], scale, digits)
         table.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(table)
 
