@@ -3,9 +3,10 @@
 import pytest
 
 from tadlib import presets
-from tadlib.config import METHODS, Config
+from tadlib.config import METHODS, Config, known_param
+from tadlib.errors import InputError
 
-CELLS = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 10, 50)]
+EVERY = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 10, 50)]
 
 
 @pytest.mark.parametrize("preset", ["smoke", "lite"])
@@ -19,7 +20,13 @@ def test_small_presets_make_a_configuration(preset, method, dataset):
         assert "flip" not in config.method_config.augmentation
 
 
-# method, data set, images a class -> settings as published
+def published(method: str) -> set[tuple[str, int]]:
+    """Data set and images per class of everything published for a method, among those tested here."""
+    rows = presets.published(method)
+    return {(d, i) for d, i in EVERY for row in rows if d == row["dataset"] and i == row.get("ipc", i)}
+
+
+# method, data set, images per class -> settings as published
 PUBLISHED = [
     ("mtt", "cifar10", 1, {"syn_steps": 50, "max_start": 2, "lr_img": 100, "lr_lr": 1e-7, "zca": True}),
     ("mtt", "cifar10", 50, {"lr_teacher": 0.001, "lr_img": 1000, "max_start": 40, "zca": False}),
@@ -43,7 +50,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("method, dataset, ipc, expected", PUBLISHED)
 def test_published_settings_are_those_of_the_tables(method, dataset, ipc, expected):
-    classes = METHODS[method].config
+    classes = METHODS[method]
     values = presets.settings("paper", dataset, ipc, method)
     for name, value in expected.items():
         found = values.get(f"{method}_{name}", values.get(name, getattr(classes, name, None)))
@@ -52,8 +59,8 @@ def test_published_settings_are_those_of_the_tables(method, dataset, ipc, expect
 
 @pytest.mark.parametrize("method", METHODS)
 def test_experts_are_trained_as_long_as_they_are_read(method):
-    for dataset, ipc in CELLS:
-        if dataset != "tiny-imagenet" and presets._published(method, dataset, ipc) is not None:
+    for dataset, ipc in EVERY:
+        if dataset != "tiny-imagenet" and (dataset, ipc) in published(method):
             config = Config.from_params(preset="paper", dataset=dataset, ipc=ipc, method=method)
             assert (config.width, config.depth, config.evaluate.epochs) == (128, 3, 1001)
             if METHODS[method].needs_experts:
@@ -61,8 +68,19 @@ def test_experts_are_trained_as_long_as_they_are_read(method):
                 assert (config.expert.count, config.expert.lr, config.expert.batch) == (100, 0.01, 256)
 
 
-def test_tables_hold_every_published_cell():
-    assert len(presets.MTT) == len(presets.DATM) == 9
-    assert set(presets.MTT) == set(presets.DATM) == set(CELLS)
-    assert set(presets.FTD) == set(CELLS) - {("tiny-imagenet", 50)}
-    assert set(presets.TESLA) == {cell for cell in CELLS if cell[0] != "tiny-imagenet"}
+def test_tables_hold_everything_published():
+    assert published("mtt") == published("datm") == set(EVERY)
+    assert published("ftd") == set(EVERY) - {("tiny-imagenet", 50)}
+    assert published("tesla") == {(dataset, ipc) for dataset, ipc in EVERY if dataset != "tiny-imagenet"}
+    with pytest.raises(InputError, match="published settings of tesla for cifar10 ipc 1, .*; got tiny-imagenet ipc 1"):
+        presets.settings("paper", "tiny-imagenet", 1, "tesla")
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_every_name_in_the_tables_is_a_setting(preset):
+    for table, values in presets.TABLES[preset].items():
+        method = table.partition("-ipc-")[0]
+        columns = values.get("published", [[]])[0]
+        for name in {*values, *columns} - {"published", "dataset", "ipc"}:
+            for owner in presets.TRAJECTORIES[:1] if table == "trajectories" else (method,):
+                known_param(owner + name if name.startswith("_") else name)
