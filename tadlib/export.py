@@ -20,14 +20,14 @@ from torchvision.io import encode_png
 from tadlib.distilled import Distilled
 from tadlib.store import replacing, save_json, save_tensors, write_atomic
 
-# Mean and standard deviation that DD-Ranking normalises a data set by (ddranking/utils/data.py), whose figures for
-# the two CIFAR sets are the same
+# Mean and standard deviation by which DD-Ranking normalises a data set (ddranking/utils/data.py)
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 DD_RANKING = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
     "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-LEAST = 1e-12  # stands for a probability of zero, whose logarithm a loss with temperature could not take
+LEAST = 1e-12  # replaces a probability of 0, whose logarithm is infinite
 
 
 def bytes_of(distilled: Distilled) -> Tensor:
@@ -35,14 +35,19 @@ def bytes_of(distilled: Distilled) -> Tensor:
     return (distilled.pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def pngs_of(distilled: Distilled) -> list[bytes]:
+    """Every image as the content of a PNG file, 8 bits."""
+    return [encode_png(image_CHW).numpy().tobytes() for image_CHW in bytes_of(distilled)]
+
+
 def clamped(distilled: Distilled) -> float:
-    """The fraction of pixels that 8 bits cut off, more than rounding would."""
+    """The fraction of pixels that 8 bits cut off: those outside [0, 1] even when rounded."""
     level = (distilled.pixels * 255).round()
     return ((level < 0) | (level > 255)).double().mean().item()
 
 
 def recipe(distilled: Distilled) -> dict[str, Any]:
-    """All that training on the set needs beside the tensors."""
+    """Everything besides the tensors that training on the set needs."""
     return {
         "learning_rate": distilled.synthetic.lr,
         "mean": distilled.mean,
@@ -55,7 +60,7 @@ def recipe(distilled: Distilled) -> dict[str, Any]:
         "clamped": clamped(distilled),
         "notes": "images.safetensors holds x (as networks take it: normalised by mean and std, or ZCA-whitened where "
         "zca is true), the same images as pixels, and label distributions y: train on x and y, with learning_rate "
-        "and the settings evaluate_* of params. Pictures in 8 bits are for looking: pixels outside [0, 1] (the "
+        "and the settings evaluate_* of params. Pictures have 8 bits and are for viewing: pixels outside [0, 1] (the "
         "fraction clamped) are cut off, the rest rounded.",
     }
 
@@ -68,12 +73,12 @@ def tensors(distilled: Distilled, out: Path) -> None:
 
 
 def png(distilled: Distilled, out: Path) -> None:
-    """``png/<class>/<number>.png``, one picture an image."""
-    bytes_SCHW, label_S = bytes_of(distilled), distilled.synthetic.y.argmax(1).tolist()
+    """``png/<class>/<number>.png``, one picture for each image."""
+    contents, label_S = pngs_of(distilled), distilled.synthetic.y.argmax(1).tolist()
     for k, name in enumerate(distilled.class_names):
         safe = "".join(c if c.isalnum() else "_" for c in name)
-        for i, s in enumerate(s for s, label in enumerate(label_S) if label == k):
-            content = encode_png(bytes_SCHW[s]).numpy().tobytes()
+        of_class = [content for content, label in zip(contents, label_S) if label == k]
+        for i, content in enumerate(of_class):
             write_atomic(out / "png" / f"{k:03d}_{safe}" / f"{i:03d}.png", content)
 
 
@@ -102,25 +107,23 @@ def ddranking(distilled: Distilled, out: Path) -> None:
 def huggingface(distilled: Distilled, out: Path) -> None:
     """``huggingface/``: a folder that ``datasets.load_dataset(path)`` reads, with a card.
 
-    Columns: ``image`` (PNG, 8 bits), ``label`` (the likeliest class), ``soft_label`` (K), and ``x``, the image as
-    networks take it (float32, flat, its shape in the card), so that nothing is lost to 8 bits.
+    Columns: ``image`` (PNG, 8 bits), ``label`` (the most probable class), ``soft_label`` (K), and ``x``, the image as
+    networks take it (float32, flat, its shape in the card), without the loss of 8 bits.
     """
     synthetic, folder = distilled.synthetic, out / "huggingface"
-    pictures = [encode_png(image).numpy().tobytes() for image in bytes_of(distilled)]
+    pictures = [{"bytes": content, "path": f"{s:05d}.png"} for s, content in enumerate(pngs_of(distilled))]
     rows = {
-        "image": pa.array(
-            [{"bytes": content, "path": f"{s:05d}.png"} for s, content in enumerate(pictures)],
-            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        ),
+        "image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         "label": pa.array(synthetic.y.argmax(1).tolist(), pa.int64()),
         "soft_label": pa.array(synthetic.y.tolist(), pa.list_(pa.float32())),
         "x": pa.array(list(synthetic.x.flatten(1).numpy()), pa.list_(pa.float32())),
     }
+    floats = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
-        "soft_label": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
-        "x": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+        "soft_label": floats,
+        "x": floats,
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     data = folder / "data" / "train-00000-of-00001.parquet"
@@ -134,17 +137,18 @@ def huggingface(distilled: Distilled, out: Path) -> None:
 def _card(distilled: Distilled) -> str:
     """A data set card: YAML front matter, then what the set is and how to train on it."""
     p, (n_images, *shape) = distilled.params, distilled.synthetic.x.shape
+    size = "n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"
     names = "\n".join(f"          '{k}': {json.dumps(name)}" for k, name in enumerate(distilled.class_names))
     prepared = "ZCA-whitened" if p["zca"] else f"normalised by mean {list(distilled.mean)}, std {list(distilled.std)}"
     return f"""---
-pretty_name: {json.dumps(f"{p['dataset']} distilled by {p['method']}, {p['ipc']} images a class")}
+pretty_name: {json.dumps(f"{p['dataset']} distilled by {p['method']}, {p['ipc']} images per class")}
 task_categories:
 - image-classification
 tags:
 - dataset-distillation
 - tadlib
 size_categories:
-- {"n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"}
+- {size}
 configs:
 - config_name: default
   data_files:
@@ -168,15 +172,15 @@ dataset_info:
     num_examples: {n_images}
 ---
 
-# {p["dataset"]}, distilled to {p["ipc"]} images a class
+# {p["dataset"]}, distilled to {p["ipc"]} images per class
 
-{n_images} synthetic images that stand for the training set of {p["dataset"]} (label noise {p["noise"]}, rate
+{n_images} synthetic images that replace the training set of {p["dataset"]} (label noise {p["noise"]}, rate
 {p["rate"]}; arm {p["arm"]}), made by the method {p["method"]} of tadlib with seed {p["seed"]}.
 
 | column | holds |
 |---|---|
 | `image` | the picture, 8 bits; {100 * clamped(distilled):.1f} % of its pixels were outside [0, 1] and are cut off |
-| `label` | the likeliest class |
+| `label` | the most probable class |
 | `soft_label` | the label to train with, a distribution over the classes |
 | `x` | the image to train with, float32 of shape {shape}, {prepared} |
 

@@ -11,7 +11,7 @@ import yaml
 from torchvision.io import decode_image
 
 from tadlib import cli, export, pipeline
-from tadlib.config import Config
+from tadlib.config import Config, stored_params
 from tadlib.distilled import load_distilled
 from tadlib.errors import InputError
 from tadlib.store import load_json, load_tensors
@@ -23,31 +23,31 @@ METHOD |= {"datm_max_start_initial": 1, "datm_lr_y": 1.0}
 
 
 @pytest.fixture(scope="module")
-def cell(tmp_path_factory):
-    """A finished cell with whitened images and soft labels: its configuration and its row."""
-    out = str(tmp_path_factory.mktemp("cell") / "runs")
+def run(tmp_path_factory):
+    """A finished run with whitened images and soft labels: its configuration and its row."""
+    out = str(tmp_path_factory.mktemp("run") / "runs")
     config = Config.from_params(**TINY, **METHOD, method="datm", out=out)
     return config, pipeline.run(config)
 
 
 @pytest.fixture(scope="module")
-def distilled(cell):
-    return load_distilled(pipeline.distill(cell[0]))
+def distilled(run):
+    return load_distilled(pipeline.distill(run[0]))
 
 
-def test_evaluating_the_file_gives_the_figure_of_the_run(cell, distilled, capsys):
-    config, row = cell
+def test_evaluating_the_file_gives_the_figure_of_the_run(run, distilled, capsys):
+    config, row = run
     accuracies = load_json(pipeline.evaluate(config) / "accuracies.json")
     assert distilled.evaluate(device="cpu") == accuracies
     path = pipeline.distill(config) / "distilled.safetensors"
     assert cli.main(["evaluate", str(path), "--device", "cpu", "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["cells"]
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
     assert told["accuracies"] == accuracies
     assert told["accuracy_mean"] == row["accuracy_mean"]
 
 
-def test_the_file_holds_whitened_images_and_their_pixels(cell, distilled):
-    data = pipeline.dataset(cell[0])
+def test_the_file_holds_whitened_images_and_their_pixels(run, distilled):
+    data = pipeline.dataset(run[0])
     assert data.whitening is not None
     torch.testing.assert_close(data.whitening.apply(distilled.pixels), distilled.synthetic.x, rtol=1e-4, atol=1e-4)
     assert distilled.params["zca"] is True
@@ -84,7 +84,9 @@ def test_dd_ranking_reads_plain_tensors_whose_softmax_is_the_label(distilled, tm
 
 
 def test_a_file_of_an_earlier_version_can_be_evaluated_and_an_unknown_setting_is_named(distilled):
-    old = replace(distilled, params=distilled.params | {"divert_sharpness": 3.0, "divert_labels": "both"})
+    params = stored_params(distilled.params | {"divert_sharpness": 3.0, "divert_epochs": 20})  # as load_distilled does
+    old = replace(distilled, params=params)
+    assert old.params["auditor_epochs"] == 20
     assert old.evaluate(device="cpu") == distilled.evaluate(device="cpu")
     with pytest.raises(InputError, match="unknown parameter 'evaluate_rumour'"):
         replace(distilled, params=distilled.params | {"evaluate_rumour": 3.0}).evaluate(device="cpu")
@@ -130,8 +132,8 @@ def test_a_hugging_face_folder_holds_the_images_without_loss_and_says_what_its_c
     assert load_json(folder / "recipe.json")["learning_rate"] == distilled.synthetic.lr
 
 
-def test_the_command_writes_every_format_asked_for(cell, distilled, tmp_path, capsys):
-    path = str(pipeline.distill(cell[0]))
+def test_the_command_writes_every_format_asked_for(run, distilled, tmp_path, capsys):
+    path = str(pipeline.distill(run[0]))
     out = tmp_path / "all"
     assert cli.main(["export", path, "--out", str(out), "--format", *export.FORMATS, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["formats"] == list(export.FORMATS)
