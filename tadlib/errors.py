@@ -1,4 +1,10 @@
-"""The one error that bad input raises."""
+"""The one error that bad input raises, and short ways to raise it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -15,7 +21,19 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def known(what: str, name: str, names) -> None:
+def required(value: T | None, message: str) -> T:
+    """``value``, or :class:`InputError` with ``message`` where it is None."""
+    if value is None:
+        raise InputError(message)
+    return value
+
+
+def required_root(what: str, root: Path | None) -> Path:
+    """``root``, or :class:`InputError` that says how to give it where it is None."""
+    return required(root, f"{what} is read from files: give their folder, --root DIR (in Python root=DIR)")
+
+
+def known(what: str, name: object, names: Iterable) -> None:
     """Raise :class:`InputError` unless ``name`` is one of ``names``; the message lists them."""
     names = list(names)
     require(name in names, f"unknown {what} {name!r}; expected one of: {', '.join(map(str, names))}")

@@ -101,6 +101,15 @@ def test_subsets_are_balanced_nested_and_indexed(digits):
     assert load_dataset("digits", n_train=1297, n_test=500).checksum == digits.checksum
 
 
+def test_a_channel_of_one_brightness_is_not_divided_by_zero(monkeypatch):
+    raw = DATASETS["digits"](None, False)
+    grey = replace(raw, **{name: torch.full_like(getattr(raw, name), 7) for name in ("x_train", "x_test")})
+    monkeypatch.setitem(DATASETS, "digits", lambda *_: grey)
+    data = load_dataset("digits")
+    assert data.x_train.abs().max() < 0.01
+    torch.testing.assert_close(data.pixels(data.x_test), torch.full_like(data.x_test, 7 / 16))
+
+
 def test_balanced_subset_takes_what_small_classes_have():
     y_N = torch.tensor([0] * 3 + [1] * 50 + [2] * 20)
     chosen = balanced_subset(y_N, 40, 3, "test")
@@ -155,12 +164,16 @@ def test_unknown_data_set_is_refused_with_the_known_names():
         ("x_test", lambda x: spoilt(x, (7, 0, 1, 2), float("-inf")), r"x_test must be finite.* first at 7"),
         ("x_train", lambda x: x[:, 0], r"x_train must be \(N, C, H, W\) float32, got \(1297, 8, 8\) float32"),
         ("x_train", lambda x: x.double(), r"x_train must be .* got \(1297, 1, 8, 8\) float64"),
-        ("x_test", lambda x: x[..., :7], r"x_test must hold images of \(1, 8, 8\), got \(1, 8, 7\)"),
-        ("x_test", lambda x: x[:0], r"x_test must hold at least one pixel"),
+        ("x_test", lambda x: x[..., :7], r"x_test must be \(N, 1, 8, 8\) float32, got \(500, 1, 8, 7\) float32"),
+        (
+            "x_test",
+            lambda x: x[:0],
+            r"x_test must be \(N, 1, 8, 8\) float32, got \(0, 1, 8, 8\) float32, which is empty",
+        ),
         ("y_train", lambda y: spoilt(y, 2, 10), r"y_train must be in \[0, 10\), got 10 at 2"),
         ("y_test", lambda y: spoilt(y, 4, -1), r"y_test must be in \[0, 10\), got -1 at 4"),
-        ("y_train", lambda y: y[:-1], r"y_train must have a label for each of 1297 images, got 1296"),
-        ("y_train", lambda y: y.float(), r"y_train must be \(N,\) int64, got \(1297,\) float32"),
+        ("y_train", lambda y: y[:-1], r"y_train must be \(1297,\) int64, got \(1296,\)"),
+        ("y_train", lambda y: y.float(), r"y_train must be \(1297,\) int64, got \(1297,\) float32"),
         ("y_train", lambda y: y.where(y != 6, 0), r"every class needs a training image, got none of: 6"),
         ("std", lambda std: (0.0,), r"std must be positive in every channel, got \(0\.0,\)"),
         ("mean", lambda mean: (0.5,) * 3, r"mean must have 1 values \(one a channel\), got 3"),

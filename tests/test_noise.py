@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import truncnorm
 
 from tadlib.data import DATASETS, load_dataset
@@ -378,7 +379,7 @@ def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
         ([*range(9), 10], {}, r"labels in .*a\.npy must be in \[0, 10\), got 10 at 9"),
         ([*range(9), -1], {}, r"must be in \[0, 10\), got -1 at 9"),
         ([*range(1, 10), 0], {}, "every label differs from the true one"),
-        (list(range(10)), {"rate": 0.4}, "rate must be 0 or None, got 0.4"),
+        (list(range(10)), {"rate": 0.4}, "rate must be 0 for noise file, .*, got 0.4"),
     ],
 )
 def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, values, options, message):
@@ -393,9 +394,15 @@ def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, values, options,
         ("gone.npy", None, r"file of labels .*gone\.npy does not exist"),
         ("a.pt", b"", r"unknown type of file of labels '\.pt'; expected one of: \.safetensors, \.npy"),
         ("a.npy", b"not numpy", r"a\.npy is damaged or no array of integers"),
-        ("a.csv", b"1\n2\n2.5\n", r"a\.csv must hold one column of integers"),
+        ("a.csv", b"1\n2\n2.5\n", r"a\.csv is damaged or no table of integers: .*2\.5"),
         ("a.csv", b"", r"a\.csv is damaged or no table"),
-        ("a.csv", b"x,y\n1,2\n", r"must have one column or one named given_label, got \['x', 'y'\]"),
+        ("a.csv", b"x,y\n1,2\n", r"must have one column of labels or one named given_label, got \['x', 'y'\]"),
+        ("a.csv", b"index\n1\n", r"must have one column of labels or one named given_label, got \['index'\]"),
+        ("a.csv", b"index,label\n1,2\n1,3\n", "column index of .* must name each image once, by numbers from 0 on"),
+        ("a.csv", b"index,label\n-1,2\n", "column index of .* must name each image once"),
+        ("a.csv", b"1\n99999999999999999999\n", r"a\.csv is damaged or no table of integers"),
+        ("a.csv", b"\n\n", r"a\.csv is damaged or no table"),
+        ("a.npy", b"", r"a\.npy is damaged or no array of integers"),
         ("a.parquet", b"PAR1", r"a\.parquet is damaged"),
         ("a.safetensors", b"", r"a\.safetensors is damaged"),
     ],
@@ -415,6 +422,58 @@ def test_arrays_of_a_file_are_never_unpickled(tmp_path):
     with pytest.raises(InputError, match="must hold one column of integers, got shape .* of float64"):
         listed(tmp_path / "b.npy", torch.arange(10))
     assert not (tmp_path / "sprung").exists()
+
+
+def test_archives_tables_without_columns_and_other_tensors_are_refused(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.savez(file, np.arange(10))
+    with pytest.raises(InputError, match=r"a\.npy is damaged or no array of integers"):
+        listed(tmp_path / "a.npy", torch.arange(10))
+    save_table(tmp_path / "a.parquet", pd.DataFrame(index=range(10)))
+    with pytest.raises(InputError, match=r"must have one column of labels or one named given_label, got \[\]"):
+        listed(tmp_path / "a.parquet", torch.arange(10))
+    for tensors, message in (
+        ({"x": torch.arange(10), "y": torch.arange(10)}, "must hold one tensor of labels, got 2: x, y"),
+        ({"x": torch.ones(10)}, "must hold one column of integers, got shape .* of float32"),
+        ({"x": torch.ones(10, dtype=torch.bfloat16)}, r"a\.safetensors is damaged or no file of a tensor of integers"),
+    ):
+        save_file(tensors, tmp_path / "a.safetensors")
+        with pytest.raises(InputError, match=message):
+            listed(tmp_path / "a.safetensors", torch.arange(10))
+
+
+def test_a_plain_tensor_file_may_hold_the_labels(tmp_path):
+    save_file({"labels": torch.arange(10)}, tmp_path / "a.safetensors")
+    assert listed(tmp_path / "a.safetensors", torch.arange(10)).rate == 0
+
+
+def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
+    true_N = torch.arange(40) % 10
+    table = pd.DataFrame({"index": range(40), "given_label": (true_N + (torch.arange(40) % 4 == 0)).numpy() % 10})
+    expected = listed(write_list(tmp_path / "a.npy", table.given_label.tolist()), true_N)
+    other = table.sample(frac=1, random_state=0)
+    other.to_csv(tmp_path / "b.csv", index=False)
+    save_table(tmp_path / "b.parquet", other)
+    save_table(tmp_path / "c.parquet", other.set_index("index"))
+    for name in ("b.csv", "b.parquet", "c.parquet"):
+        assert torch.equal(listed(tmp_path / name, true_N).noisy_N, expected.noisy_N)
+        assert list_checksum(tmp_path / name) == list_checksum(tmp_path / "a.npy")
+
+    part, index_N = tmp_path / "part.parquet", torch.tensor([39, 0, 17])
+    save_table(part, other[other["index"].isin([0, 17, 39])])
+    assert listed(part, index_N % 10, index_N=index_N, n_full=40).noisy_N.tolist() == [9, 1, 7]
+    save_table(tmp_path / "first.parquet", table[:3])
+    assert list_checksum(part) != list_checksum(tmp_path / "first.parquet")
+    with pytest.raises(InputError, match=r"its column index lacks \[39\] and others, 2 of 3"):
+        listed(tmp_path / "first.parquet", index_N % 10, index_N=index_N, n_full=40)
+
+
+def test_labels_that_agree_with_the_true_ones_by_chance_bring_a_warning(tmp_path):
+    true_N = labels([100] * 10)
+    path = write_list(tmp_path / "a.npy", true_N[torch.randperm(1000, generator=generator(0, "test"))].tolist())
+    with pytest.warns(UserWarning, match=r"no more than by chance \(10\.0 %\); the order of the images or the numb"):
+        listed(path, true_N)
+    listed(write_list(tmp_path / "b.npy", noisy("symmetric", 0.8, true_N=true_N).noisy_N.tolist()), true_N)
 
 
 def test_saved_labels_of_other_images_are_refused(tmp_path):
@@ -445,7 +504,7 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
         ),
         ("symmetric:2", 0.4, {}, "unknown variant of symmetric noise '2'; expected one of: included"),
         ("pairflip:2", 0.4, {}, "noise pairflip has no variants, got 'pairflip:2'"),
-        ("none", 0.4, {}, r"noise none takes no rate \(0 or None\), got 0\.4"),
+        ("none", 0.4, {}, r"rate must be 0 for noise none, which has the rate that it has, got 0\.4"),
         ("symmetric", 0.4, {"n_classes": 1}, "n_classes must be at least 2, got 1"),
         ("symmetric", 0.4, {"n_classes": 5}, r"true labels must be in \[0, 5\), got \d at \d"),
         ("symmetric", 0.4, {"true_N": torch.tensor([0, 1, -1])}, r"true labels must be in \[0, 10\), got -1 at 2"),
@@ -477,12 +536,12 @@ def test_what_a_model_cannot_do_is_refused(kind, rate, options, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"noisy_N": torch.zeros(840).long()}, "noisy labels must be as many as the true ones, 841, got 840"),
+        ({"noisy_N": torch.zeros(840).long()}, r"true labels must be \(840,\) int64, got \(841,\)"),
         ({"noisy_N": torch.full((841,), 10)}, r"noisy labels must be in \[0, 10\), got 10 at 0"),
         ({"true_N": torch.full((841,), -1)}, r"true labels must be in \[0, 10\), got -1 at 0"),
         ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1\.0"),
         ({"transition_nominal": torch.eye(9).double()}, r"must be \(10, 10\) float64, got \(9, 9\)"),
-        ({"transition_nominal": torch.eye(10)}, r"must be \(10, 10\) float64, got \(10, 10\) torch\.float32"),
+        ({"transition_nominal": torch.eye(10)}, r"must be \(10, 10\) float64, got \(10, 10\) float32"),
         ({"transition_nominal": torch.ones(10, 10).double()}, "rows of transition_nominal must be distributions"),
         ({"transition_nominal": 2 * torch.eye(10).double() - 0.1}, "rows of transition_nominal must be distributions"),
     ],
@@ -537,19 +596,19 @@ def test_human_labels_may_lie_in_the_root_itself(human_root):
         ({"index_N": torch.arange(1, 101)}, r"index_N must be in \[0, 100\), got \[100\]"),
         ({"index_N": torch.arange(-1, 99)}, r"index_N must be in \[0, 100\), got \[-1\]"),
         ({"index_N": torch.arange(50)}, r"index_N must be \(100,\) int64, got \(50,\)"),
-        ({"rate": 0.4}, r"rate must be 0 or None, got 0\.4"),
+        ({"rate": 0.4}, r"rate must be 0 for noise human, .*, got 0\.4"),
         ({"kind": "human:worst"}, "unknown set of human labels of cifar10 'worst'; expected one of: aggre, worse"),
         ({"kind": "human"}, "unknown set of human labels of cifar10 ''"),
         ({"kind": "human:random1"}, r"CIFAR-10_human\.pt is damaged or no file of CIFAR-N's labels \(KeyError\)"),
-        ({"kind": "human:fine"}, "unknown set of human labels of cifar10 'fine'"),
+        ({"kind": "human:fine"}, "human:fine labels the classes of data set cifar100, got cifar10"),
         ({"dataset": "digits"}, "human labels exist for: cifar10, cifar100, cifar100-coarse, got digits"),
         (
             {"dataset": "cifar100", "kind": "human:coarse"},
-            "human:coarse labels the 20 superclasses of cifar100: its data set is cifar100-coarse, got cifar100",
+            "human:coarse labels the classes of data set cifar100-coarse, got cifar100",
         ),
         (
             {"dataset": "cifar100-coarse", "kind": "human:fine"},
-            "human:fine labels the 100 classes of cifar100: its data set is cifar100, got cifar100-coarse",
+            "human:fine labels the classes of data set cifar100, got cifar100-coarse",
         ),
         (
             {"dataset": "cifar100", "kind": "human:fine"},
@@ -564,7 +623,9 @@ def test_human_labels_that_do_not_fit_are_refused(human_root, options, message):
 
 
 def test_human_labels_need_a_root():
-    with pytest.raises(InputError, match=r"human labels are read from CIFAR-10_human\.pt: give its folder, --root"):
+    with pytest.raises(
+        InputError, match=r"human labels in CIFAR-10_human\.pt is read from files: give their folder, --root"
+    ):
         human(None)
 
 
@@ -593,8 +654,8 @@ def test_code_in_a_file_of_human_labels_is_not_run(human_root):
     "content, message",
     [
         ({"worse_label": np.full(100, 10)}, r"worse_label in .* must be in \[0, 10\), got 10 at 0"),
-        ({"worse_label": np.zeros(99, dtype=int)}, "worse_label must be as long as clean_label, 100, got 99"),
-        ({"worse_label": np.zeros((100, 1), dtype=int)}, r"worse_label in .* must be \(N,\) int64, got \(100, 1\)"),
+        ({"worse_label": np.zeros(99, dtype=int)}, r"worse_label in .* must be \(100,\) int64, got \(99,\)"),
+        ({"worse_label": np.zeros((100, 1), dtype=int)}, r"worse_label in .* must be \(100,\) int64, got \(100, 1\)"),
     ],
 )
 def test_damaged_human_labels_are_refused(human_root, content, message):

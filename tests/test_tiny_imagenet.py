@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tadlib import presets
 from tadlib.cli import main
 from tadlib.data import load_dataset, tiny_imagenet
 from tadlib.errors import InputError
@@ -61,10 +62,10 @@ def test_folders_become_images_in_the_order_of_ids_and_names(root):
     assert torch.equal((data.pixels(data.x_test)[3] * 255).round().to(torch.uint8), expected)
 
 
-def test_images_are_decoded_once_and_again_when_a_file_changes(root, monkeypatch):
+def test_images_are_decoded_once_and_again_when_a_file_changes(root, tmp_path, monkeypatch):
     first = load_dataset("tiny-imagenet", root=root)
-    path = root / "tiny-imagenet-200" / tiny_imagenet.DECODED
-    assert path.is_file()
+    (path,) = (tmp_path / "cache" / "tadlib").iterdir()
+    assert path.name.startswith("tiny-imagenet-")
     with monkeypatch.context() as patch:
         patch.setattr(tiny_imagenet, "_decoded", lambda *_: pytest.fail("decoded again"))
         assert load_dataset("tiny-imagenet", root=root).checksum == first.checksum
@@ -75,21 +76,25 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(root, monkeypatch
     assert load_dataset("tiny-imagenet", root=root).checksum == changed.checksum
 
 
-def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path, monkeypatch):
-    save = tiny_imagenet.save_tensors
-
-    def refused(path, *args):
-        if path.is_relative_to(root):
-            raise PermissionError(13, "read-only", str(path))
-        save(path, *args)
-
-    monkeypatch.setattr(tiny_imagenet, "save_tensors", refused)
+def test_a_cache_that_cannot_be_written_is_no_error(root, tmp_path):
     first = load_dataset("tiny-imagenet", root=root)
-    assert not (root / "tiny-imagenet-200" / tiny_imagenet.DECODED).exists()
-    (cached,) = (tmp_path / "cache" / "tadlib").iterdir()
-    assert cached.name.startswith("tiny-imagenet-")
-    monkeypatch.setattr(tiny_imagenet, "_decoded", lambda *_: pytest.fail("decoded again"))
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("a file where the folder should be")
     assert load_dataset("tiny-imagenet", root=root).checksum == first.checksum
+    assert tiny_imagenet.checksum(root) == tiny_imagenet.checksum(root)
+
+
+def test_what_other_systems_leave_in_the_folders_does_no_harm(root):
+    folder = root / "tiny-imagenet-200"
+    first = load_dataset("tiny-imagenet", root=root)
+    (folder / "train" / IDS[0] / "images" / f"._{IDS[0]}_0.JPEG").write_bytes(b"AppleDouble")
+    (folder / "train" / ".hidden").mkdir()
+    annotations = folder / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text(), encoding="utf-8-sig")
+    (folder / "words.txt").write_text(f"{IDS[0]}\tchâteau, castle\n", encoding="latin-1")
+    again = load_dataset("tiny-imagenet", root=root)
+    assert again.checksum == first.checksum
+    assert again.class_names[0] == "château"
 
 
 @pytest.mark.parametrize("gone", ["train", "val/val_annotations.txt", "val/images"])
@@ -131,10 +136,17 @@ def test_it_needs_a_root():
         load_dataset("tiny-imagenet")
 
 
-def test_preset_lite_works_for_a_part_and_refuses_a_folder_that_is_too_small(root, tmp_path, capsys):
+def test_a_preset_takes_no_more_than_a_part_has(root):
+    part = presets.settings("lite", "tiny-imagenet", 1, "mtt", str(root))
+    assert (part["n_train"], part["n_test"], part["resolution"]) == (12, 6, 32)
+    for without in (None, str(root / "nowhere")):
+        assert presets.settings("lite", "tiny-imagenet", 1, "mtt", without)["n_train"] == 10000
+
+
+def test_preset_lite_works_for_a_part_and_refuses_sizes_that_it_lacks(root, tmp_path, capsys):
     options = ["divert", "--dataset", "tiny-imagenet", "--root", str(root), "--preset", "lite", "--arm", "vanilla"]
     options += ["--noise", "asymmetric", "--rate", "0.25", "--ipc", "1", "--out", str(tmp_path / "out")]
-    assert main(options) == 2
+    assert main([*options, "--n-train", "10000"]) == 2
     assert "n_train must be an integer in [3, 12] for tiny-imagenet, got 10000" in capsys.readouterr().err
     assert main([*options, "--n-train", "12", "--n-test", "6"]) == 0
     assert load_table(tmp_path / "out" / "labels.parquet").given_label.tolist().count(0) == 4
@@ -145,7 +157,7 @@ def test_its_checksum_follows_the_images_and_not_the_times_of_their_files(root):
     image = root / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG"
     os.utime(image, (0, 0))
     assert tiny_imagenet.checksum(root) == first
-    assert tiny_imagenet.checksum(root) == first  # now from the header of the decoded file
+    assert tiny_imagenet.checksum(root) == first  # now from the header of the cache
     write_image(image, 77)
     assert tiny_imagenet.checksum(root) != first
 

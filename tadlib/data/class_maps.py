@@ -1,4 +1,4 @@
-"""What the classes of a data set have to do with each other: superclasses, and look-alikes for asymmetric noise.
+"""Relations between the classes of a data set: superclasses, and similar classes for asymmetric noise.
 
 Legend: K classes. A map is a dictionary from a class to the class that its labels turn into; classes that it leaves
 out keep their labels.
@@ -60,13 +60,13 @@ def _cifar100(n_classes: int) -> dict[int, int]:
 
 
 def _tiny_imagenet(n_classes: int) -> dict[int, int]:
-    """Neighbours in the order of WordNet ids change places, two by two; of an odd number the last three rotate.
+    """Neighbours in the order of WordNet ids are swapped, two by two; if the number is odd, the last three rotate.
 
-    Our choice: no map is published. Ids follow WordNet's files, where kinds of one animal or fruit stand together
-    (golden retriever and Labrador, orange and lemon); artefacts are in alphabetical order, so that their pairs are
-    less alike. Among all ways to pair the classes present, this one has the least sum of differences between ids. It
-    needs nothing but the number of classes, which the loader sorts by id, and so covers parts of the data set too.
-    Every class receives from one other alone, so at rates below one half most labels of every class are right.
+    Our choice: no map is published. Ids follow WordNet's files, where kinds of one animal or fruit are neighbours
+    (golden retriever and Labrador, orange and lemon); artefacts are in alphabetical order, so their pairs are less
+    similar. Among all pairings of the classes present, this one has the least sum of differences between ids. It needs
+    only the number of classes, which the loader sorts by id, so it covers parts of the data set too. Every class
+    receives labels from one other class only, so at rates below one half most labels of every class are right.
     """
     require(n_classes >= 2, f"a map needs at least 2 classes, got {n_classes}")
     starts = list(range(0, n_classes - 1, 2))

@@ -23,11 +23,12 @@ from torch import Tensor
 from tadlib.data import tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data.whiten import Whitening, fit
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, require, required_root
 from tadlib.rng import generator
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500
+LEAST_STD = 1e-3  # of a channel, in pixels of [0, 1]: images of one brightness are not divided by 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +58,13 @@ class Dataset:
     """Where set, images are whitened instead of normalised (:meth:`whitened`)."""
 
     def __post_init__(self) -> None:
-        K, shape = self.n_classes, tuple(self.x_train.shape[1:])
-        for split, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
-            require(x.ndim == 4 and x.dtype == torch.float32, f"x_{split} must be (N, C, H, W) float32, got {_kind(x)}")
-            require(tuple(x.shape[1:]) == shape, f"x_{split} must hold images of {shape}, got {tuple(x.shape[1:])}")
-            require(x.numel() > 0, f"x_{split} must hold at least one pixel, got {_kind(x)}")
-            require_labels(f"y_{split}", y, K)
-            require(len(y) == len(x), f"y_{split} must have a label for each of {len(x)} images, got {len(y)}")
+        K, shape = self.n_classes, self.x_train.shape[1:]
+        for split, x, y, sizes in (
+            ("train", self.x_train, self.y_train, "CHW"),
+            ("test", self.x_test, self.y_test, shape),
+        ):
+            require_tensor(f"x_{split}", x, ("N", *sizes), torch.float32)
+            require_labels(f"y_{split}", y, K, len(x))
             low_N, high_N = x.flatten(1).aminmax(dim=1)  # carries NaN on, and needs no copy of x
             bad_N = ~(low_N.isfinite() & high_N.isfinite())
             if bad_N.any():
@@ -71,16 +72,13 @@ class Dataset:
                     f"x_{split} must be finite, got NaN or infinity in {int(bad_N.sum())} of {len(x)} images, "
                     f"first at {_first(bad_N)}"
                 )
-        present = torch.bincount(self.y_train, minlength=K).bool().tolist()
-        absent = [name for name, is_present in zip(self.class_names, present) if not is_present]
+        count_K = torch.bincount(self.y_train, minlength=K).tolist()
+        absent = [name for name, count in zip(self.class_names, count_K) if count == 0]
         require(not absent, f"every class needs a training image, got none of: {', '.join(absent)}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(len(values) == shape[0], f"{name} must have {shape[0]} values (one a channel), got {len(values)}")
         require(all(s > 0 for s in self.std), f"std must be positive in every channel, got {self.std}")
-        require(
-            self.index.dtype == torch.int64 and self.index.shape == self.y_train.shape,
-            f"index must be ({len(self.y_train)},) int64, got {_kind(self.index)}",
-        )
+        require_tensor("index", self.index, (len(self.y_train),), torch.int64)
 
     @property
     def n_classes(self) -> int:
@@ -103,14 +101,8 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with every tensor on ``device``."""
-        return replace(
-            self,
-            x_train=self.x_train.to(device),
-            y_train=self.y_train.to(device),
-            x_test=self.x_test.to(device),
-            y_test=self.y_test.to(device),
-            index=self.index.to(device),  # the whitening follows the images it is given
-        )
+        names = ("x_train", "y_train", "x_test", "y_test", "index")  # the whitening follows the images it is given
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def pixels(self, x_NCHW: Tensor, *, clamp: bool = True) -> Tensor:
         """Images for display: normalisation or whitening undone, clamped to [0, 1] unless ``clamp`` is false."""
@@ -267,19 +259,20 @@ def _require_files(
     name: str, root: Path | None, md5s: dict[str, str], fetch: Callable[[Path], object], download: bool
 ) -> Path:
     """``root`` when every file of ``md5s`` (path below root → md5) lies there undamaged, fetched first if asked for."""
-    require(root is not None, f"{name} is read from files: give their folder, --root DIR (in Python root=DIR)")
-    assert root is not None
-    missing = [file for file in md5s if not (root / file).is_file()]
-    if missing and download:
+    root = required_root(name, root)
+
+    def missing() -> list[str]:
+        return [file for file in md5s if not (root / file).is_file()]
+
+    if download and missing():
         try:
             with redirect_stdout(sys.stderr):  # torchvision's messages must not end up in the output of --json
                 fetch(root)
         except (OSError, RuntimeError) as error:
             raise InputError(f"{name} could not be downloaded to {root}: {error}") from error
-        missing = [file for file in md5s if not (root / file).is_file()]
     require(
-        not missing,
-        f"{name}: files missing under {root}: {', '.join(missing)}; put them there, "
+        not missing(),
+        f"{name}: files missing under {root}: {', '.join(missing())}; put them there, "
         "or let them be downloaded with --download (in Python download=True)",
     )
     for file, expected in md5s.items():
@@ -321,7 +314,7 @@ def _statistics(raw: Raw, resolution: int | None) -> tuple[tuple[float, ...], tu
         squares_C += x_NCHW.square().sum((0, 2, 3), dtype=torch.float64)
         count += x_NCHW[:, 0].numel()
     mean_C = sum_C / count
-    std_C = (squares_C / count - mean_C.square()).clamp(min=0).sqrt()
+    std_C = (squares_C / count - mean_C.square()).clamp(min=0).sqrt().clamp(min=LEAST_STD)
     mean, std = (tuple(round(value, 6) for value in values_C.tolist()) for values_C in (mean_C, std_C))
     return mean, std
 
@@ -337,18 +330,23 @@ def _normalised(
     return out_NCHW
 
 
-def require_labels(what: str, y_N: Tensor, n_classes: int) -> None:
-    """InputError unless ``y_N`` is (N,) int64, not empty, with values in [0, n_classes)."""
-    require(y_N.ndim == 1 and len(y_N) > 0 and y_N.dtype == torch.int64, f"{what} must be (N,) int64, got {_kind(y_N)}")
+def require_labels(what: str, y_N: Tensor, n_classes: int, n: int | str = "N") -> None:
+    """InputError unless ``y_N`` is (n,) int64, by default of any length but 0, with values in [0, n_classes)."""
+    require_tensor(what, y_N, (n,), torch.int64)
     bad_N = (y_N < 0) | (y_N >= n_classes)
     if bad_N.any():
         first = _first(bad_N)
         raise InputError(f"{what} must be in [0, {n_classes}), got {int(y_N[first])} at {first}")
 
 
+def require_tensor(what: str, tensor: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype) -> None:
+    """InputError unless ``tensor`` has ``dtype`` and ``shape``, where a letter stands for any size but 0."""
+    fits = tensor.dtype == dtype and tensor.ndim == len(shape)
+    fits = fits and all(n == size or (isinstance(size, str) and n > 0) for n, size in zip(tensor.shape, shape))
+    expected, got = str(shape).replace("'", ""), tuple(tensor.shape)
+    message = f"{what} must be {expected} {dtype}, got {got} {tensor.dtype}".replace("torch.", "")
+    require(fits, message + ("" if tensor.numel() else ", which is empty"))
+
+
 def _first(mask_N: Tensor) -> int:
     return int(mask_N.nonzero()[0])
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""Tiny ImageNet from its folders of JPEG files, decoded once into one file of tensors.
+"""Tiny ImageNet from its folders of JPEG files, decoded once into one file of tensors in the user's cache folder.
 
 Legend: N samples, C H W image.
 
@@ -11,22 +11,31 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, require
+from tadlib.errors import InputError, require, required_root
 from tadlib.store import load_metadata, load_tensors, save_tensors
 
 FOLDER = "tiny-imagenet-200"
 SIDE = 64
-DECODED = "tadlib-decoded.safetensors"
 NAMES = ("x_train", "y_train", "x_test", "y_test")
-ROOT_NEEDED = "tiny-imagenet is read from files: give their folder, --root DIR (in Python root=DIR)"
 GET = "download and unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there"
 
-Files = list[tuple[Path, int]]  # image and class
+Images = list[tuple[Path, int]]  # file and class
+
+
+class Listing(NamedTuple):
+    """The files of the data set in a fixed order."""
+
+    folder: Path
+    ids: list[str]
+    """WordNet ids of the classes."""
+    train: Images
+    test: Images
 
 
 def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -35,72 +44,82 @@ def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Classes are the folders of ``train`` in the order of their WordNet ids, be they all 200 or a part; annotations of
     other classes are passed over. Raises InputError naming what is missing or cannot be read.
     """
-    require(root is not None, ROOT_NEEDED)
-    assert root is not None
-    folder = root / FOLDER
-    ids, train, test = _listing(folder)
-    key = _key(folder, train, test)
-    tensors = _cached(folder, key)
+    files = _listing(root)
+    tensors = None
+    with suppress(InputError):  # a missing, damaged or outdated file counts as none
+        if _metadata(files):
+            tensors = load_tensors(_cache(files))
     if tensors is None:
-        tensors = _decoded(train, "train") | _decoded(test, "test")
-        _keep(folder, key, tensors)
-    return tensors, _class_names(folder, ids)
+        tensors = _decoded(files.train, "train") | _decoded(files.test, "test")
+        with suppress(OSError):  # where the cache cannot be written, images are decoded again next time
+            save_tensors(_cache(files), tensors, {"key": _key(files), "content": _content(tensors)})
+    return tensors, _class_names(files)
 
 
 def checksum(root: Path | None) -> str:
     """SHA-256, in hex, over all decoded images and labels, whatever the names and times of their files.
 
-    Read from the decoded file, which is made first where there is none.
+    Read from the cache, which is filled first where it has nothing.
     """
-    require(root is not None, ROOT_NEEDED)
-    assert root is not None
-    folder = root / FOLDER
-    _, train, test = _listing(folder)
-    if found := _decoded_metadata(folder, _key(folder, train, test)).get("content"):
-        return found
-    return _content(load(root)[0])
+    return _metadata(_listing(root)).get("content") or _content(load(root)[0])
 
 
-def _listing(folder: Path) -> tuple[list[str], Files, Files]:
-    """WordNet ids of the classes, training and test files in a fixed order."""
-    annotations = folder / "val" / "val_annotations.txt"
-    missing = [str(p) for p in (folder / "train", annotations, folder / "val" / "images") if not p.exists()]
+def sizes(root: Path | None) -> dict[str, int]:
+    """The numbers of training and test images, ``n_train`` and ``n_test``; InputError where files are missing."""
+    files = _listing(root)
+    return {"n_train": len(files.train), "n_test": len(files.test)}
+
+
+def _listing(root: Path | None) -> Listing:
+    folder = required_root("tiny-imagenet", root) / FOLDER
+    train_folder, images, annotations = folder / "train", folder / "val" / "images", folder / "val/val_annotations.txt"
+    missing = [str(path) for path in (train_folder, annotations, images) if not path.exists()]
     require(not missing, f"tiny-imagenet: missing {', '.join(missing)}; {GET} (it is not downloaded by itself)")
-    ids = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
-    require(len(ids) >= 2, f"tiny-imagenet needs folders of at least 2 classes in {folder / 'train'}, got {len(ids)}")
-    train: Files = []
+    ids = sorted(path.name for path in train_folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    require(len(ids) >= 2, f"tiny-imagenet needs folders of at least 2 classes in {train_folder}, got {len(ids)}")
+    train: Images = []
     for k, wnid in enumerate(ids):
-        files = sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
-        require(len(files) > 0, f"tiny-imagenet: no *.JPEG in {folder / 'train' / wnid / 'images'}; {GET}")
-        train += [(file, k) for file in files]
+        found = sorted((train_folder / wnid / "images").glob("*.JPEG"))
+        found = [file for file in found if not file.name.startswith(".")]  # macOS puts ._NAME.JPEG beside NAME.JPEG
+        require(bool(found), f"tiny-imagenet: no *.JPEG in {train_folder / wnid / 'images'}; {GET}")
+        train += [(file, k) for file in found]
     number = {wnid: k for k, wnid in enumerate(ids)}
-    test: Files = []
-    for line, text in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+    test: Images = []
+    for line, text in enumerate(_lines(annotations), start=1):
         fields = text.split("\t")
         require(len(fields) >= 2, f"{annotations} line {line} must hold a file name, a tab and an id, got {text!r}")
         if fields[1] in number:
-            test.append((folder / "val" / "images" / fields[0], number[fields[1]]))
-    require(len(test) > 0, f"{annotations} names no image of the {len(ids)} classes in {folder / 'train'}")
+            test.append((images / fields[0], number[fields[1]]))
+    require(bool(test), f"{annotations} names no image of the {len(ids)} classes in {train_folder}")
     absent = [str(file) for file, _ in test if not file.is_file()]
     more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
     require(not absent, f"tiny-imagenet: missing {', '.join(absent[:3])}{more}; {GET}")
-    return ids, train, test
+    return Listing(folder, ids, train, test)
 
 
-def _class_names(folder: Path, ids: list[str]) -> tuple[str, ...]:
+def _class_names(files: Listing) -> tuple[str, ...]:
     """The first name of every class in ``words.txt``; its id where there is none."""
-    words = folder / "words.txt"
-    lines = words.read_text(encoding="utf-8").splitlines() if words.is_file() else []
-    names = {wnid: text.split(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)}
-    return tuple(names.get(wnid) or wnid for wnid in ids)
+    words = files.folder / "words.txt"
+    lines = [line.partition("\t") for line in _lines(words)] if words.is_file() else []
+    names = {wnid: text.split(",")[0].strip() for wnid, _, text in lines}
+    return tuple(names.get(wnid) or wnid for wnid in files.ids)
 
 
-def _decoded(files: Files, split: str) -> dict[str, Tensor]:
-    """Images and labels of ``files``; grey images become RGB."""
+def _lines(path: Path) -> list[str]:
+    """The lines of a text in UTF-8, with or without a byte order mark, or else in Latin-1."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        return content.decode("latin-1").splitlines()
+
+
+def _decoded(images: Images, split: str) -> dict[str, Tensor]:
+    """Images and labels of a split; grey images become RGB."""
     from PIL import Image
 
-    x_NHWC = np.empty((len(files), SIDE, SIDE, 3), dtype=np.uint8)
-    for i, (file, _) in enumerate(files):
+    x_NHWC = np.empty((len(images), SIDE, SIDE, 3), dtype=np.uint8)
+    for i, (file, _) in enumerate(images):
         try:
             with Image.open(file) as image:
                 size = image.size
@@ -110,49 +129,37 @@ def _decoded(files: Files, split: str) -> dict[str, Tensor]:
         require(size == (SIDE, SIDE), f"{file} must be {SIDE} x {SIDE} pixels, got {size[0]} x {size[1]}")
         x_NHWC[i] = pixels
     x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).contiguous()
-    return {f"x_{split}": x_NCHW, f"y_{split}": torch.tensor([k for _, k in files], dtype=torch.int64)}
+    return {f"x_{split}": x_NCHW, f"y_{split}": torch.tensor([k for _, k in images], dtype=torch.int64)}
 
 
-# The decoded file ----------------------------------------------------------------------------------------------------
+# The cache -----------------------------------------------------------------------------------------------------------
 
 
-def _key(folder: Path, train: Files, test: Files) -> str:
+def _cache(files: Listing) -> Path:
+    """The file of decoded tensors: one for each folder of images, below XDG_CACHE_HOME or ~/.cache."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tadlib"
+    name = hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:12]
+    return folder / f"tiny-imagenet-{name}.safetensors"
+
+
+def _metadata(files: Listing) -> dict[str, str]:
+    """Metadata of the file of decoded tensors if it was made from exactly these files, else nothing."""
+    with suppress(InputError):
+        metadata = load_metadata(_cache(files))
+        return metadata if metadata.get("key") == _key(files) else {}
+    return {}
+
+
+def _key(files: Listing) -> str:
     """SHA-256 of names, classes, sizes and times of change of all files: enough to notice that they were replaced, and
     far faster than reading them. A file changed in place with its size and time kept would not be noticed."""
     digest = hashlib.sha256()
-    for split in (train, test):
+    for split in (files.train, files.test):
         for file, k in split:
             status = file.stat()
-            digest.update(f"{file.relative_to(folder)}\0{k}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(f"{file.relative_to(files.folder)}\0{k}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         digest.update(b"\n")
     return digest.hexdigest()
-
-
-def _places(folder: Path) -> tuple[Path, Path]:
-    """Where the decoded file may lie: beside the data, or in the user's cache folder where that cannot be written."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tadlib"
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    return folder / DECODED, cache / f"tiny-imagenet-{name}.safetensors"
-
-
-def _cached(folder: Path, key: str) -> dict[str, Tensor] | None:
-    """Decoded tensors of exactly these files, where there are any; a damaged or outdated file counts as none."""
-    for path in _places(folder):
-        try:
-            if path.is_file() and load_metadata(path).get("key") == key:
-                return load_tensors(path)
-        except InputError:
-            continue
-    return None
-
-
-def _decoded_metadata(folder: Path, key: str) -> dict[str, str]:
-    """What the decoded file of exactly these files tells about itself; nothing where there is none."""
-    for path in _places(folder):
-        with suppress(InputError):
-            if path.is_file() and (metadata := load_metadata(path)).get("key") == key:
-                return metadata
-    return {}
 
 
 def _content(tensors: dict[str, Tensor]) -> str:
@@ -162,13 +169,3 @@ def _content(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _keep(folder: Path, key: str, tensors: dict[str, Tensor]) -> None:
-    """Write the decoded tensors, whole or not at all, in the first place that lets us; decoding again is no error."""
-    for path in _places(folder):
-        try:
-            save_tensors(path, tensors, {"key": key, "content": _content(tensors)})
-            return
-        except OSError:
-            continue

@@ -4,19 +4,23 @@ Legend: N samples, M labels in a file, K classes.
 """
 
 import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy._core.multiarray import _reconstruct
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tadlib.data import require_labels
 from tadlib.data.class_maps import superclass_of
-from tadlib.errors import InputError, known, require
-from tadlib.noise.labels import Answer, NoisyLabels, Request, transition
-from tadlib.store import load_table
+from tadlib.errors import InputError, known, require, required_root
+from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
+from tadlib.store import HEADER, load_table
 
 # CIFAR-N (Wei et al. 2022): file, and its sets of labels by the names used here.
 HUMAN_LABELS = {
@@ -33,145 +37,55 @@ HUMAN_LABELS = {
     "cifar100": ("CIFAR-100_human.pt", {"fine": "noisy_label"}),
     "cifar100-coarse": ("CIFAR-100_human.pt", {"coarse": "noisy_coarse_label"}),
 }
-OTHER_TASK = {
-    ("cifar100", "coarse"): "human:coarse labels the 20 superclasses of cifar100: its data set is cifar100-coarse",
-    ("cifar100-coarse", "fine"): "human:fine labels the 100 classes of cifar100: its data set is cifar100",
-}
-COLUMN = "given_label"  # as in the labels.parquet of a refined set
+COLUMN, INDEX = "given_label", "index"  # as in the labels.parquet of a refined set
+ENOUGH = 100  # images from which on agreement with the true labels is told from chance
 
 
-def human_set(dataset: str, variant: str) -> tuple[str, str]:
+# Human labels --------------------------------------------------------------------------------------------------------
+
+
+def human_set(dataset: str | None, variant: str) -> tuple[str, str]:
     """File of a set of human labels of ``dataset``, and the set's name there; InputError where there is none."""
-    require(dataset in HUMAN_LABELS, f"human labels exist for: {', '.join(HUMAN_LABELS)}, got {dataset}")
-    file, sets = HUMAN_LABELS[dataset]
-    other = OTHER_TASK.get((dataset, variant))
-    require(other is None, f"{other}, got {dataset}")
+    file, sets = _human_file(dataset)
+    of = [name for name, (_, others) in HUMAN_LABELS.items() if variant in others and name != dataset]
+    require(not of, f"human:{variant} labels the classes of data set {', '.join(of)}, got {dataset}")
     known(f"set of human labels of {dataset}", variant, sets)
     return file, sets[variant]
 
 
 def human(request: Request) -> Answer:
     """CIFAR-N. Rate and transition matrix of the whole file are the nominal ones, those of ``true_N`` the realised."""
-    dataset = str(request.dataset)
-    require(not request.rate, f"human labels have the rate they have: rate must be 0 or None, got {request.rate}")
-    file, name = human_set(dataset, request.variant)
+    file, name = human_set(request.dataset, request.variant)
     path = _find(file, request.root)
-    clean_M, given_M = _read_human(path, "clean_label", name)
-    if dataset == "cifar100-coarse":  # the file has the true classes, not their superclasses
-        require_labels(f"clean_label in {path}", clean_M, 100)
-        clean_M = torch.tensor(superclass_of())[clean_M]
-    require_labels(f"clean_label in {path}", clean_M, request.n_classes)
-    require_labels(f"{name} in {path}", given_M, request.n_classes)
+    true_M, noisy_M = _read_human(path, "clean_label", name)
+    if request.dataset == "cifar100-coarse":  # the file has the true classes, not their superclasses
+        require_labels(f"clean_label in {path}", true_M, 100)
+        true_M = torch.tensor(superclass_of())[true_M]
+    require_labels(f"clean_label in {path}", true_M, request.n_classes)
+    require_labels(f"{name} in {path}", noisy_M, request.n_classes, len(true_M))
 
-    index_N = torch.arange(len(request.true_N)) if request.index_N is None else request.index_N
-    n, m = len(index_N), len(clean_M)
+    n, m = len(request.true_N), len(true_M)
     require(request.index_N is not None or n == m, f"index_N must say which of the {m} labels in {path} belong to {n}")
+    index_N = torch.arange(n) if request.index_N is None else request.index_N
     outside_N = (index_N < 0) | (index_N >= m)
     require(not outside_N.any(), f"index_N must be in [0, {m}), got {index_N[outside_N][:1].tolist()}")
-    differs_N = clean_M[index_N] != request.true_N
-    require(
-        not differs_N.any(),
-        f"{path} is in another order than the images: its true labels differ for {int(differs_N.sum())} of {n}, "
-        f"first at {differs_N.nonzero()[:1].flatten().tolist()}",
-    )
-    rate = (clean_M != given_M).double().mean().item()
-    return given_M[index_N], rate, transition(clean_M, given_M, request.n_classes)
-
-
-def listed(request: Request) -> Answer:
-    """Labels of a file (``file:PATH``): one for every image of the full training set, or of those in use, in order.
-
-    A safetensors file of :meth:`~tadlib.noise.labels.NoisyLabels.save`, a .npy array, or a .csv or .parquet table with
-    one column or with one named ``given_label``; integers all. Rate and transition matrix are the realised ones.
-    """
-    require(not request.rate, f"labels of a file have the rate they have: rate must be 0 or None, got {request.rate}")
-    require(bool(request.variant), "labels of a file need its path, file:PATH, got 'file:'")
-    path, n = Path(request.variant).expanduser(), len(request.true_N)
-    given_M, true_M = read_list(path)
-    require_labels(f"labels in {path}", given_M, request.n_classes)
-    m, index_N = len(given_M), request.index_N
-    if m == n:
-        chosen = torch.arange(n)
-    else:
-        full = n if index_N is None else request.n_full or int(index_N.max()) + 1
-        exact = index_N is None or request.n_full is not None
-        fits = m == full if exact else m >= full
-        part = "" if full == n else f", or {n}, one for each image in use"
-        require(fits, f"{path} must hold {full} labels, one for each training image{part}, got {m}")
-        assert index_N is not None
-        chosen = index_N
-    if true_M is not None:
-        differs_N = true_M[chosen] != request.true_N
-        differ = int(differs_N.sum())
-        require(differ == 0, f"{path} belongs to other images: its true labels differ for {differ} of {n}")
-    noisy_N = given_M[chosen]
-    rate = (noisy_N != request.true_N).double().mean().item()
-    require(rate < 1, f"{path}: every label differs from the true one; are they numbered or ordered in another way?")
-    return noisy_N, rate, transition(request.true_N, noisy_N, request.n_classes)
-
-
-def read_list(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Noisy labels (M,) int64 in a file (see :func:`listed`), and the true ones where it has them; never unpickles."""
-    known("type of file of labels", path.suffix, (".safetensors", ".npy", ".csv", ".parquet"))
-    require(path.is_file(), f"file of labels {path} does not exist")
-    if path.suffix == ".safetensors":
-        labels = NoisyLabels.load(path)
-        return labels.noisy_N, labels.true_N
-    if path.suffix == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged or no array of integers: {error}") from error
-    else:
-        values = _column(path)
-    fits = values.ndim == 1 and values.dtype.kind in "iu"
-    require(fits, f"{path} must hold one column of integers, got shape {values.shape} of {values.dtype}")
-    return torch.from_numpy(values.astype(np.int64)), None
-
-
-def list_checksum(path: Path | str) -> str:
-    """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format."""
-    given_M, _ = read_list(Path(path).expanduser())
-    return hashlib.sha256(given_M.contiguous().numpy().data).hexdigest()
-
-
-def _column(path: Path) -> np.ndarray:
-    """The one column of a table, or its column ``given_label``. A CSV file may lack a line of names."""
-    import pandas as pd
-
-    if path.suffix == ".parquet":
-        table = load_table(path)
-    else:
-        try:
-            table = pd.read_csv(path, header=None, dtype=str, skip_blank_lines=True)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged or no table: {error}") from error
-        if not str(table.iloc[0, 0]).strip().lstrip("+-").isdigit():
-            table = table.iloc[1:].set_axis(table.iloc[0].tolist(), axis=1)
-    name = COLUMN if COLUMN in table.columns else table.columns[0]
-    require(
-        name == COLUMN or table.shape[1] == 1,
-        f"{path} must have one column or one named {COLUMN}, got {list(table.columns)}",
-    )
-    column = table[name]
-    if path.suffix == ".csv":
-        try:
-            return np.array([int(value) for value in column], dtype=np.int64)
-        except ValueError as error:
-            raise InputError(f"{path} must hold one column of integers: {error}") from error
-    return column.to_numpy()
+    _require_same(true_M[index_N], request.true_N, f"{path} is in another order than the images")
+    return noisy_M[index_N], realised_rate(true_M, noisy_M), transition(true_M, noisy_M, request.n_classes)
 
 
 def human_checksum(dataset: str, root: Path | None) -> str:
     """SHA-256, in hex, of the file with the human labels of ``dataset``; InputError where there are none."""
+    return hashlib.sha256(_find(_human_file(dataset)[0], root).read_bytes()).hexdigest()
+
+
+def _human_file(dataset: str | None) -> tuple[str, dict[str, str]]:
     require(dataset in HUMAN_LABELS, f"human labels exist for: {', '.join(HUMAN_LABELS)}, got {dataset}")
-    return hashlib.sha256(_find(HUMAN_LABELS[dataset][0], root).read_bytes()).hexdigest()
+    return HUMAN_LABELS[str(dataset)]
 
 
 def _find(file: str, root: Path | None) -> Path:
     """``file`` in ``root``/cifar-n or in ``root``."""
-    require(root is not None, f"human labels are read from {file}: give its folder, --root DIR (in Python root=DIR)")
-    assert root is not None
+    root = required_root(f"the set of human labels in {file}", root)
     places = [root / "cifar-n" / file, root / file]
     for path in places:
         if path.is_file():
@@ -187,11 +101,183 @@ def _read_human(path: Path, *names: str) -> list[Tensor]:
     try:
         with torch.serialization.safe_globals(constructors):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        arrays = [torch.from_numpy(np.asarray(content[name])) for name in names]
-    except Exception as error:  # a damaged file raises whatever its reader trips over
+        return [torch.from_numpy(np.asarray(content[name])) for name in names]
+    except Exception as error:  # a damaged pickle raises whatever its reader trips over
         raise InputError(f"{path} is damaged or no file of CIFAR-N's labels ({type(error).__name__})") from error
-    first, *others = arrays
-    for name, labels in zip(names[1:], others):
-        n, m = len(first), len(labels)
-        require(n == m, f"{path}: {name} must be as long as {names[0]}, {n}, got {m}")
-    return arrays
+
+
+# Lists of labels -----------------------------------------------------------------------------------------------------
+
+
+class Listed(NamedTuple):
+    """What a file of labels holds."""
+
+    noisy_M: Tensor
+    """(M,) int64"""
+    true_M: Tensor | None = None
+    """(M,) int64, where the file has them."""
+    index_M: Tensor | None = None
+    """(M,) int64, ascending: place of each label's image in the full training set, where the file says so."""
+
+
+def listed(request: Request) -> Answer:
+    """Labels of a file (``file:PATH``): one for every image of the full training set, or of those in use, in order.
+
+    A safetensors file of :meth:`~tadlib.noise.labels.NoisyLabels.save` or with one tensor, a .npy array, or a .csv or
+    .parquet table with one column of labels or with one named ``given_label``; integers all. A column ``index`` says
+    which image of the full training set a row belongs to; then the order does not matter. Rate and transition matrix
+    are the realised ones. Labels that agree with the true ones no more often than by chance bring a warning.
+    """
+    require(bool(request.variant), "labels of a file need its path, file:PATH, got 'file:'")
+    path, true_N = Path(request.variant).expanduser(), request.true_N
+    found = read_list(path)
+    require_labels(f"labels in {path}", found.noisy_M, request.n_classes)
+    rows_N = _rows(path, found, request)
+    if found.true_M is not None:
+        _require_same(found.true_M[rows_N], true_N, f"{path} belongs to other images")
+    noisy_N = found.noisy_M[rows_N]
+    rate = realised_rate(true_N, noisy_N)
+    require(rate < 1, f"{path}: every label differs from the true one; are they numbered or ordered in another way?")
+    _warn_of_chance(path, true_N, noisy_N, request.n_classes)
+    return noisy_N, rate, transition(true_N, noisy_N, request.n_classes)
+
+
+def list_checksum(path: Path | str) -> str:
+    """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format and order, and
+    of their indices unless these are 0 to M - 1."""
+    found = read_list(Path(path).expanduser())
+    digest = hashlib.sha256(found.noisy_M.numpy().data)
+    if found.index_M is not None and not torch.equal(found.index_M, torch.arange(len(found.index_M))):
+        digest.update(found.index_M.numpy().data)
+    return digest.hexdigest()
+
+
+def read_list(path: Path) -> Listed:
+    """The labels in a file (see :func:`listed`), which is never unpickled; InputError where it holds something else."""
+    known("type of file of labels", path.suffix, READERS)
+    require(path.is_file(), f"file of labels {path} does not exist")
+    return READERS[path.suffix](path)
+
+
+def _rows(path: Path, found: Listed, request: Request) -> Tensor:
+    """(N,) the row of the file that holds the label of each image."""
+    n, m = len(request.true_N), len(found.noisy_M)
+    index_N = torch.arange(n) if request.index_N is None else request.index_N
+    if found.index_M is not None:
+        rows_N = torch.searchsorted(found.index_M, index_N).clamp_max(m - 1)
+        absent_N = index_N[found.index_M[rows_N] != index_N]
+        require(
+            len(absent_N) == 0,
+            f"{path} must have a row for every image in use: its column {INDEX} lacks {absent_N[:1].tolist()} and "
+            f"others, {len(absent_N)} of {n}",
+        )
+        return rows_N
+    if m == n:  # one for each image in use
+        return torch.arange(n)
+    full = n if request.index_N is None else request.n_full or max(m, int(index_N.max()) + 1)
+    part = "" if full == n else f", or {n}, one for each image in use"
+    require(m == full, f"{path} must hold {full} labels, one for each training image{part}, got {m}")
+    return index_N
+
+
+def _require_same(found_N: Tensor, true_N: Tensor, problem: str) -> None:
+    """InputError unless the true labels in a file are those of the images."""
+    differs = (found_N != true_N).nonzero().flatten().tolist()
+    require(
+        not differs, f"{problem}: its true labels differ for {len(differs)} of {len(true_N)}, first at {differs[:1]}"
+    )
+
+
+def _warn_of_chance(path: Path, true_N: Tensor, noisy_N: Tensor, n_classes: int) -> None:
+    """Warn where labels in a random order would agree with the true ones as often, up to three standard deviations."""
+    n, agree = len(true_N), 1 - realised_rate(true_N, noisy_N)
+    share_true_K, share_noisy_K = (torch.bincount(y_N, minlength=n_classes).double() / n for y_N in (true_N, noisy_N))
+    chance = (share_true_K @ share_noisy_K).item()
+    if n >= ENOUGH and chance < 1 and agree <= chance + 3 * (chance * (1 - chance) / n) ** 0.5:
+        warnings.warn(
+            f"{path}: {100 * agree:.1f} % of {n} labels agree with the true ones, no more than by chance "
+            f"({100 * chance:.1f} %); the order of the images or the numbering of the classes may be wrong",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def _reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn the ``errors`` that a parser raises into an InputError that names the file and what was expected."""
+    damage: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except damage as error:
+        raise InputError(f"{path} is damaged or no {expected}: {error}") from error
+
+
+def _read_safetensors(path: Path) -> Listed:
+    # numpy has no bfloat16: TypeError
+    with (
+        _reading(path, "file of a tensor of integers", SafetensorError, TypeError),
+        safe_open(path, framework="np") as file,
+    ):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        ours = HEADER in (file.metadata() or {})
+    if ours:
+        labels = NoisyLabels.load(path)
+        return Listed(labels.noisy_N, labels.true_N)
+    require(len(tensors) == 1, f"{path} must hold one tensor of labels, got {len(tensors)}: {', '.join(tensors)}")
+    return Listed(_integers(path, *tensors.values()))
+
+
+def _read_npy(path: Path) -> Listed:
+    with _reading(path, "array of integers", ValueError), path.open("rb") as file:
+        values = np.lib.format.read_array(file, allow_pickle=False)
+    return Listed(_integers(path, values))
+
+
+def _read_csv(path: Path) -> Listed:
+    """A CSV file; it may lack a line of names."""
+    import pandas as pd
+
+    with _reading(path, "table", ValueError):
+        table = pd.read_csv(path, header=None, dtype=str)
+    if not str(table.iloc[0, 0]).strip().lstrip("+-").isdigit():
+        table = table.iloc[1:].set_axis([str(name).strip() for name in table.iloc[0]], axis=1)
+
+    def column(name: Any) -> Tensor:
+        with _reading(path, "table of integers", ValueError, OverflowError):
+            return torch.from_numpy(np.array([int(value) for value in table[name]], dtype=np.int64))
+
+    return _from_table(path, list(table.columns), column)
+
+
+def _read_parquet(path: Path) -> Listed:
+    table = load_table(path)
+    if table.index.name == INDEX:  # pandas reads the column as the index of its rows
+        table = table.reset_index()
+    return _from_table(path, list(table.columns), lambda name: _integers(path, table[name].to_numpy()))
+
+
+def _from_table(path: Path, names: list, column: Callable[[Any], Tensor]) -> Listed:
+    """The labels of a table in the order of its column ``index`` where it has one; ``column`` reads a column."""
+    others = [name for name in names if name != INDEX]
+    fits = (COLUMN in others or len(others) == 1) and len(set(names)) == len(names)
+    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {names}")
+    noisy_M = column(COLUMN if COLUMN in others else others[0])
+    if INDEX not in names:
+        return Listed(noisy_M)
+    index_M, order_M = column(INDEX).sort(stable=True)
+    once = len(index_M) == 0 or bool(index_M[0] >= 0 and (index_M.diff() > 0).all())
+    require(once, f"column {INDEX} of {path} must name each image once, by numbers from 0 on")
+    return Listed(noisy_M[order_M], index_M=index_M)
+
+
+def _integers(path: Path, values: np.ndarray) -> Tensor:
+    fits = values.ndim == 1 and values.dtype.kind in "iu"
+    require(fits, f"{path} must hold one column of integers, got shape {values.shape} of {values.dtype}")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+READERS: dict[str, Callable[[Path], Listed]] = {
+    ".safetensors": _read_safetensors,
+    ".npy": _read_npy,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

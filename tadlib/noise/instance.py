@@ -1,4 +1,4 @@
-"""Instance-dependent noise: how likely a label is wrong, and how it is wrong, depends on the image.
+"""Instance-dependent noise: the probability that a label is wrong, and the class it turns into, depend on the image.
 
 Legend: N samples, K classes, C H W image, D = C H W pixels.
 """
@@ -6,7 +6,7 @@ Legend: N samples, K classes, C H W image, D = C H W pixels.
 import torch
 from torch import Tensor
 
-from tadlib.errors import require
+from tadlib.errors import require, required
 from tadlib.noise.labels import Answer, Request
 
 DEVIATION = 0.1  # of the rates of single samples
@@ -21,14 +21,13 @@ def instance_dependent(request: Request) -> Answer:
 
     Nominal transition: the mean over each class of what its samples were drawn from. The realised rate is near the
     mean of q, which lies a little above r where r is near 0 (at r = .1 by .03). At rate 0 nothing flips. All in
-    float64 on the CPU; one pass over classes, none over samples.
+    float64 on the CPU, with a loop over classes and none over samples.
     """
-    rate, true_N, K = request.asked_rate, request.true_N, request.n_classes
-    require(request.x_NCHW is not None, "instance noise depends on the images: give x_NCHW")
-    assert request.x_NCHW is not None
-    n = len(request.x_NCHW)
+    rate, true_N, K = request.rate, request.true_N, request.n_classes
+    x_NCHW = required(request.x_NCHW, "instance noise depends on the images: give x_NCHW")
+    n = len(x_NCHW)
     require(n == len(true_N), f"x_NCHW must hold an image for each of {len(true_N)} labels, got {n}")
-    x_ND = request.x_NCHW.detach().cpu().flatten(1)
+    x_ND = x_NCHW.detach().cpu().flatten(1)
     u_N, v_N, w_N = torch.rand(3, len(true_N), dtype=torch.float64, generator=request.rng)
     q_N = truncated_normal(w_N, rate) if rate else torch.zeros_like(w_N)
     noisy_N = true_N.clone()

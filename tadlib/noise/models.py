@@ -6,18 +6,18 @@ A noise model is one function in ``NOISE_MODELS``. Papers mean different things 
 
 - ``symmetric``: to any class but the true one, all equally likely.
 - ``symmetric:included``: of all samples int(r N) get a label drawn from all classes, the true one among them, as in
-  DivideMix (Li et al. 2020) and ELR (Liu et al. 2020). A nominal rate r is then a realised r (K-1)/K or so.
-- ``asymmetric``: from each class of the data set's map (:mod:`tadlib.data.class_maps`) to its look-alike, at rate r per
-  mapped class, all at once: no label moves twice. On CIFAR-10 that makes r/2 overall.
+  DivideMix (Li et al. 2020) and ELR (Liu et al. 2020). The realised rate is then about r (K-1)/K.
+- ``asymmetric``: from each class of the data set's map (:mod:`tadlib.data.class_maps`) to the similar class there, at
+  rate r per mapped class, all at once: no label moves twice. On CIFAR-10 the overall rate is r/2.
 - ``pairflip``: from class i to i + 1, the last to the first.
 - ``superclass``: CIFAR-100; to the four other classes of the superclass, all equally likely.
 - ``instance``: depends on the image (:mod:`tadlib.noise.instance`).
-- ``human:SET``: what people answered, CIFAR-N (:mod:`tadlib.noise.files`).
+- ``human:SET``: labels given by people, CIFAR-N (:mod:`tadlib.noise.files`).
 - ``file:PATH``: noisy labels read from a file (:mod:`tadlib.noise.files`).
 - ``none``: noisy labels are the true ones.
 
-But for ``symmetric:included`` and ``instance``, at rate r exactly round(r n_k) of the n_k samples of a class flip, so
-the realised rate is the nominal one up to rounding (our choice). For one seed the samples that flip at a rate also
+With all but ``symmetric:included`` and ``instance``, exactly round(r n_k) of the n_k samples of a class flip at rate r,
+so the realised rate is the nominal one up to rounding (our choice). For one seed the samples that flip at a rate also
 flip at every higher one.
 """
 
@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadlib.data import require_labels
 from tadlib.data.class_maps import ASYMMETRIC_MAPS, superclass_groups
+from tadlib.data.datasets import require_labels, require_tensor
 from tadlib.errors import known, require
 from tadlib.noise.files import human, human_set, listed
 from tadlib.noise.instance import instance_dependent
@@ -59,54 +59,57 @@ def inject(
     Raises InputError for an unknown kind, labels or a rate out of range, and labels of files that are missing,
     damaged, too few or too many, or in another order than ``true_N``.
     """
+    name, variant = _parsed(kind, rate, dataset)
     require(n_classes >= 2, f"n_classes must be at least 2, got {n_classes}")
     true_N = true_N.detach().cpu()
     require_labels("true labels", true_N, n_classes)
-    name, _, variant = kind.partition(":")
-    known("noise", name, NOISE_MODELS)
-    require(kind == name or name in WITH_VARIANT, f"noise {name} has no variants, got {kind!r}")
-    if rate is not None:
-        require_rate(rate)
     if index_N is not None:
         index_N = index_N.detach().cpu()
-        fits = index_N.shape == true_N.shape and index_N.dtype == torch.int64
-        require(fits, f"index_N must be ({len(true_N)},) int64, got {tuple(index_N.shape)} {index_N.dtype}")
+        require_tensor("index_N", index_N, tuple(true_N.shape), torch.int64)
     root = None if root is None else Path(root).expanduser()
     rng = generator(seed, "noise", kind)
-    request = Request(true_N, variant, rate, n_classes, rng, dataset, root, index_N, n_full, x_NCHW)
+    request = Request(true_N, variant, float(rate or 0), n_classes, rng, dataset, root, index_N, n_full, x_NCHW)
     noisy_N, nominal, transition_nominal = NOISE_MODELS[name](request)
     return NoisyLabels(noisy_N, true_N.clone(), n_classes, kind, nominal, seed, transition_nominal)
 
 
 def check(kind: str, rate: float, dataset: str) -> None:
-    """What is wrong with a noise before any data is read, as an InputError; a rate where one is needed among it."""
+    """InputError for a noise that cannot be made, before any data is read, and for rate 0 where noise needs a rate."""
+    name, _ = _parsed(kind, rate, dataset)
+    require(rate > 0 or name in FIXED_RATE, f"rate must be above 0 for noise {name}, got {rate:g}")
+
+
+def _parsed(kind: str, rate: float | None, dataset: str | None) -> tuple[str, str]:
+    """Name and variant of a noise; InputError for what does not exist, a rate out of range and a wrong data set."""
     name, _, variant = kind.partition(":")
     known("noise", name, NOISE_MODELS)
     require(kind == name or name in WITH_VARIANT, f"noise {name} has no variants, got {kind!r}")
-    require(0 <= rate < 1, f"rate must be in [0, 1), got {rate}")
+    require_rate(0 if rate is None and name in FIXED_RATE else rate)
     if name in FIXED_RATE:
-        require(rate == 0, f"rate must be 0 for noise {name}, which has the rate that it has, got {rate:g}")
-    else:
-        require(rate > 0, f"rate must be above 0 for noise {name}, got {rate:g}")
-    if name == "asymmetric":
-        _asymmetric_map(dataset)
+        require(not rate, f"rate must be 0 for noise {name}, which has the rate that it has, got {rate}")
+    if name == "symmetric" and kind != name:
+        known("variant of symmetric noise", variant, ("included",))
+    elif name == "asymmetric":
+        require(
+            dataset in ASYMMETRIC_MAPS,
+            "asymmetric noise follows a map between the classes of a data set; it must be one of: "
+            f"{', '.join(ASYMMETRIC_MAPS)}, got {dataset} (pairflip is defined for every data set)",
+        )
     elif name == "superclass":
-        _require_superclasses(dataset)
+        require(dataset == "cifar100", f"superclass noise is defined for cifar100 alone, got {dataset}")
     elif name == "human":
         human_set(dataset, variant)
+    return name, variant
 
 
 def _none(request: Request) -> Answer:
-    require(not request.rate, f"noise none takes no rate (0 or None), got {request.rate}")
     return request.true_N.clone(), 0.0, torch.eye(request.n_classes, dtype=torch.float64)
 
 
 def _symmetric(request: Request) -> Answer:
     K, n = request.n_classes, len(request.true_N)
-    if request.variant:
-        known("variant of symmetric noise", request.variant, ("included",))
     if request.variant == "included":
-        rate = request.asked_rate
+        rate = request.rate
         chosen = torch.randperm(n, generator=request.rng)[: int(rate * n)]
         label_N = torch.randint(0, K, (n,), generator=request.rng)
         noisy_N = request.true_N.clone()
@@ -117,31 +120,16 @@ def _symmetric(request: Request) -> Answer:
     return _flip(request, (request.true_N + shift_N) % K, target_KK, range(K))
 
 
-def _asymmetric_map(dataset: str | None) -> Callable[[int], dict[int, int]]:
-    named = ", ".join(ASYMMETRIC_MAPS)
-    require(
-        dataset in ASYMMETRIC_MAPS,
-        f"asymmetric noise follows a map between the classes of a data set; it must be one of: {named}, "
-        f"got {dataset} (pairflip is defined for every data set)",
-    )
-    return ASYMMETRIC_MAPS[str(dataset)]
-
-
 def _asymmetric(request: Request) -> Answer:
-    return _mapped(request, _asymmetric_map(request.dataset)(request.n_classes))
+    return _mapped(request, ASYMMETRIC_MAPS[str(request.dataset)](request.n_classes))
 
 
 def _pairflip(request: Request) -> Answer:
     return _mapped(request, {k: (k + 1) % request.n_classes for k in range(request.n_classes)})
 
 
-def _require_superclasses(dataset: str | None) -> None:
-    require(dataset == "cifar100", f"superclass noise is defined for cifar100 alone, got {dataset}")
-
-
 def _superclass(request: Request) -> Answer:
     K = request.n_classes
-    _require_superclasses(request.dataset)
     require(K == 100, f"the superclasses of cifar100 hold 100 classes, got n_classes {K}")
     groups = torch.tensor(superclass_groups())
     group_K, place_K = torch.empty(2, K, dtype=torch.int64)
@@ -169,7 +157,7 @@ def _flip(request: Request, target_N: Tensor, target_KK: Tensor, classes: Iterab
     target_KK: distribution of the target (column) in each true class (row). Samples are chosen by their true labels
     alone, so that no label moves twice.
     """
-    rate, noisy_N = request.asked_rate, request.true_N.clone()
+    rate, noisy_N = request.rate, request.true_N.clone()
     for k in classes:
         of_class = (request.true_N == k).nonzero().squeeze(1)
         order = torch.randperm(len(of_class), generator=request.rng)
@@ -190,4 +178,4 @@ NOISE_MODELS: dict[str, Callable[[Request], Answer]] = {
     "file": listed,
 }
 WITH_VARIANT = ("symmetric", "human", "file")
-FIXED_RATE = ("none", "human", "file")  # they have the rate they have
+FIXED_RATE = ("none", "human", "file")  # the rate is not chosen
