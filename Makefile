@@ -51,7 +51,7 @@ notebooks: $(STAMP)
 	$(BIN)/python book/build.py --in-place
 
 tables: $(STAMP)
-	$(BIN)/python -c 'from tadlib import report; tadbook.write_readme_table("results", "README.md")'
+	$(BIN)/python -c 'import tadbook; tadbook.write_readme_table("results", "README.md")'
 
 grid: $(STAMP)
 	$(GRID_RUN)
