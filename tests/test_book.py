@@ -82,20 +82,21 @@ def test_table_of_contents_names_every_notebook_and_page_once(build):
 
 
 def test_api_pages_cover_every_public_module_once(build, tmp_path):
-    for name in ("__init__", "data", "_private", "noise/__init__", "noise/files", "distill/__init__", "distill/mtt"):
-        path = tmp_path / "lib" / f"{name}.py"
+    names = ("__init__", "data/__init__", "_private", "noise/__init__", "noise/files", "distill/__init__", "distill/mtt")
+    for name in (*(f"tadlib/{name}" for name in names), "tadbook/__init__", "tadbook/style"):
+        path = tmp_path / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    pages = build.api_pages(tmp_path / "lib")
+    pages = build.api_pages(tmp_path / "tadlib", tmp_path / "tadbook")
     modules = {
         page: [line.split()[-1] for line in text.splitlines() if line.startswith(".. automodule::")]
         for page, text in pages.items()
     }
     assert modules == {
-        "api": ["lib", "lib.data"],
-        "api_labels": ["lib.noise", "lib.noise.files"],
-        "api_distillation": ["lib.distill", "lib.distill.mtt"],
-        "api_report": [],
+        "api": ["tadlib", "tadlib.data"],
+        "api_labels": ["tadlib.noise", "tadlib.noise.files"],
+        "api_distillation": ["tadlib.distill", "tadlib.distill.mtt"],
+        "api_report": ["tadbook", "tadbook.style"],
     }
     stubs = {path.stem for path in (ROOT / "book").glob("api*.md")}
     assert stubs == {*build.API_PAGES}, "each page of the API needs a file that includes it"
