@@ -1,6 +1,7 @@
 """The command line: ``tad run``, one command a stage, and two that look at what a finished stage holds.
 
-torch is imported only after the arguments (:mod:`tadlib.options`) have been read, so that ``--help`` is quick.
+A command is a dataclass of its options, for tyro, with a method ``answer``. What is left out comes from the preset.
+torch is imported only after the arguments have been read, so that ``--help`` is quick.
 """
 
 import json
@@ -8,20 +9,35 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import tyro
+from tyro.conf import Positional
 
 from tadlib import __version__
-from tadlib.config import Config
+from tadlib.config import MACHINE, Config, Essentials
 from tadlib.errors import InputError, known, require
-from tadlib.options import Distill, Divert, Evaluate, Export, Info, Run, RunOptions
 
 Json = dict[str, Any]
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 130 is the shell's for Ctrl-C
-MACHINE = ("root", "download", "device", "threads")  # options that say where a distilled set is evaluated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    json: bool = False
+    """Print one JSON document on stdout instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Essentials, Output):
+    """Options that define one run, or one for every arm and seed."""
+
+    arm: tuple[str, ...] = (Essentials.arm,)  # type: ignore[assignment]
+    seed: tuple[int, ...] = (Essentials.seed,)  # type: ignore[assignment]
+    set: tuple[str, ...] = ()
+    """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ..."""
 
 
 def configurations(options: RunOptions) -> list[Config]:
@@ -70,11 +86,6 @@ def settings(assignments: tuple[str, ...]) -> Json:
     return params
 
 
-# Commands: each takes its options and returns (exit status, the JSON document, the text in its place) ----------------
-
-Answer = tuple[int, Json, str]
-
-
 def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
     """Status, results and failures of ``work`` on every run; a run that fails does not stop the others.
 
@@ -91,121 +102,164 @@ def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int,
     return status, done, failed
 
 
-def run(options: Run) -> Answer:
-    from tadlib import pipeline
+# Commands: ``answer`` is (exit status, the JSON document, the text in its place) -------------------------------------
 
-    status, rows, failed = over_runs(options, pipeline.run)
-    closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
-    path = str(Path(options.out) / "results.parquet")
-    fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
-    shown = [
-        head(row)
-        | {title: percent(row[name]) for title, name in fractions.items()}
-        | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
-        for row in rows
-    ]
-    lines = [table(shown)] if rows else []
-    lines += [f"gap closed by {arm}: {gap:.2f}" for arm, gap in closed.items()]
-    lines += [f"± is a 95 % confidence interval over the networks of one run. Rows are in {path}"] if rows else []
-    return status, {"rows": rows, "gap_closed": closed, "failed": failed, "results": path}, "\n".join(lines)
+Answer = tuple[int, Json, str]
 
 
-def divert(options: Divert) -> Answer:
-    from tadlib import pipeline, store
+@dataclass(frozen=True, kw_only=True)
+class Run(RunOptions):
+    """Carry out whole runs, noise to evaluation, and add a row for each to OUT/results.parquet."""
 
-    require(
-        len(options.arm) == len(options.seed) == 1,
-        f"tad divert writes one refined set: expected one arm and one seed, got {options.arm} and {options.seed}",
-    )
-    (config,) = configurations(options)
-    folder = store.StageFolder(pipeline.divert(config))
-    manifest = folder.manifest()
-    noise = store.StageFolder(pipeline.inject_noise(config)).manifest()
-    metrics = {**noise["extra"], **manifest["extra"], "seconds": manifest["seconds"]}
-    out = Path(options.out)
-    (out / "history.parquet").unlink(missing_ok=True)  # of an arm that learned, from an earlier call
-    for name in manifest["files"]:
-        store.write_atomic(out / name, (folder.path / name).read_bytes())
-    store.save_json(out / "metrics.json", metrics)
-    files = sorted([*manifest["files"], "metrics.json"])
-    document = {"stage": str(folder.path), "out": str(out), "files": files, "metrics": metrics}
-    units = "rate, trust, relabel and accuracy figures are fractions; seconds are of diversion"
-    return OK, document, f"{listing(metrics)}\n({units})\n{', '.join(files)} in {out}"
+    def answer(self) -> Answer:
+        from tadlib import pipeline
 
-
-def distill(options: Distill) -> Answer:
-    from tadlib import pipeline, store
-
-    def work(config: Config) -> Json:
-        path = pipeline.distill(config)
-        manifest = store.StageFolder(path).manifest()
-        return {"path": str(path / "distilled.safetensors"), "seconds": manifest["seconds"], **manifest["extra"]}
-
-    status, done, failed = over_runs(options, work)
-    return status, {"runs": done, "failed": failed}, "\n\n".join(map(listing, done))
+        status, rows, failed = over_runs(self, pipeline.run)
+        closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
+        path = str(Path(self.out) / "results.parquet")
+        fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
+        shown = [
+            head(row)
+            | {title: percent(row[name]) for title, name in fractions.items()}
+            | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
+            for row in rows
+        ]
+        lines = [table(shown)] if rows else []
+        lines += [f"gap closed by {arm}: {gap:.2f}" for arm, gap in closed.items()]
+        lines += [f"± is a 95 % confidence interval over the networks of one run. Rows are in {path}"] if rows else []
+        return status, {"rows": rows, "gap_closed": closed, "failed": failed, "results": path}, "\n".join(lines)
 
 
-def evaluate(options: Evaluate) -> Answer:
-    from tadlib import pipeline, store
+@dataclass(frozen=True, kw_only=True)
+class Divert(RunOptions):
+    """Carry out one run (one arm, one seed) up to diversion; write the refined set to OUT/labels.parquet, metrics.json
+    beside it."""
 
-    def summary(accuracies: list[float]) -> Json:
-        mean, half = pipeline.mean_ci95(accuracies)
-        return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
+    def answer(self) -> Answer:
+        from tadlib import pipeline, store
 
-    def work(config: Config) -> Json:
-        return summary(store.load_json(pipeline.evaluate(config) / "accuracies.json"))
-
-    if options.path is None:
-        status, done, failed = over_runs(options, work)
-    else:
-        for f in fields(RunOptions):
-            theirs = f.name in (*MACHINE, "json", "set") or getattr(options, f.name) == f.default
-            require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
-        held = pipeline.load_distilled(options.path)
-        machine = {name: getattr(options, name) for name in MACHINE}
-        accuracies = held.evaluate(**(machine | settings(options.set)))
-        status, failed = OK, []
-        done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies)}]
-    shown = [head(row) | {"networks": len(row["accuracies"])} for row in done]
-    return status, {"runs": done, "failed": failed}, table(shown) if done else ""
-
-
-def export(options: Export) -> Answer:
-    from tadlib import distilled, store
-    from tadlib import export as formats
-
-    require(bool(options.format), f"--format needs at least one of: {', '.join(formats.FORMATS)}")
-    for name in options.format:
-        known("format", name, formats.FORMATS)
-    held = distilled.load_distilled(options.path)
-    out = store.claim_output(options.out)
-    formats.tensors(held, out)
-    for name in options.format:
-        formats.FORMATS[name](held, out)
-    n_images = len(held.pixels)
-    document = {"out": str(out), "images": n_images, "formats": options.format, "clamped": formats.clamped(held)}
-    return OK, document, f"{n_images} images, images.safetensors, recipe.json and {', '.join(options.format)} in {out}"
-
-
-def info(options: Info) -> Answer:
-    from tadlib import distilled, store
-
-    path = options.path
-    if path.is_dir():
-        folder = store.StageFolder(path)
-        folder.verify()
+        require(
+            len(self.arm) == len(self.seed) == 1,
+            f"tad divert writes one refined set: expected one arm and one seed, got {self.arm} and {self.seed}",
+        )
+        (config,) = configurations(self)
+        folder = store.StageFolder(pipeline.divert(config))
         manifest = folder.manifest()
-        shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
-        return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
-    held = distilled.load_distilled(path)
-    document: Json = {
-        "path": str(path),
-        "verified": store.StageFolder(path.parent).is_complete(),  # a file elsewhere has no checksum
-        "images": list(held.synthetic.x.shape),
-        "learning_rate": held.synthetic.lr,
-        **{name: getattr(held, name) for name in ("mean", "std", "class_names", "params", "provenance")},
-    }
-    return OK, document, listing(document)
+        noise = store.StageFolder(pipeline.inject_noise(config)).manifest()
+        metrics = {**noise["extra"], **manifest["extra"], "seconds": manifest["seconds"]}
+        out = Path(self.out)
+        (out / "history.parquet").unlink(missing_ok=True)  # of an arm that learned, from an earlier call
+        for name in manifest["files"]:
+            store.write_atomic(out / name, (folder.path / name).read_bytes())
+        store.save_json(out / "metrics.json", metrics)
+        files = sorted([*manifest["files"], "metrics.json"])
+        document = {"stage": str(folder.path), "out": str(out), "files": files, "metrics": metrics}
+        units = "rate, trust, relabel and accuracy figures are fractions; seconds are of diversion"
+        return OK, document, f"{listing(metrics)}\n({units})\n{', '.join(files)} in {out}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(RunOptions):
+    """Carry out runs up to distillation; tell where the distilled sets lie."""
+
+    def answer(self) -> Answer:
+        from tadlib import pipeline, store
+
+        def work(config: Config) -> Json:
+            path = pipeline.distill(config)
+            manifest = store.StageFolder(path).manifest()
+            return {"path": str(path / "distilled.safetensors"), "seconds": manifest["seconds"], **manifest["extra"]}
+
+        status, done, failed = over_runs(self, work)
+        return status, {"runs": done, "failed": failed}, "\n\n".join(map(listing, done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(RunOptions):
+    """Test accuracies: of a distilled set (PATH), or of runs, whose missing stages are carried out."""
+
+    path: Positional[Path | None] = None
+    """A distilled set: distilled.safetensors or its folder; the options that define a run then come from it."""
+
+    def answer(self) -> Answer:
+        from tadlib import pipeline, store
+
+        def summary(accuracies: list[float]) -> Json:
+            mean, half = pipeline.mean_ci95(accuracies)
+            return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
+
+        def work(config: Config) -> Json:
+            return summary(store.load_json(pipeline.evaluate(config) / "accuracies.json"))
+
+        if self.path is None:
+            status, done, failed = over_runs(self, work)
+        else:
+            machine = {name: getattr(self, name) for name in MACHINE if name != "out"}
+            for f in fields(RunOptions):
+                theirs = f.name in (*machine, "json", "set") or getattr(self, f.name) == f.default
+                require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
+            held = pipeline.load_distilled(self.path)
+            accuracies = held.evaluate(**(machine | settings(self.set)))
+            status, failed = OK, []
+            done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies)}]
+        shown = [head(row) | {"networks": len(row["accuracies"])} for row in done]
+        return status, {"runs": done, "failed": failed}, table(shown) if done else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Output):
+    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats."""
+
+    path: Positional[Path]
+    """A distilled set: distilled.safetensors or its folder."""
+    out: Path = Path("export")
+    """Output folder: a new or empty one, or one that tad made."""
+    format: tuple[str, ...] = ("png",)
+    """Formats: png (pictures), ddranking (its three tensors), huggingface (a datasets folder); one or several."""
+
+    def answer(self) -> Answer:
+        from tadlib import distilled, store
+        from tadlib import export as formats
+
+        require(bool(self.format), f"--format needs at least one of: {', '.join(formats.FORMATS)}")
+        for name in self.format:
+            known("format", name, formats.FORMATS)
+        held = distilled.load_distilled(self.path)
+        out = store.claim_output(self.out)
+        formats.tensors(held, out)
+        for name in self.format:
+            formats.FORMATS[name](held, out)
+        n_images = len(held.pixels)
+        document = {"out": str(out), "images": n_images, "formats": self.format, "clamped": formats.clamped(held)}
+        return OK, document, f"{n_images} images, images.safetensors, recipe.json and {', '.join(self.format)} in {out}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Output):
+    """Say what a finished stage folder, or the file of a distilled set, holds; compare its checksums."""
+
+    path: Positional[Path]
+    """A folder OUT/STAGE/KEY, or a distilled set's file."""
+
+    def answer(self) -> Answer:
+        from tadlib import distilled, store
+
+        path = self.path
+        if path.is_dir():
+            folder = store.StageFolder(path)
+            folder.verify()
+            manifest = folder.manifest()
+            shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
+            return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
+        held = distilled.load_distilled(path)
+        document: Json = {
+            "path": str(path),
+            "verified": store.StageFolder(path.parent).is_complete(),  # a file elsewhere has no checksum
+            "images": list(held.synthetic.x.shape),
+            "learning_rate": held.synthetic.lr,
+            **{name: getattr(held, name) for name in ("mean", "std", "class_names", "params", "provenance")},
+        }
+        return OK, document, listing(document)
 
 
 # What is printed -----------------------------------------------------------------------------------------------------
@@ -271,16 +325,6 @@ def _line(error: Exception) -> str:
     return str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
 
 
-COMMANDS: dict[type, Callable[[Any], Answer]] = {
-    Run: run,
-    Divert: divert,
-    Distill: distill,
-    Evaluate: evaluate,
-    Export: export,
-    Info: info,
-}
-
-
 def main(args: list[str] | None = None) -> int:
     """The command ``tad``; returns its exit status."""
     args = sys.argv[1:] if args is None else args
@@ -295,7 +339,7 @@ def main(args: list[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
     )
     try:
-        status, document, text = COMMANDS[type(options)](options)
+        status, document, text = options.answer()
     except KeyboardInterrupt:
         print("tad: error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

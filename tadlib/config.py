@@ -6,10 +6,11 @@ Importing this module does not import torch.
 
 import difflib
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from tadlib import presets
 from tadlib.errors import InputError, known, require
@@ -17,20 +18,13 @@ from tadlib.errors import InputError, known, require
 if TYPE_CHECKING:
     import torch
 
+BOUNDS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
 
-def setting(
-    default: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    of: tuple[str, ...] | None = None,
-) -> Any:
+
+def setting(default: Any, **bounds: Any) -> Any:
     """A field with its bounds: ``least`` and ``most`` belong to the range, ``above`` and ``below`` do not; ``of`` lists
     the values that a string may have."""
-    bounds = {"least": least, "above": above, "most": most, "below": below, "of": of}
-    return field(default=default, metadata={name: bound for name, bound in bounds.items() if bound is not None})
+    return field(default=default, metadata=bounds)
 
 
 def _expected(bounds: Mapping[str, Any]) -> str:
@@ -42,42 +36,57 @@ def _expected(bounds: Mapping[str, Any]) -> str:
     return f"be {'at least' if 'least' in bounds else 'above'} {low}"
 
 
+@dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses below: a value outside its field's bounds raises InputError when the object is made."""
+    """Base of the dataclasses below: a value outside its field's bounds raises InputError when the object is made.
+
+    The head of a subclass may change defaults: ``class TeslaConfig(MttConfig, iterations=10000)``. Meaning, type and
+    bounds stay those of the base.
+    """
+
+    def __init_subclass__(cls, **defaults: Any) -> None:
+        for name, default in defaults.items():
+            inherited = cls.__dataclass_fields__[name]
+            cls.__annotations__[name] = inherited.type
+            setattr(cls, name, field(default=default, metadata=inherited.metadata))
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(self):
             value, bounds = getattr(self, f.name), f.metadata
             if "of" in bounds:
                 known(f.name, value, bounds["of"])
-            elif bounds and not (value is None and f.type not in (int, float)):
-                whole = f.type is int and isinstance(value, float) and math.isfinite(value)
-                require(not whole, f"{f.name} must be a whole number, got {value!r}")
-                number = isinstance(value, int if f.type is int else int | float) and not isinstance(value, bool)
-                fits = (
-                    number
-                    and math.isfinite(value)
-                    and value >= bounds.get("least", -math.inf)
-                    and value > bounds.get("above", -math.inf)
-                    and value <= bounds.get("most", math.inf)
-                    and value < bounds.get("below", math.inf)
-                )
-                require(fits, f"{f.name} must {_expected(bounds)}, got {value!r}")
             elif f.name == "augmentation":
                 from tadlib.nn import augment
 
                 augment.operations(value)  # raises on an unknown one
+            elif bounds and not (value is None and f.type not in (int, float)):
+                fraction = f.type is int and isinstance(value, float) and math.isfinite(value)
+                require(not fraction, f"{f.name} must be a whole number, got {value!r}")
+                number = isinstance(value, int if f.type is int else int | float) and not isinstance(value, bool)
+                inside = number and all(BOUNDS[name](value, bound) for name, bound in bounds.items())
+                require(inside and math.isfinite(value), f"{f.name} must {_expected(bounds)}, got {value!r}")
 
 
-GREY = "crop_scale_rotate"  # digits and garments: no flip, no colour
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # the published strategy of DSA
+@dataclass(frozen=True)
+class Training(Settings):
+    """What networks have in common that are trained by SGD, with the defaults of evaluation."""
+
+    momentum: float = setting(0.9, least=0, below=1)
+    """Momentum of SGD."""
+    weight_decay: float = setting(5e-4, least=0)
+    """Weight decay of SGD."""
+    batch: int = setting(256, least=1)
+    """Images in a training step."""
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    """Augmentation of training images, a DSA strategy: operations joined by underscores, or none. The default is the
+    published strategy of DSA."""
 
 
 # Trust ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class AuditorConfig(Settings):
+class AuditorConfig(Training, batch=128, augmentation=presets.GREY):
     """How the auditor is trained: the network whose losses and predictions judge the labels. All trust methods that
     train a network take these settings, so that they are compared at equal cost."""
 
@@ -87,14 +96,6 @@ class AuditorConfig(Settings):
     """Epochs before labels are judged for the first time, at most ``epochs``."""
     lr: float = setting(0.02, above=0)
     """Learning rate of SGD, constant."""
-    momentum: float = setting(0.9, least=0, below=1)
-    """Momentum of SGD."""
-    weight_decay: float = setting(5e-4, least=0)
-    """Weight decay of SGD."""
-    batch: int = setting(128, least=1)
-    """Images in a training step."""
-    augmentation: str = GREY
-    """Augmentation of training images, a DSA strategy: operations joined by underscores, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +103,18 @@ class AuditorConfig(Settings):
 
 
 @dataclass(frozen=True)
-class TadConfig(Settings):
+class Refining(Settings):
+    """What both methods have in common that correct labels."""
+
+    minimum: float = setting(0.05, least=0, below=1)
+    """Least number of trusted samples of every class, in units of N / K."""
+    drop: float = setting(0.98, least=0, most=1)
+    """A sample with a corrected label is dropped if its loss under that label exceeds this quantile of the losses of
+    trusted samples; 1: none is."""
+
+
+@dataclass(frozen=True)
+class TadConfig(Refining):
     """Settings of Trust-Aware Diversion (:mod:`tadlib.trust.tad`); the letters are those of its formulas."""
 
     mu: float = setting(0.5, least=0, below=1)
@@ -115,8 +127,6 @@ class TadConfig(Settings):
     """τ at the first division: a sample is trusted if its w exceeds τ."""
     tau_end: float = setting(0.5, least=0, below=1)
     """τ in the last epoch."""
-    minimum: float = setting(0.05, least=0, below=1)
-    """Least number of trusted samples of every class, in units of N / K."""
     consistency: float = setting(0.1, least=0)
     """Weight of the consistency loss, reached as many epochs after warm-up as warm-up takes."""
     confidence_penalty: float = setting(0.0, least=0)
@@ -125,13 +135,10 @@ class TadConfig(Settings):
     """What chooses candidates: the Mahalanobis distance, the cosine similarity, or both, which have to agree."""
     alpha: float = setting(0.9, least=0, most=1)
     """α, a candidate is believed if its ρ exceeds the α-quantile of ρ over trusted samples; 1: none is."""
-    drop: float = setting(0.98, least=0, most=1)
-    """A recalibrated sample is dropped if its loss under the new label exceeds this quantile of the losses of trusted
-    samples; 1: none is."""
 
 
 @dataclass(frozen=True)
-class PosteriorConfig(Settings):
+class PosteriorConfig(Refining):
     """Settings of the trust posterior (:mod:`tadlib.trust.posterior`)."""
 
     filters: int = setting(128, least=2)
@@ -144,13 +151,8 @@ class PosteriorConfig(Settings):
     """Share of the labels that no predictor is trained on: they determine the inverse temperature."""
     threshold: float = setting(0.3, least=0, below=1)
     """A sample is trusted if its trust exceeds this."""
-    minimum: float = setting(0.05, least=0, below=1)
-    """Least number of trusted samples of every class, in units of N / K."""
     error: float = setting(0.39, least=0, most=1)
     """Largest probability of error of a pseudo-label that is used."""
-    drop: float = setting(0.98, least=0, most=1)
-    """A relabelled sample is dropped if its loss under the new label exceeds this quantile of the losses of trusted
-    samples; 1: none is."""
     purity: float = setting(0.93, least=0, most=1)
     """Share of hard training labels, by weight, that should be right."""
     purity_alike: float = setting(0.986, least=0, most=1)
@@ -163,7 +165,7 @@ class PosteriorConfig(Settings):
 
 
 @dataclass(frozen=True)
-class ExpertConfig(Settings):
+class ExpertConfig(Training, momentum=0.0, weight_decay=0.0):
     """How experts are trained. Defaults are those of MTT's code."""
 
     count: int = setting(100, least=1)
@@ -172,18 +174,10 @@ class ExpertConfig(Settings):
     """Epochs of an expert."""
     lr: float = setting(0.01, above=0)
     """Learning rate of SGD, constant."""
-    momentum: float = setting(0.0, least=0, below=1)
-    """Momentum of SGD."""
-    weight_decay: float = setting(0.0, least=0)
-    """Weight decay of SGD."""
-    batch: int = setting(256, least=1)
-    """Images in a training step."""
     rho: float = setting(0.0, least=0)
     """Radius of GSAM's ascent step (FTD, DATM: .01); 0 is plain SGD."""
     alpha: float = 0.3
     """GSAM's weight of the gradient's part at right angles to that after the ascent step (FTD, DATM)."""
-    augmentation: str = DSA_STRATEGY
-    """Augmentation of training images, a DSA strategy."""
     compile: bool = False
     """Compile the training step: worthwhile for wide networks and many epochs."""
     bfloat16: bool = False
@@ -208,31 +202,37 @@ class Drawing(Settings):
 
 
 @dataclass(frozen=True)
-class MttConfig(Drawing):
-    """Settings of MTT; names follow its paper, defaults its code. Learning rates are those of SGD with momentum."""
+class Learning(Drawing):
+    """What the methods have in common that learn images, by SGD with momentum."""
+
+    iterations: int = setting(5000, least=1)
+    """Updates of the synthetic images; of DM each with a fresh network. Of DSA: fresh networks."""
+    lr_img: float = setting(1.0, above=0)
+    """Learning rate of the images."""
+    momentum: float = setting(0.5, least=0, below=1)
+    """Momentum of the images and of the student's learning rate."""
+    augmentation: str = Training.augmentation
+    """Augmentation of synthetic images, and of real ones that are matched: a DSA strategy."""
+
+
+@dataclass(frozen=True)
+class MttConfig(Learning, lr_img=100.0):
+    """Settings of MTT; names follow its paper, defaults its code."""
 
     needs_experts: ClassVar[bool] = True
 
-    iterations: int = setting(5000, least=1)
-    """Updates of the synthetic images."""
     syn_steps: int = setting(30, least=1)
     """N, steps of a student."""
     expert_epochs: int = setting(2, least=1)
     """M, epochs of the expert that the student's steps are compared with."""
     max_start: int = setting(20, least=1)
     """Start epochs are drawn from [0, max_start)."""
-    lr_img: float = setting(100.0, above=0)
-    """Learning rate of the images."""
     lr_lr: float = setting(1e-5, above=0)
     """Learning rate of the student's learning rate."""
     lr_teacher: float = setting(0.01, above=0)
     """The student's learning rate at the start."""
-    momentum: float = setting(0.5, least=0, below=1)
-    """Momentum of images and learning rate."""
     batch_syn: int = setting(0, least=0)
     """Synthetic images in a step of the student; 0: all of them."""
-    augmentation: str = DSA_STRATEGY
-    """Augmentation of synthetic images, a DSA strategy."""
     gradient: str = setting("exact", of=("exact", "tesla", "unrolled"))
     """The meta-gradient: exact in constant memory, TESLA's approximation, or by unrolling."""
     compile: bool = False
@@ -245,13 +245,8 @@ class MttConfig(Drawing):
 
 
 @dataclass(frozen=True)
-class TeslaConfig(MttConfig):
+class TeslaConfig(MttConfig, iterations=10000, gradient="tesla"):
     """Settings of TESLA: those of MTT, with the defaults of TESLA's code."""
-
-    iterations: int = setting(10000, least=1)
-    """Updates of the synthetic images."""
-    gradient: str = setting("tesla", of=("exact", "tesla", "unrolled"))
-    """The meta-gradient: exact in constant memory, TESLA's approximation, or by unrolling."""
 
 
 @dataclass(frozen=True)
@@ -263,16 +258,12 @@ class FtdConfig(MttConfig):
 
 
 @dataclass(frozen=True)
-class DatmConfig(MttConfig):
+class DatmConfig(MttConfig, iterations=10000, syn_steps=80):
     """Settings of DATM: those of MTT and its own; names follow its code.
 
     Start epochs are drawn from [min_start, u), where u grows from ``max_start_initial`` to ``max_start``.
     """
 
-    iterations: int = setting(10000, least=1)
-    """Updates of the synthetic images."""
-    syn_steps: int = setting(80, least=1)
-    """N, steps of a student."""
     min_start: int = setting(0, least=0)
     """The first start epoch."""
     max_start_initial: int = setting(10, least=1)
@@ -298,45 +289,25 @@ class DatmConfig(MttConfig):
 
 
 @dataclass(frozen=True)
-class DmConfig(Drawing):
+class DmConfig(Learning, iterations=20000):
     """Settings of DM; defaults are those of its code."""
 
-    iterations: int = setting(20000, least=1)
-    """Updates of the synthetic images, each with a fresh network."""
-    lr_img: float = setting(1.0, above=0)
-    """Learning rate of the images."""
-    momentum: float = setting(0.5, least=0, below=1)
-    """Momentum of the images."""
     batch_real: int = setting(256, least=1)
-    """Real images of a class in an iteration."""
+    """Real images of a class in an update."""
     lr_net: float = setting(0.01, above=0)
-    """Learning rate of networks that are trained on the result."""
-    augmentation: str = DSA_STRATEGY
-    """Augmentation of real and synthetic images, a DSA strategy."""
+    """Learning rate of networks that are trained on the result; of DSA also that of the inner training."""
 
 
 @dataclass(frozen=True)
-class DsaConfig(Drawing):
-    """Settings of DSA; defaults are those of its code for 10 images per class."""
+class DsaConfig(DmConfig, iterations=1000, lr_img=0.1):
+    """Settings of DSA: those of DM and its own; defaults are those of its code for 10 images per class."""
 
-    iterations: int = setting(1000, least=1)
-    """Fresh networks."""
     outer_steps: int = setting(10, least=1)
     """Updates of the synthetic images along the training of one network."""
     inner_epochs: int = setting(50, least=0)
     """Epochs on the synthetic set between two updates."""
-    lr_img: float = setting(0.1, above=0)
-    """Learning rate of the images."""
-    momentum: float = setting(0.5, least=0, below=1)
-    """Momentum of the images."""
-    batch_real: int = setting(256, least=1)
-    """Real images of a class in an update."""
-    lr_net: float = setting(0.01, above=0)
-    """Learning rate of the inner training, and of networks that are trained on the result."""
     batch_train: int = setting(256, least=1)
     """Synthetic images in a step of the inner training."""
-    augmentation: str = DSA_STRATEGY
-    """Augmentation of real and synthetic images, a DSA strategy."""
 
 
 @dataclass(frozen=True)
@@ -365,7 +336,7 @@ METHODS: dict[str, type[Drawing]] = {
 
 
 @dataclass(frozen=True)
-class Protocol(Settings):
+class Protocol(Training):
     """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
 
     The learning rate is divided by ten after half the epochs, where momentum starts anew, as in the codes of DC, DM and
@@ -376,16 +347,8 @@ class Protocol(Settings):
     """Networks trained on one distilled set."""
     epochs: int = setting(1001, least=2)
     """Epochs of each."""
-    batch: int = setting(256, least=1)
-    """Synthetic images in a training step."""
     lr: float | None = setting(None, above=0)
     """Learning rate of SGD; None: the synthetic set's own."""
-    momentum: float = setting(0.9, least=0, below=1)
-    """Momentum of SGD."""
-    weight_decay: float = setting(5e-4, least=0)
-    """Weight decay of SGD."""
-    augmentation: str = DSA_STRATEGY
-    """Augmentation of synthetic images, a DSA strategy."""
     compile: bool = False
     """Compile the training step on a CPU: worthwhile for many epochs of wide networks."""
 
@@ -419,44 +382,59 @@ MACHINE = ("root", "out", "download", "device", "threads")
 
 
 @dataclass(frozen=True)
-class Config:
+class Essentials:
+    """The settings of a run that have options of their own; the texts are those of ``tad run --help``."""
+
+    dataset: str = "digits"
+    """Data set: digits, fashion-mnist, cifar10, cifar100, cifar100-coarse (its 20 superclasses) or tiny-imagenet."""
+    root: str | None = None
+    """Folder of the data set's files (torchvision's layout) and of human labels; digits needs none."""
+    download: bool = False
+    """Fetch missing files of the data set into --root."""
+    n_train: int | None = None
+    """Training images, a class-balanced subset; default: the preset's, else all."""
+    n_test: int | None = None
+    """Test images; default: the preset's, else all."""
+    resolution: int | None = None
+    """Side of the images, in pixels; default: the preset's, else as published."""
+    noise: str = "none"
+    """Label noise: none, symmetric, symmetric:included, asymmetric, pairflip, superclass, instance,
+    human:NAME (CIFAR-N: worse, aggre, random1, random2, random3; fine, coarse), or
+    file:PATH (one label an image: .safetensors, .npy, .csv or .parquet)."""
+    rate: float = 0.0
+    """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
+    arm: str = setting("tad", of=ARMS)
+    """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
+    oracle; one or, as an option, several."""
+    method: str = setting("mtt", of=tuple(METHODS))
+    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
+    ipc: int = setting(10, least=1)
+    """Synthetic images per class."""
+    seed: int = 0
+    """Seed of all randomness, noise included; one or, as an option, several."""
+    preset: str = setting("smoke", of=presets.PRESETS)
+    """Scale: smoke (seconds; to try commands out), lite (minutes on two cores; a part of the data, small images), paper
+    (published hyper-parameters)."""
+    loops: str = setting("shared", of=("shared", "per-expert"))
+    """Where labels are judged: shared (by one auditor, before all experts) or per-expert (by every expert itself)."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
+    threads: int = setting(1, least=1)
+    """CPU threads; small networks are fastest on one."""
+    out: str = "runs"
+    """Output folder: a new or empty one, or one that tad made. Finished stages in it are not computed again."""
+
+
+@dataclass(frozen=True)
+class Config(Essentials, Settings):
     """Everything that defines a run. Build it with :meth:`from_params`, which fills in the preset.
 
     The nested settings have flat names: ``auditor_*``, ``tad_*``, ``posterior_*``, ``expert_*``, ``evaluate_*`` and,
     for the method chosen, its name: ``mtt_*``, ``dm_*`` and so on.
     """
 
-    dataset: str = "digits"
-    """Name of the data set."""
-    root: str | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download missing files into ``root``."""
-    n_train: int | None = None
-    """Training images, a class-balanced subset; None: all."""
-    n_test: int | None = None
-    """Test images; None: all."""
-    resolution: int | None = None
-    """Side of the images in pixels; None: as published."""
     zca: bool = False
     """ZCA-whitened images instead of normalised ones."""
-    noise: str = "none"
-    """Noise model."""
-    rate: float = 0.0
-    """Noise rate."""
-    arm: str = "tad"
-    """What the labels go through before distillation."""
-    method: str = "mtt"
-    """Distillation method."""
-    ipc: int = 10
-    """Synthetic images per class."""
-    seed: int = 0
-    """Seed of all randomness."""
-    preset: str = "smoke"
-    """Scale: smoke, lite or paper."""
-    loops: str = "shared"
-    """Where labels are judged: by one ``shared`` auditor, or ``per-expert``, by every expert itself (arms tad and
-    tad-posterior)."""
     width: int = 128
     """Channels of the ConvNet."""
     depth: int = 3
@@ -465,12 +443,6 @@ class Config:
     """Normalisation layer of the ConvNet."""
     evaluate_network: str = "convnet"
     """Network that is trained on the distilled set."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    threads: int = 1
-    """CPU threads; small networks are fastest on one."""
-    out: str = "runs"
-    """Output folder."""
     auditor: AuditorConfig = field(default_factory=AuditorConfig)
     tad: TadConfig = field(default_factory=TadConfig)
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
@@ -489,15 +461,10 @@ class Config:
         from tadlib.data import DATASETS
         from tadlib.nn.networks import NETWORKS
 
+        super().__post_init__()
         known("data set", self.dataset, DATASETS)
-        known("arm", self.arm, ARMS)
-        known("method", self.method, METHODS)
-        known("preset", self.preset, presets.PRESETS)
-        known("loops", self.loops, ("shared", "per-expert"))
         known("network", self.evaluate_network, NETWORKS)
         noise.check(self.noise, self.rate, self.dataset)
-        require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}")
-        require(self.threads >= 1, f"threads must be at least 1, got {self.threads}")
         m = self.method
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
@@ -533,7 +500,7 @@ class Config:
         given = {name: converted(name, value) for name, value in params.items()}
         if given.get("arm") in OLD_ARMS:
             given["arm"] = OLD_ARMS[given["arm"]]
-        chosen: dict[str, Any] = {f.name: f.default for f in fields(Config) if not _nested(f)} | given
+        chosen: dict[str, Any] = {f.name: f.default for f in fields(Essentials)} | given
         known("method", chosen["method"], METHODS)
         for name in given:
             owner = name.partition("_")[0]
@@ -541,17 +508,19 @@ class Config:
                 owner not in METHODS or owner == chosen["method"],
                 f"{name} is a setting of method {owner}; the method chosen is {chosen['method']}",
             )
-        values = presets.settings(chosen["preset"], chosen["dataset"], chosen["ipc"], chosen["method"]) | given
-        nested = {f.name: _section(f, values) for f in fields(Config) if _nested(f)}
-        return Config(**(values | nested))  # type: ignore[arg-type]
+        scale = (chosen[name] for name in ("preset", "dataset", "ipc", "method", "root"))
+        values = presets.settings(*scale) | given
+        nested = {name: _section(name, values) for name in SECTIONS}
+        return Config(**(values | nested))
 
     def to_params(self) -> dict[str, Any]:
         """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit, without those of other methods."""
-        flat = {f.name: getattr(self, f.name) for f in fields(Config) if not _nested(f)}
-        for f in fields(Config):
-            if _nested(f) and (f.name == self.method or f.name not in METHODS):
-                flat |= {f"{f.name}_{k}": v for k, v in asdict(getattr(self, f.name)).items()}
-        return flat
+        params = asdict(self)
+        nested = {name: params.pop(name) for name in SECTIONS}
+        for section, values in nested.items():
+            if section == self.method or section not in METHODS:
+                params |= {f"{section}_{name}": value for name, value in values.items()}
+        return params
 
     def portable(self) -> dict[str, Any]:
         """:meth:`to_params` without what belongs to this machine."""
@@ -581,6 +550,10 @@ class Config:
         return torch.device(self.device)
 
 
+SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
+"""Classes of the nested settings by the name of their field."""
+
+
 def stored_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Flat parameters as a file of any version holds them, under their present names; what is gone is left out.
 
@@ -592,45 +565,36 @@ def stored_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in renamed.items() if name in param_types()}
 
 
-def _nested(f: Any) -> bool:
-    return isinstance(f.type, type) and is_dataclass(f.type)
-
-
-def _section(f: Any, values: dict[str, Any]) -> Any:
-    """The nested settings of field ``f`` from flat ``values``, which lose them; errors give the flat name."""
-    names = {f"{f.name}_{g.name}": g.name for g in fields(f.type)}
+def _section(section: str, values: dict[str, Any]) -> Any:
+    """The nested settings ``section`` from flat ``values``, which lose them; errors give the flat name."""
+    kind = SECTIONS[section]
+    names = [f.name for f in fields(kind)]
+    given = {name: values.pop(f"{section}_{name}") for name in names if f"{section}_{name}" in values}
     try:
-        return f.type(**{name: values.pop(flat) for flat, name in names.items() if flat in values})
+        return kind(**given)
     except InputError as error:
         text = str(error)
-        raise InputError(f"{f.name}_{text}" if text.partition(" ")[0] in names.values() else text) from None
+        raise InputError(f"{section}_{text}" if text.partition(" ")[0] in names else text) from None
 
 
 @lru_cache
 def param_types() -> dict[str, Any]:
     """Name and type of every flat parameter."""
-    types: dict[str, Any] = {}
-    for f in fields(Config):
-        if _nested(f):
-            types |= {f"{f.name}_{g.name}": g.type for g in fields(f.type)}  # type: ignore[arg-type]
-        else:
-            types[f.name] = f.type
-    return types
+    types = {f.name: f.type for f in fields(Config) if f.name not in SECTIONS}
+    return types | {f"{section}_{f.name}": f.type for section, kind in SECTIONS.items() for f in fields(kind)}
 
 
 def known_param(name: str) -> None:
     """InputError, with the nearest known name, unless a parameter is called ``name``."""
-    names = param_types()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+    if name not in param_types():
+        near = difflib.get_close_matches(name, param_types(), 1)
         raise InputError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def converted(name: str, value: Any) -> Any:
     """``value`` as the type of parameter ``name``; whole floats pass for integers, nothing else is guessed."""
     kind = param_types()[name]
-    optional = kind not in (int, float, str, bool)
-    base = next(t for t in (bool, int, float, str) if t is kind or (optional and t in kind.__args__))
+    base, *optional = get_args(kind) or (kind,)  # of X | None: X and the type of None
     if value is None and optional:
         return None
     if base is float and isinstance(value, int) and not isinstance(value, bool):

@@ -19,7 +19,6 @@ from tadlib import cli, noise, pipeline, presets
 from tadlib.config import ARMS, METHODS
 from tadlib.data import DATASETS
 from tadlib.errors import InputError
-from tadlib.options import RunOptions
 from tadlib.store import load_json, load_table, load_tensors
 
 TINY = """--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --ipc 1 --device cpu --set width=4 auditor_epochs=4
@@ -70,7 +69,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = re.sub(r"[│\s]+", " ", done.stdout)
-    for name in RunOptions.__dataclass_fields__:
+    for name in cli.RunOptions.__dataclass_fields__:
         assert f"--{name.replace('_', '-')} " in text
     for told in ("(default: digits)", "(default: 10)", "(default: smoke)", "in pixels", "in [0, 1)"):
         assert told in text

@@ -147,11 +147,22 @@ def test_every_number_and_every_choice_has_bounds():
 
 
 def test_every_part_of_the_settings_belongs_to_a_run():
-    parts = {c for c in vars(config).values() if isinstance(c, type) and issubclass(c, Settings) and is_dataclass(c)}
-    assert parts - {config.Drawing} == set(SECTIONS.values())
+    parts = {c for c in vars(config).values() if isinstance(c, type) and issubclass(c, Settings)}
+    bases = {Settings, config.Training, config.Refining, config.Drawing, config.Learning}
+    assert parts - bases - {Config} == set(SECTIONS.values())
     assert {name: SECTIONS[name] for name in METHODS} == METHODS
     for _, f in ALL:
         assert f.default is not MISSING, f.name
+
+
+def test_a_subclass_changes_defaults_but_neither_types_nor_bounds():
+    inherited = {f.name: f for f in fields(config.MttConfig)}
+    own = {f.name: f for f in fields(config.TeslaConfig)}
+    assert inherited.keys() == own.keys()
+    assert all((f.type, f.metadata) == (own[name].type, own[name].metadata) for name, f in inherited.items())
+    assert {name for name, f in own.items() if f.default != inherited[name].default} == {"iterations", "gradient"}
+    with pytest.raises(KeyError, match="iteration"):
+        type("Misspelt", (config.MttConfig,), {}, iteration=1)
 
 
 def test_every_setting_has_its_meaning_under_it():

@@ -20,7 +20,7 @@ OUTSIDE_CORE = (
     *("tyro", "matplotlib", "seaborn", "papermill", "nbformat", "IPython", "ipykernel", "pytest", "cleanlab"),
     *("yaml", "snakemake"),
 )
-NOT_CORE = re.compile(r"tadlib\.(cli|options)\b")
+NOT_CORE = re.compile(r"tadlib\.cli\b")
 
 
 def declared() -> list[Requirement]:
