@@ -140,11 +140,8 @@ def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compil
     return Matched(loss.detach(), grad_x, grad_y, grad_lr, theta.detach())
 
 
-GRADIENTS: dict[str, Callable[..., Matched]] = {
-    "exact": _exact,
-    "unrolled": _unrolled,
-    "tesla": partial(_exact, hessian=False),
-}
+_tesla = partial(_exact, hessian=False)
+GRADIENTS: dict[str, Callable[..., Matched]] = {"exact": _exact, "unrolled": _unrolled, "tesla": _tesla}
 
 
 def match(
@@ -163,11 +160,10 @@ def match(
     """The matching loss of one segment and its gradient with respect to images, labels and learning rate.
 
     Args:
-        net: ``net(theta_P, x_NCHW) -> logits_NK``, twice differentiable almost everywhere.
-        start_P, target_P: the expert's parameters where the student starts, and where it should end.
-        x_SCHW, y_SK: the synthetic images, and their labels as ``loss_fn`` takes them (distributions, by default).
+        net: twice differentiable almost everywhere.
+        start_P, target_P: the expert's parameters θ_0 where the student starts, and θ* where it should end.
+        y_SK: labels as ``loss_fn`` takes them (distributions, by default).
         lr: the student's learning rate β, a scalar tensor.
-        steps: one :class:`Step` for each student step.
         gradient: ``exact`` (constant memory), ``unrolled`` (the same by autograd) or ``tesla`` (approximate).
         loss_fn: the student's loss of logits and labels; compiled code is cached by ``net`` and this function, so pass
             a named one rather than a new lambda at every call.

@@ -42,14 +42,6 @@ def _warp(x_NCHW: Tensor, matrix_N22: Tensor) -> Tensor:
     return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _flip(x: Tensor, p: Tensor) -> Tensor:
-    return torch.where((p < 0.5)[:, :, None, None], x.flip(3), x)
-
-
-def _scale(x: Tensor, p: Tensor) -> Tensor:
-    return _warp(x, torch.diag_embed(p.to(x.dtype)))
-
-
 def _rotate(x: Tensor, p: Tensor) -> Tensor:
     angle_N = torch.deg2rad(p[:, 0].to(x.dtype))
     cos, sin = angle_N.cos(), angle_N.sin()
@@ -66,9 +58,8 @@ def _crop(x: Tensor, p: Tensor) -> Tensor:
     padded = F.pad(x, (reach_w, reach_w, reach_h, reach_h))
     rows = shift[:, :1] + torch.arange(height, device=x.device)
     columns = shift[:, 1:] + torch.arange(width, device=x.device)
-    return padded[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(
-        3, 1
-    )
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
 def _cutout(x: Tensor, p: Tensor) -> Tensor:
@@ -85,32 +76,20 @@ def _cutout(x: Tensor, p: Tensor) -> Tensor:
     return x * ~hole[:, None]
 
 
-def _brightness(x: Tensor, p: Tensor) -> Tensor:
-    return x + (p[:, :, None, None] * BRIGHTNESS).to(x.dtype)
-
-
 def _mix(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return (x - mean) * factor[:, :, None, None].to(x.dtype) + mean
 
 
-def _saturation(x: Tensor, p: Tensor) -> Tensor:
-    return _mix(x, x.mean(1, keepdim=True), p * SATURATION)
-
-
-def _contrast(x: Tensor, p: Tensor) -> Tensor:
-    return _mix(x, x.mean((1, 2, 3), keepdim=True), p + CONTRAST)
-
-
 # name -> (number of parameters, low, high, operation)
 OPERATIONS: dict[str, tuple[int, float, float, Callable[[Tensor, Tensor], Tensor]]] = {
-    "flip": (1, 0.0, 1.0, _flip),
-    "scale": (2, 1 / SCALE, SCALE, _scale),
+    "flip": (1, 0.0, 1.0, lambda x, p: torch.where((p < 0.5)[:, :, None, None], x.flip(3), x)),
+    "scale": (2, 1 / SCALE, SCALE, lambda x, p: _warp(x, torch.diag_embed(p.to(x.dtype)))),
     "rotate": (1, -ROTATE_DEGREES, ROTATE_DEGREES, _rotate),
     "crop": (2, 0.0, 1.0, _crop),
     "cutout": (2, 0.0, 1.0, _cutout),
-    "brightness": (1, -0.5, 0.5, _brightness),
-    "saturation": (1, 0.0, 1.0, _saturation),
-    "contrast": (1, 0.0, 1.0, _contrast),
+    "brightness": (1, -0.5, 0.5, lambda x, p: x + (p[:, :, None, None] * BRIGHTNESS).to(x.dtype)),
+    "saturation": (1, 0.0, 1.0, lambda x, p: _mix(x, x.mean(1, keepdim=True), p * SATURATION)),
+    "contrast": (1, 0.0, 1.0, lambda x, p: _mix(x, x.mean((1, 2, 3), keepdim=True), p + CONTRAST)),
 }
 COLOR = ("brightness", "saturation", "contrast")
 
@@ -120,9 +99,7 @@ def operations(strategy: str) -> tuple[tuple[str, ...], ...]:
 
     "color" is one choice that carries out brightness, saturation and contrast one after the other, as DSA does.
     """
-    if strategy in ("", "none"):
-        return ()
-    names = strategy.split("_")
+    names = [] if strategy in ("", "none") else strategy.split("_")
     for name in names:
         known("augmentation", name, [*OPERATIONS, "color"])
     return tuple(COLOR if name == "color" else (name,) for name in names)
@@ -134,8 +111,7 @@ def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
     Parameters live on the generator's device. Without a choice the draw is empty and ``apply`` is the identity.
     """
     require(n >= 1, f"a batch needs at least one image, got {n}")
-    choices = operations(strategy)
-    if not choices:
+    if not (choices := operations(strategy)):
         return ()
     chosen = choices[_below(len(choices), generator)]
     return tuple(Draw(op, _uniform(n, *OPERATIONS[op][:3], generator)) for op in chosen)

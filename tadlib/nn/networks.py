@@ -94,10 +94,8 @@ def convnet(spec: "NetworkSpec") -> Classifier:
     The network of the DC/DSA/DM/MTT protocols: width 128, depth 3 for 32x32 images, depth 4 for 64x64.
     """
     height, width = spec.image_shape[1:]
-    require(
-        min(height, width) >= 2**spec.depth,
-        f"depth must leave at least one pixel of a {height}x{width} image, got depth {spec.depth}",
-    )
+    left = f"depth must leave at least one pixel of a {height}x{width} image"
+    require(min(height, width) >= 2**spec.depth, f"{left}, got depth {spec.depth}")
     stack = Stack(spec)
     for _ in range(spec.depth):
         stack.conv(spec.width)
@@ -166,10 +164,8 @@ def resnet18(spec: "NetworkSpec") -> Classifier:
 
 def _require_side(spec: "NetworkSpec", least: int) -> None:
     height, width = spec.image_shape[1:]
-    require(
-        min(height, width) >= least,
-        f"{spec.name} needs images of at least {least}x{least} pixels, got {height}x{width}",
-    )
+    needs = f"{spec.name} needs images of at least {least}x{least} pixels"
+    require(min(height, width) >= least, f"{needs}, got {height}x{width}")
 
 
 @dataclass(frozen=True)
@@ -188,18 +184,11 @@ class NetworkSpec:
         known("norm", self.norm, NORMS)
         require(self.width >= 1, f"width must be at least 1, got {self.width}")
         require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
-        require(
-            self.norm != "group" or self.name != "convnet" or self.width % 4 == 0,
-            f"width must be a multiple of 4 for group norm, which has 4 groups, got {self.width}",
-        )
+        fits = self.norm != "group" or self.name != "convnet" or self.width % 4 == 0
+        require(fits, f"width must be a multiple of 4 for group norm, which has 4 groups, got {self.width}")
 
 
-NETWORKS: dict[str, Callable[[NetworkSpec], Classifier]] = {
-    "convnet": convnet,
-    "resnet18": resnet18,
-    "vgg11": vgg11,
-    "alexnet": alexnet,
-}
+NETWORKS = {"convnet": convnet, "resnet18": resnet18, "vgg11": vgg11, "alexnet": alexnet}
 
 
 @dataclass(frozen=True)
@@ -218,8 +207,7 @@ class Network:
     def __post_init__(self):
         with torch.device("meta"):
             module = NETWORKS[self.spec.name](self.spec)
-        buffers = list(module.buffers())
-        require(not buffers, f"network {self.spec.name!r} has buffers; its state must be parameters only")
+        require(not list(module.buffers()), f"network {self.spec.name!r} has buffers; only parameters may be its state")
         object.__setattr__(self, "device", torch.device(self.device))
         object.__setattr__(self, "module", module)
 

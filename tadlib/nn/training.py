@@ -233,8 +233,7 @@ def _stacked_gradient(net: Network) -> Recorded:
 def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
     used = w_N.nonzero()[:, 0]
     require(len(used) >= 1, "training needs a sample of positive weight, got none")
-    recorded = _stacked_gradient(net)
-    slope: Callable[..., Tensor] = recorded if x_NCHW.is_cuda else recorded.f
+    slope: Callable[..., Tensor] = _stacked_gradient(net) if x_NCHW.is_cuda else _stacked_gradient(net).f
 
     def seen(index_B: Tensor, generator: torch.Generator) -> Tensor:
         return augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
@@ -253,19 +252,15 @@ def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, st
 @torch.no_grad()
 def predict(net: Network, theta_P: Tensor, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and penultimate features (N, D), in batches, without augmentation."""
-    features = [net.features(theta_P, x_B) for x_B in x_NCHW.split(EVAL_BATCH)]
-    features_ND = torch.cat(features)
+    features_ND = torch.cat([net.features(theta_P, x_B) for x_B in x_NCHW.split(EVAL_BATCH)])
     return net.head(theta_P, features_ND), features_ND
 
 
 @torch.no_grad()
 def accuracy(net: Network, theta_P: Tensor, x_NCHW: Tensor, y_N: Tensor) -> float:
     """Fraction of images whose largest logit is that of their label."""
-    right = [
-        (net(theta_P, x_B).argmax(1) == y_B).sum()
-        for x_B, y_B in zip(x_NCHW.split(EVAL_BATCH), y_N.split(EVAL_BATCH), strict=True)
-    ]
-    return torch.stack(right).sum().item() / len(y_N)
+    label_N = torch.cat([net(theta_P, x_B).argmax(1) for x_B in x_NCHW.split(EVAL_BATCH)])
+    return (label_N == y_N).sum().item() / len(y_N)
 
 
 def one_hot(y_N: Tensor, n_classes: int) -> Tensor:

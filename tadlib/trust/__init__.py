@@ -24,22 +24,8 @@ from tadlib.trust.baselines import ConfidentLearning, CoTeaching, Labels, LossFi
 from tadlib.trust.posterior import TrustPosterior
 from tadlib.trust.tad import Tad
 
-__all__ = [
-    "ARMS",
-    "RECALIBRATED",
-    "SPACES",
-    "TRUSTED",
-    "UNTRUSTED",
-    "NoisyProblem",
-    "RefinedSet",
-    "Tad",
-    "TrustMethod",
-    "TrustPosterior",
-    "auroc",
-    "checkpoint",
-    "method",
-    "refine",
-]
+__all__ = ["ARMS", "RECALIBRATED", "SPACES", "TRUSTED", "UNTRUSTED", "NoisyProblem", "RefinedSet", "Tad"]
+__all__ += ["TrustMethod", "TrustPosterior", "auroc", "checkpoint", "method", "refine"]
 
 ARMS: dict[str, Callable[..., TrustMethod]] = {
     "vanilla": lambda auditor, tad, posterior: Labels(),
@@ -60,10 +46,6 @@ def method(
     tad: TadConfig | None = None,
     posterior: PosteriorConfig | None = None,
 ) -> TrustMethod:
-    """The trust method of ``arm``, with default settings for what is left out.
-
-    Raises:
-        InputError: at an unknown arm.
-    """
+    """The trust method of ``arm``, with default settings for what is left out; InputError at an unknown arm."""
     known("arm", arm, ARMS)
     return ARMS[arm](auditor or AuditorConfig(), tad or TadConfig(), posterior or PosteriorConfig())

@@ -53,16 +53,15 @@ class NoisyProblem:
         for what, value, dtype, ndim in (("images", self.x, torch.float32, 4), ("labels", self.noisy, torch.int64, 1)):
             fits = isinstance(value, Tensor) and value.dtype == dtype and value.ndim == ndim
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            require(
-                fits, f"{what} must be a {str(dtype).removeprefix('torch.')} tensor of {ndim} dimensions, got {got}"
-            )
+            kind = str(dtype).removeprefix("torch.")
+            require(fits, f"{what} must be a {kind} tensor of {ndim} dimensions, got {got}")
         n, k = len(self.noisy), self.n_classes
         require(n > 0, "trust needs at least one sample, got 0")
         require(len(self.x) == n, f"got {len(self.x)} images and {n} labels; expected as many")
         low, high = int(self.noisy.min()), int(self.noisy.max())
         require(low >= 0 and high < k, f"labels must be in [0, {k}), got {low} to {high}")
-        found = 0 if self.true is None else len(self.true)
-        require(self.true is None or found == n, f"true labels must be as many as noisy ones, {n}, got {found}")
+        found = n if self.true is None else len(self.true)
+        require(found == n, f"true labels must be as many as noisy ones, {n}, got {found}")
         bad = int((~self.x.flatten(1).sum(1).isfinite()).sum())
         require(bad == 0, f"images must be finite, got NaN or infinity in {bad} of {n}")
         empty = (torch.bincount(self.noisy, minlength=k) == 0).nonzero()[:, 0].tolist()
@@ -154,17 +153,16 @@ class RefinedSet:
         ``label`` is the most likely training label and ``weight`` its weight.
         """
         columns = {
-            "index": range(len(self.noisy)) if index_N is None else index_N.cpu().numpy(),
-            "given_label": self.noisy.cpu().numpy(),
-            "trust": self.trust.cpu().numpy(),
-            "space": pd.Categorical.from_codes(self.space.cpu().numpy(), SPACES),
-            "label": self.label.cpu().numpy(),
-            "weight": self.label_weight.cpu().numpy(),
-            "reliability": self.reliability.cpu().numpy(),
-        }
-        if true_N is not None:
-            columns["true_label"] = true_N.cpu().numpy()
-        return pd.DataFrame(columns)
+            "index": torch.arange(len(self.noisy)) if index_N is None else index_N,
+            "given_label": self.noisy,
+            "trust": self.trust,
+            "space": self.space,
+            "label": self.label,
+            "weight": self.label_weight,
+            "reliability": self.reliability,
+        } | ({} if true_N is None else {"true_label": true_N})
+        table = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+        return table.assign(space=pd.Categorical.from_codes(table["space"], SPACES))
 
     def metrics(self, true_N: Tensor) -> dict[str, float | int | None]:
         """How good trust and labels are where the true labels (N,) are known; fractions, None where undefined."""
@@ -186,8 +184,7 @@ class RefinedSet:
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float | None:
-    total = float(whole.sum())
-    return float(part.sum()) / total if total else None
+    return float(part.sum()) / float(whole.sum()) if whole.sum() else None
 
 
 def auroc(score_N: Tensor, positive_N: Tensor) -> float | None:
@@ -224,10 +221,8 @@ def recalibrated(
     new_N = ~trusted_N & believed_N & (label_N != noisy_N)
     trusted_N = trusted_N | recalled_N
     loss_NK = -p_NK.clamp_min(TINY).log()
-    dropped_N = torch.zeros_like(new_N)
-    if drop < 1:
-        own_loss_N = loss_NK.gather(1, noisy_N[:, None])[:, 0]
-        dropped_N = new_N & (loss_NK.gather(1, label_N[:, None])[:, 0] > quantile(own_loss_N[trusted_N], drop))
+    noisy_loss_N, loss_N = (loss_NK.gather(1, of_N[:, None])[:, 0] for of_N in (noisy_N, label_N))
+    dropped_N = new_N & (loss_N > (quantile(noisy_loss_N[trusted_N], drop) if drop < 1 else torch.inf))
     new_N = new_N & ~dropped_N
     refined = replace(
         refined,
@@ -286,18 +281,9 @@ class Auditor:
 
     def train(self, problem: NoisyProblem, config: AuditorConfig, y_NK: Tensor, w_N: Tensor, **more: Any) -> None:
         """One epoch on these label distributions and weights; ``more`` as in :func:`tadlib.nn.training.train_epoch`."""
-        state = train_epoch(
-            problem.net,
-            State(self.theta, self.velocity),
-            problem.x,
-            y_NK,
-            w_N,
-            sgd=Sgd(config.lr, config.momentum, config.weight_decay),
-            batch=config.batch,
-            strategy=config.augmentation,
-            generator=self.generator,
-            **more,
-        )
+        more |= {"batch": config.batch, "strategy": config.augmentation, "generator": self.generator}
+        more |= {"sgd": Sgd(config.lr, config.momentum, config.weight_decay)}
+        state = train_epoch(problem.net, State(self.theta, self.velocity), problem.x, y_NK, w_N, **more)
         self.theta, self.velocity = state.theta, state.velocity
 
 
@@ -305,22 +291,13 @@ class Auditor:
 
 
 class TrustMethod(Protocol):
-    """A trust method; ``epochs`` is how often ``step`` is called."""
+    """A trust method (see the module); ``epochs`` is how often ``step`` is called."""
 
     @property
     def epochs(self) -> int: ...
-
-    def init(self, problem: NoisyProblem) -> Any:
-        """The state before the first epoch."""
-        ...
-
-    def step(self, problem: NoisyProblem, state: Any) -> None:
-        """One epoch; changes ``state`` and appends to ``state.rows``."""
-        ...
-
-    def result(self, problem: NoisyProblem, state: Any) -> RefinedSet:
-        """The refined set of a state."""
-        ...
+    def init(self, problem: NoisyProblem) -> Any: ...
+    def step(self, problem: NoisyProblem, state: Any) -> None: ...
+    def result(self, problem: NoisyProblem, state: Any) -> RefinedSet: ...
 
 
 def refine(

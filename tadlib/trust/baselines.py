@@ -9,7 +9,6 @@ relabels: trusted samples have weight 1, the others 0.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tadlib.config import AuditorConfig
 from tadlib.errors import InputError, require
 from tadlib.nn import augment
-from tadlib.nn.training import Loss, Sgd, batches, predict
+from tadlib.nn.training import Sgd, batches, predict
 from tadlib.trust import mixture
 from tadlib.trust.base import TINY, Auditor, NoisyProblem, RefinedSet
 
@@ -45,8 +44,8 @@ class Labels:
 
     def init(self, problem: NoisyProblem) -> Networks:
         """Nothing to train. InputError where true labels are asked for and unknown."""
-        known = not self.true or problem.true is not None
-        require(known, "arm oracle needs the true labels, which this data set does not have")
+        if self.true and problem.true is None:
+            raise InputError("arm oracle needs the true labels, which this data set does not have")
         return Networks([], [])
 
     def step(self, problem: NoisyProblem, state: Networks) -> None:
@@ -82,17 +81,20 @@ class LossFilter:
 
     def step(self, problem: NoisyProblem, state: Networks) -> None:
         """One epoch on all noisy labels."""
-        more = {"loss_fn": _generalised(GCE_Q)} if self.gce else {}
+        more = {"loss_fn": generalised_cross_entropy} if self.gce else {}
         w_N = torch.ones(len(problem), device=problem.x.device)
         state.auditors[0].train(problem, self.auditor, problem.noisy_NK, w_N, **more)
         state.rows.append({"epoch": len(state.rows)})
 
     def result(self, problem: NoisyProblem, state: Networks) -> RefinedSet:
         """The samples that pass; of every class one at least."""
-        loss_N = losses(problem, state.auditors[0])
-        split = mixture.split(loss_N, torch.zeros_like(problem.noisy), 1, delta=0.0)
-        trusted_N = split.above(0.5) | mixture.smallest(loss_N, problem.noisy, problem.n_classes, 1)
-        return RefinedSet.of_trusted(problem, split.w, trusted_N, state.rows)
+        return RefinedSet.of_trusted(problem, *_filtered(problem, losses(problem, state.auditors[0])), state.rows)
+
+
+def _filtered(problem: NoisyProblem, loss_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior (N,) of the lower component of one mixture, and the mask (N,) of the samples that pass."""
+    split = mixture.split(loss_N, torch.zeros_like(problem.noisy), 1, delta=0.0)
+    return split.w, split.above(0.5) | mixture.smallest(loss_N, problem.noisy, problem.n_classes, 1)
 
 
 def losses(problem: NoisyProblem, auditor: Auditor) -> Tensor:
@@ -101,17 +103,7 @@ def losses(problem: NoisyProblem, auditor: Auditor) -> Tensor:
     return -logits_NK.log_softmax(1).gather(1, problem.noisy[:, None])[:, 0]
 
 
-@lru_cache
-def _generalised(q: float) -> Loss:
-    """One function for each q: steps on a GPU are kept by the function that is their loss."""
-
-    def loss(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor) -> Tensor:
-        return generalised_cross_entropy(logits_BK, y_BK, w_B, q)
-
-    return loss
-
-
-def generalised_cross_entropy(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor, q: float) -> Tensor:
+def generalised_cross_entropy(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor, q: float = GCE_Q) -> Tensor:
     """Σ_k y_k (1 − p_k^q)/q, averaged with weights: cross entropy as q → 0, mean absolute error at q = 1."""
     # the power by way of the logarithm: p^q has no finite slope at 0
     values_B = (y_BK * (1 - (q * logits_BK.log_softmax(1)).exp())).sum(1) / q
@@ -166,9 +158,7 @@ class CoTeaching:
         self.exchange(problem, state.auditors, forget)
         loss_N = (losses(problem, state.auditors[0]) + losses(problem, state.auditors[1])) / 2
         if self.forget_rate is None:
-            split = mixture.split(loss_N, torch.zeros_like(problem.noisy), 1, delta=0.0)
-            trusted_N = split.above(0.5) | mixture.smallest(loss_N, problem.noisy, problem.n_classes, 1)
-            tau = 1 - trusted_N.double().mean().item()
+            tau = 1 - _filtered(problem, loss_N)[1].double().mean().item()
         if epoch >= self.epochs // 2:
             rank_N = torch.from_numpy(rankdata(loss_N.cpu().numpy())).to(loss_N.device) - 0.5
             state.suspicion = state.suspicion + rank_N / len(rank_N)
@@ -267,9 +257,8 @@ def _cleanlab() -> tuple[Any, Any]:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
-        raise InputError(
-            "arm confident-learning needs the package cleanlab: pip install cleanlab, or tadlib with its extra rivals"
-        ) from error
+        needed = "needs the package cleanlab: pip install cleanlab, or tadlib with its extra rivals"
+        raise InputError(f"arm confident-learning {needed}") from error
     return find_label_issues, get_label_quality_scores
 
 

@@ -76,9 +76,8 @@ def fit_mixture(
         mean = (resp * u[..., None]).sum(1) / n
         variance = (resp * (u[..., None] - mean[:, None]) ** 2).sum(1) / n + VARIANCE_FLOOR
         weight = n / n.sum(1, keepdim=True)
-        log_p = (weight.log() - 0.5 * (2 * torch.pi * variance).log())[:, None] - 0.5 * (
-            u[..., None] - mean[:, None]
-        ) ** 2 / variance[:, None]
+        log_top = weight.log() - 0.5 * (2 * torch.pi * variance).log()
+        log_p = log_top[:, None] - 0.5 * (u[..., None] - mean[:, None]) ** 2 / variance[:, None]
         total = log_p.logsumexp(2)
         resp = (log_p - total[..., None]).exp() * mask[..., None]
         new_bound = (total * mask).sum(1) / count_G.clamp_min(1)

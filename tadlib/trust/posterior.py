@@ -101,13 +101,9 @@ class TrustPosterior:
         """Leave-one-out predictions, T and the first targets; a fresh auditor."""
         auditor = Auditor.new(problem)
         trained_on_N = self.trained_on(problem)
+        random = generator(problem.seed, problem.name, "patches")
         r_NK = predictors.leave_one_out_of_patches(
-            problem.x,
-            problem.noisy_NK,
-            trained_on_N,
-            count=self.settings.filters,
-            mirror=self.flips,
-            generator=generator(problem.seed, problem.name, "patches"),
+            problem.x, problem.noisy_NK, trained_on_N, count=self.settings.filters, mirror=self.flips, generator=random
         )
         statistics = predictors.lda_statistics(r_NK, problem.noisy)
         fit = transition.estimate(statistics)
@@ -184,7 +180,7 @@ class TrustPosterior:
     def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor) -> tuple[Tensor, dict]:
         """q (N, K) of the auditor's predictions ``p`` and those on patches; and what was estimated."""
         log_p_NK = pool([p_NK, state.patches])
-        held_out_N = ~state.trained_on if not bool(state.trained_on.all()) else state.trained_on
+        held_out_N = state.trained_on if bool(state.trained_on.all()) else ~state.trained_on
         held_out = log_p_NK[held_out_N], problem.noisy[held_out_N]
         b = calibration.inverse_temperature(*held_out, state.transition)
         estimated = {
@@ -203,16 +199,10 @@ class TrustPosterior:
         trusted_N = trust_N > c.threshold
         trusted_N |= mixture.smallest(-trust_N, noisy_N, problem.n_classes, problem.minimum(c.minimum))
         rho_N, label_N = q_NK.max(1)
-        refined, counts = base.recalibrated(
-            replace(state.refined, trust=trust_N),
-            trusted_N,
-            label_N=label_N,
-            q_NK=q_NK.float(),
-            rho_N=rho_N.float(),
-            believed_N=rho_N.float() > 1 - c.error,
-            p_NK=p_NK,
-            drop=c.drop,
-        )
+        candidate = {"label_N": label_N, "q_NK": q_NK.float(), "rho_N": rho_N.float()}
+        candidate["believed_N"] = candidate["rho_N"] > 1 - c.error
+        refined = replace(state.refined, trust=trust_N)
+        refined, counts = base.recalibrated(refined, trusted_N, **candidate, p_NK=p_NK, drop=c.drop)
         exponent = calibration.weight_exponent(rho_N, c.purity_alike if state.alike else c.purity)
         hard_N = torch.where(refined.space == UNTRUSTED, 0.0, rho_N**exponent)
         y_NK, weight_N = calibration.training_targets(q_NK, hard_N, c.soft_weight)

@@ -156,13 +156,7 @@ def leave_one_out_of_patches(
 ) -> Tensor:
     """r (N, K), linear estimates of p(ỹ | x) by :func:`leave_one_out` on patch features; may leave [0, 1].
 
-    Args:
-        y_NK, use_N: noisy labels as distributions, and which of them may be learned.
-        count: most filters M.
-        mirror: whether an image and its mirror image are alike.
-
-    Raises:
-        InputError: on images smaller than a patch, or fewer than two labels to learn.
+    ``y`` are noisy labels as distributions, of which those of ``use`` may be learned; ``count`` is the largest M.
     """
     side = min(LARGEST / max(x_NCHW.shape[2:]), 1)
     if side < 1:
@@ -187,12 +181,7 @@ class LdaStatistics:
 
     def scores(self, transition_KK: Tensor) -> Tensor:
         """log p(y | x) (N, K) float32 at scale 1, up to a number for every sample."""
-        map_KK, offset_K = self._rule(transition_KK.double())
-        return self.b @ map_KK.to(self.b) + offset_K.to(self.b)
-
-    def _rule(self, transition_KK: Tensor) -> tuple[Tensor, Tensor]:
-        """Uᵀ C (K, K) and the offset (K,) of every class."""
-        eye_KK = torch.eye(len(self.share), dtype=torch.float64, device=self.share.device)
+        transition_KK, eye_KK = transition_KK.double(), torch.eye(len(self.share)).to(self.share)
 
         def unmixed(mixed_KK: Tensor, right: Tensor) -> Tensor:
             """(MᵀM + ε I)⁻¹ Mᵀ (1 + ε) times ``right``: the damped least squares solution of M x = ``right``."""
@@ -207,16 +196,12 @@ class LdaStatistics:
         series_KK = eye_KK
         for _ in range(TERMS - 1):
             series_KK = eye_KK + p_K[:, None] * between_KK @ series_KK
-        return u_KK.T @ series_KK, p_K.log() - 0.5 * (series_KK * between_KK).sum(0)
+        offset_K = p_K.log() - 0.5 * (series_KK * between_KK).sum(0)
+        return self.b @ (u_KK.T @ series_KK).to(self.b) + offset_K.to(self.b)
 
 
 def lda_statistics(r_NK: Tensor, noisy_N: Tensor) -> LdaStatistics:
-    """Collect what :meth:`LdaStatistics.probabilities` needs, for any T.
-
-    Args:
-        r_NK: predictions of noisy labels, each made without the sample's own.
-        noisy_N: noisy labels in [0, K).
-    """
+    """What :meth:`LdaStatistics.probabilities` needs for any T, from ``r``, predictions of the noisy labels."""
     n, k = r_NK.shape
     r_NK = (r_NK - r_NK.mean(0)).double()
     count_K = torch.bincount(noisy_N, minlength=k).double()

@@ -111,13 +111,7 @@ class Tad:
         return split.w, trusted_N, {"tau": tau, "n_clean_classes": int((~split.mixture.separated).sum())}
 
     def inner(
-        self,
-        problem: NoisyProblem,
-        refined: RefinedSet,
-        w_N: Tensor,
-        trusted_N: Tensor,
-        p_NK: Tensor,
-        z_ND: Tensor,
+        self, problem: NoisyProblem, refined: RefinedSet, w_N: Tensor, trusted_N: Tensor, p_NK: Tensor, z_ND: Tensor
     ) -> tuple[RefinedSet, dict]:
         """The refined set: trusted samples, recalled and recalibrated ones; and counts for the history."""
         c = self.settings
@@ -125,17 +119,12 @@ class Tad:
         d_NK, s_NK = geometry.distances(a, z_ND), geometry.cosines(a, z_ND)
         t = geometry.temperature(d_NK[trusted_N], problem.noisy[trusted_N])
         found = geometry.candidates(d_NK, s_NK, t, c.criterion)
-        bar = base.quantile(found.reliability[trusted_N], c.alpha)
-        refined, counts = base.recalibrated(
-            replace(refined, trust=w_N),
-            trusted_N,
-            label_N=found.label,
-            q_NK=found.q,
-            rho_N=found.reliability,
-            believed_N=found.reliability > bar if c.alpha < 1 else torch.zeros_like(trusted_N),
-            p_NK=p_NK,
-            drop=c.drop,
-        )
+        rho_N = found.reliability
+        bar = base.quantile(rho_N[trusted_N], c.alpha)
+        candidate = {"label_N": found.label, "q_NK": found.q, "rho_N": rho_N}
+        candidate["believed_N"] = rho_N > bar if c.alpha < 1 else torch.zeros_like(trusted_N)
+        refined = replace(refined, trust=w_N)
+        refined, counts = base.recalibrated(refined, trusted_N, **candidate, p_NK=p_NK, drop=c.drop)
         return refined, {"temperature": t, "bar": bar, **counts}
 
     def regularizer(self, p_NK: Tensor | None, epoch: int):
@@ -144,18 +133,13 @@ class Tad:
         Negative entropy in warm-up, which keeps the auditor from growing certain of one-way flips; then consistency.
         """
         c, warmup = self.settings, self.auditor.warmup
-        if p_NK is None:
-            if c.confidence_penalty == 0:
-                return None
-            return lambda logits_BK, index_B: (
-                c.confidence_penalty * (logits_BK.softmax(1) * logits_BK.log_softmax(1)).sum(1).mean()
-            )
-        eta = c.consistency * min(1.0, (epoch - warmup + 1) / warmup)
-        if eta == 0:
-            return None
+        eta = c.confidence_penalty if p_NK is None else c.consistency * min(1.0, (epoch - warmup + 1) / warmup)
 
-        def consistency(logits_BK: Tensor, index_B: Tensor) -> Tensor:
+        def extra(logits_BK: Tensor, index_B: Tensor) -> Tensor:
+            log_p_BK = logits_BK.log_softmax(1)
+            if p_NK is None:
+                return eta * (logits_BK.softmax(1) * log_p_BK).sum(1).mean()
             p_BK = p_NK[index_B]
-            return eta * (p_BK * (p_BK.clamp_min(TINY).log() - logits_BK.log_softmax(1))).sum(1).mean()
+            return eta * (p_BK * (p_BK.clamp_min(TINY).log() - log_p_BK)).sum(1).mean()
 
-        return consistency
+        return extra if eta else None
