@@ -216,15 +216,10 @@ class Network:
         """Shapes of the parameters by name, in the order of the flat vector."""
         return {name: p.shape for name, p in self.module.named_parameters()}
 
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Numbers of elements of the parameters."""
-        return [shape.numel() for shape in self.shapes.values()]
-
     @property
     def n_parameters(self) -> int:
         """P."""
-        return sum(self.sizes)
+        return sum(shape.numel() for shape in self.shapes.values())
 
     def init(self, seed: int, *names: str | int) -> Tensor:
         """Initial parameters (P,), a function of ``seed`` and ``names`` alone."""
@@ -235,7 +230,8 @@ class Network:
 
     def unflatten(self, theta_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
         """Views of ``theta_P`` under the names of the parameters that start with ``prefix``, without it."""
-        parts = zip(self.shapes.items(), theta_P.split(self.sizes), strict=True)
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        parts = zip(self.shapes.items(), theta_P.split(sizes), strict=True)
         return {name[len(prefix) :]: part.view(shape) for (name, shape), part in parts if name.startswith(prefix)}
 
     def __call__(self, theta_P: Tensor, x_NCHW: Tensor) -> Tensor:

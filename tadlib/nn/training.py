@@ -140,17 +140,12 @@ def train_epoch(
 
     Args:
         y_NK, w_N: label distributions and weights.
-        strategy: DSA strategy string; one draw per batch.
-        generator: draws the order and the augmentation, on the data's device.
-        extra: ``extra(logits_BK, index_B)``, a further loss added to the weighted cross entropy.
-        loss_fn: ``loss_fn(logits_BK, y_BK, w_B)``, a loss in place of the weighted cross entropy.
+        strategy: of augmentation, drawn for each batch by ``generator`` (on the data's device), as is the order.
+        extra: ``extra(logits_BK, index_B)``, a further loss added to ``loss_fn``.
         on_step: called after every step as ``on_step(index_B, logits_BK, theta_P)``, with the logits before the step
             and the parameters after it.
-        compile: compile the step, once for each size of batch, of which an epoch has at most two
-            (:class:`tadlib.nn.speed.Compiled`); not with ``extra`` or ``on_step``, which may be any Python code.
-
-    Raises:
-        InputError: when no sample has a positive weight.
+        compile: compile the step (:class:`tadlib.nn.speed.Compiled`), once for each size of batch, of which an epoch
+            has at most two; not with ``extra`` or ``on_step``, which may be any Python code.
     """
     everyone = extra is not None or on_step is not None
     require(not everyone or not compile, "a step with a further loss or an observer cannot be compiled")
@@ -165,8 +160,7 @@ def train_epoch(
         step = (_compiled if compile else _recorded)(net, replace(sgd, lr=0.0), loss_fn)
         lr = state.theta.new_tensor(lr)
     for index_B in batches(n, batch, generator):
-        if used is not None:
-            index_B = used[index_B]
+        index_B = index_B if used is None else used[index_B]
         x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
         x_B = channels_last(x_B) if compile else x_B
         velocity_P = state.velocity if plain or state.velocity is not None else torch.zeros_like(state.theta)

@@ -50,8 +50,7 @@ def whitening(covariance_DD: Tensor) -> Tensor:
 def anchors(features_ND: Tensor, y_NK: Tensor, w_N: Tensor) -> Anchors:
     """Anchors and shared covariance of the samples of positive weight ``w``, under label distributions ``y``.
 
-    Raises:
-        InputError: when a class has no weight at all, for it would have no anchor; when features are not finite.
+    InputError when a class has no weight at all, for it would have no anchor, or when features are not finite.
     """
     use = w_N > 0
     z, y_w = features_ND[use], y_NK[use].to(features_ND.dtype) * w_N[use, None].to(features_ND.dtype)

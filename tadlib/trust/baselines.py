@@ -110,9 +110,6 @@ def generalised_cross_entropy(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor, q: f
     return (w_B * values_B).sum() / w_B.sum().clamp_min(TINY)
 
 
-# Co-teaching ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class CoTeachingState(Networks):
     """``suspicion`` (N,) float64: ranks of losses, added over the second half of the epochs."""
@@ -168,9 +165,8 @@ class CoTeaching:
         """The share 1 − τ of the most trusted samples; of every class one at least."""
         trust_N = 1 - state.suspicion / (self.epochs - self.epochs // 2)
         kept = round((1 - state.rows[-1]["forget_rate"]) * len(trust_N))
-        trusted_N = torch.zeros(len(trust_N), dtype=torch.bool, device=trust_N.device)
+        trusted_N = mixture.smallest(-trust_N, problem.noisy, problem.n_classes, 1)
         trusted_N[trust_N.argsort(descending=True, stable=True)[:kept]] = True
-        trusted_N |= mixture.smallest(-trust_N, problem.noisy, problem.n_classes, 1)
         return RefinedSet.of_trusted(problem, trust_N, trusted_N, state.rows)
 
     def exchange(self, problem: NoisyProblem, auditors: list[Auditor], forget: float) -> None:
@@ -191,9 +187,6 @@ class CoTeaching:
             gradients = step(tuple(a.theta for a in auditors), x_B, problem.noisy[index_B], kept)
             for auditor, g_P in zip(auditors, gradients, strict=True):
                 auditor.theta, auditor.velocity = sgd.step(auditor.theta, g_P, auditor.velocity)
-
-
-# Confident learning --------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -55,9 +55,7 @@ class Mixture:
         return log_p[..., 0] - log_p[..., 1]
 
 
-def fit_mixture(
-    u_GM: Tensor, mask_GM: Tensor, *, iterations: int = 100, tol: float = 1e-6, delta: float = 0.5
-) -> Mixture:
+def fit_mixture(u_GM: Tensor, mask_GM: Tensor, iterations: int = 100, tol: float = 1e-6, delta: float = 0.5) -> Mixture:
     """Fit a two-component 1-D Gaussian mixture to each row by EM, all rows at once, in float64.
 
     Starts from the halves below and above the row's mid-range. Agrees with scikit-learn's ``GaussianMixture`` from
@@ -116,9 +114,6 @@ def split(loss_N: Tensor, group_N: Tensor, n_groups: int, *, delta: float) -> Sp
 
     A group whose components do not separate, ``|μ₁ − μ₀| < δ(σ₀ + σ₁)``, is clean: all of it has the most favourable
     odds, still ordered by the loss (our choice). Classes as groups are TAD's mixtures, one group DivideMix's.
-
-    Raises:
-        InputError: where a loss is not finite.
     """
     require(bool(loss_N.isfinite().all()), "losses must be finite, got NaN or infinite values (did training diverge?)")
     places_GM, mask_GM = by_group(group_N, n_groups)

@@ -44,12 +44,11 @@ WARM_UP_OF_AVERAGE = 10  # steps; the average of parameters soon forgets where i
 def pool(p_VNK: Sequence[Tensor]) -> Tensor:
     """log p(y | x) (N, K), float64: the normalised geometric mean of several predictors' class probabilities.
 
-    Raises:
-        InputError: without a predictor, or where a probability is not finite.
+    InputError without a predictor, or where a probability is not finite.
     """
     require(len(p_VNK) > 0, "pool needs at least one predictor, got 0")
-    for p_NK in p_VNK:
-        require(bool(p_NK.isfinite().all()), "predictions must be finite, got NaN or infinite values")
+    finite = all(bool(p_NK.isfinite().all()) for p_NK in p_VNK)
+    require(finite, "predictions must be finite, got NaN or infinite values")
     log_p_VNK = torch.stack([p_NK.double().clamp_min(FLOOR).log() for p_NK in p_VNK])
     return (log_p_VNK.sum(0) / len(p_VNK)).log_softmax(1)
 
@@ -123,9 +122,9 @@ class TrustPosterior:
 
     def trained_on(self, problem: NoisyProblem) -> Tensor:
         """Mask (N,) of the labels that predictors are trained on: all but a share ``holdout`` of every class."""
-        order_N = torch.randperm(len(problem), generator=generator(problem.seed, problem.name, "holdout"))
-        order_N = order_N.to(problem.x.device)
-        result_N = torch.ones(len(problem), dtype=torch.bool, device=problem.x.device)
+        random = generator(problem.seed, problem.name, "holdout")
+        order_N = torch.randperm(len(problem), generator=random).to(problem.x.device)
+        result_N = torch.ones_like(order_N, dtype=torch.bool)
         for k in range(problem.n_classes):
             of_class = order_N[problem.noisy[order_N] == k]
             result_N[of_class[: int(self.settings.holdout * len(of_class))]] = False
@@ -150,11 +149,8 @@ class TrustPosterior:
         return replace(base.with_history(state), transition=state.transition)
 
     def train(self, problem: NoisyProblem, state: PosteriorState) -> Tensor:
-        """The auditor takes one epoch; returns its predictions on the way (N, K), each made before its step.
-
-        They cost nothing, come from as many points of the trajectory as there are steps, and none has been trained on
-        the sample since the last epoch (our choice).
-        """
+        """The auditor takes one epoch; returns its predictions on the way (N, K), each made before its step: they cost
+        nothing, and none has been trained on the sample since the last epoch (our choice)."""
         decay, config = self.settings.ema, self.auditor
         p_NK = torch.full_like(state.refined.y, 1 / problem.n_classes)
         average_P = state.average.clone()

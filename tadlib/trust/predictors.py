@@ -120,9 +120,6 @@ def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, ridge: tuple[float,
 
     Samples not in use are predicted from all that are. λ is the one of a grid, N times ``ridge``, with the least
     squared error of the predictions r on every :data:`PROBED`-th sample in use (Allen's PRESS of a part).
-
-    Raises:
-        InputError: where fewer than 2 samples are in use.
     """
     n = int(use_N.sum())
     require(n >= 2, f"leave-one-out predictions need at least 2 samples, got {n}")
