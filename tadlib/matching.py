@@ -47,10 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Matched:
-    """Matching loss, its gradients, and where the student ended.
-
-    ``loss`` (), ``grad_x`` like the synthetic images, ``grad_y`` like the labels, ``grad_lr`` (), ``theta_N`` (P,).
-    """
+    """Matching loss (), its gradients by images, labels and learning rate (), and where the student ended (P,)."""
 
     loss: Tensor
     grad_x: Tensor
@@ -112,9 +109,7 @@ def _exact(
     for i, step in enumerate(steps):
         thetas_MP[i + 1] = forward(thetas_MP[i], augmented(x[step.index_B], step.draws), y[step.index_B], lr)
 
-    scale = (start_P - target_P).square().sum()
-    loss = (thetas_MP[-1] - target_P).square().sum() / scale
-    adjoint_P = 2 * (thetas_MP[-1] - target_P) / scale
+    adjoint_P = 2 * (thetas_MP[-1] - target_P) / (start_P - target_P).square().sum()
     grad_x, grad_y, grad_lr = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(lr)
     for i, step in reversed(list(enumerate(steps))):
         x_B, pull_back = vjp(partial(augmented, draws=step.draws), x[step.index_B])  # type: ignore[misc]
@@ -124,6 +119,7 @@ def _exact(
         grad_lr -= along
         if hessian:
             adjoint_P = adjoint_P - lr * h_P
+    loss = distance(thetas_MP[-1], start_P, target_P)
     return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas_MP[-1].clone())
 
 
@@ -170,9 +166,6 @@ def match(
         compile: compile the steps of both sweeps (not for ``unrolled``). It takes a minute at the first segment and
             pays over some hundreds of segments of wide networks. Without a C++ compiler the steps run uncompiled, and
             a warning is logged.
-
-    Raises:
-        InputError: on an unknown ``gradient``, no steps, or a segment of length zero.
     """
     known("gradient", gradient, GRADIENTS)
     require(len(steps) >= 1, "a segment needs at least one student step, got 0")

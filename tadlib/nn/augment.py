@@ -30,11 +30,6 @@ class Draw:
     params: Tensor
 
 
-def _uniform(n: int, m: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    u_NM = torch.rand(n, m, generator=generator, device=generator.device)
-    return low + (high - low) * u_NM
-
-
 def _warp(x_NCHW: Tensor, matrix_N22: Tensor) -> Tensor:
     """Resample with zero padding through 2x2 matrices about the image centre."""
     affine_N23 = F.pad(matrix_N22, (0, 1))
@@ -113,8 +108,12 @@ def draw(strategy: str, n: int, generator: torch.Generator) -> tuple[Draw, ...]:
     require(n >= 1, f"a batch needs at least one image, got {n}")
     if not (choices := operations(strategy)):
         return ()
-    chosen = choices[_below(len(choices), generator)]
-    return tuple(Draw(op, _uniform(n, *OPERATIONS[op][:3], generator)) for op in chosen)
+
+    def drawn(op: str) -> Draw:
+        m, low, high, _ = OPERATIONS[op]
+        return Draw(op, low + (high - low) * torch.rand(n, m, generator=generator, device=generator.device))
+
+    return tuple(map(drawn, choices[_below(len(choices), generator)]))
 
 
 def _below(n: int, generator: torch.Generator) -> int:

@@ -34,11 +34,8 @@ class NoisyProblem:
     """Images with noisy labels, checked at construction, and the network that audits them.
 
     ``x`` (N, C, H, W) float32; ``noisy`` (N,) int64 in [0, K); ``true`` (N,) or None serves the metrics of the history
-    and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``.
-
-    Raises:
-        InputError: on images or labels of the wrong type, length or range, images that are not finite, or a class
-            without any label.
+    and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. InputError on images
+    or labels of the wrong type, length or range, images that are not finite, or a class without any label.
     """
 
     net: Network
@@ -60,8 +57,8 @@ class NoisyProblem:
         require(len(self.x) == n, f"got {len(self.x)} images and {n} labels; expected as many")
         low, high = int(self.noisy.min()), int(self.noisy.max())
         require(low >= 0 and high < k, f"labels must be in [0, {k}), got {low} to {high}")
-        found = n if self.true is None else len(self.true)
-        require(found == n, f"true labels must be as many as noisy ones, {n}, got {found}")
+        n_true = n if self.true is None else len(self.true)
+        require(n_true == n, f"true labels must be as many as noisy ones, {n}, got {n_true}")
         bad = int((~self.x.flatten(1).sum(1).isfinite()).sum())
         require(bad == 0, f"images must be finite, got NaN or infinity in {bad} of {n}")
         empty = (torch.bincount(self.noisy, minlength=k) == 0).nonzero()[:, 0].tolist()
