@@ -47,7 +47,7 @@ def refined(arm: str, noise: str, out: Path) -> dict:
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("arm", json.loads(GOLDEN.read_text())["sets"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_refined_sets_keep_their_bits(arm, noise, tmp_path):
     if arm == "confident-learning":
         pytest.importorskip("cleanlab")
