@@ -11,9 +11,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from tadlib import data, noise, trust
+from tadlib.config import AuditorConfig
 from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import Sgd, State, train_epoch
 from tadlib.store import StageFolder
-from tadlib.trust import NoisyProblem, RefinedSet, TrustMethod
+from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, NoisyProblem, RefinedSet, TrustMethod, base
 
 K = 10
 SMALL = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
@@ -36,6 +38,34 @@ def same_bits(a: RefinedSet, b: RefinedSet) -> bool:
     assert {"noisy", "y", "weight", "trust", "space", "reliability"} <= set(tensors)
     assert tensors == [name for name, value in vars(b).items() if isinstance(value, torch.Tensor)]
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+
+
+def assert_consistent(refined: RefinedSet, auditor: AuditorConfig) -> None:
+    """What holds of every refined set with the three spaces, whatever the settings."""
+    n = len(refined.noisy)
+    trusted, new, untrusted = (refined.space == s for s in (TRUSTED, RECALIBRATED, UNTRUSTED))
+    assert (trusted | new | untrusted).all()
+    assert (refined.label[new] != refined.noisy[new]).all()
+    assert ((refined.weight >= 0) & (refined.weight <= 1.0001)).all()
+    assert ((refined.trust >= 0) & (refined.trust <= 1)).all()
+    torch.testing.assert_close(refined.y.sum(1), torch.ones(n), rtol=1e-5, atol=1e-5)
+    assert torch.bincount(refined.noisy[trusted], minlength=K).min() >= 1
+    assert refined.space_history.shape == (auditor.epochs, n)
+    assert torch.equal(refined.space_history[-1], refined.space)
+    assert (refined.space_history[: auditor.warmup - 1] == TRUSTED).all()
+    assert not any(value.requires_grad for value in vars(refined).values() if isinstance(value, torch.Tensor))
+
+
+def plain_thetas(problem: NoisyProblem, config: AuditorConfig) -> list[torch.Tensor]:
+    """Parameters after every epoch of plain training on the noisy labels."""
+    start = base.Auditor.new(problem)
+    state, ones, found = State(start.theta, None), torch.ones(len(problem)), []
+    sgd = Sgd(config.lr, config.momentum, config.weight_decay)
+    how = {"sgd": sgd, "batch": config.batch, "strategy": config.augmentation, "generator": start.generator}
+    for _ in range(config.epochs):
+        state = train_epoch(problem.net, state, problem.x, problem.noisy_NK, ones, **how)
+        found.append(state.theta)
+    return found
 
 
 def resumed(method: TrustMethod, problem: NoisyProblem, at: int, folder: Path) -> RefinedSet:

@@ -8,16 +8,8 @@ import sklearn.covariance
 import torch
 
 from tadlib.errors import InputError
-from tadlib.trust.anchors import (
-    TEMPERATURES,
-    anchors,
-    candidates,
-    cosines,
-    distances,
-    ledoit_wolf,
-    temperature,
-    whitening,
-)
+from tadlib.trust import anchors as module
+from tadlib.trust.anchors import TEMPERATURES, anchors, candidates, cosines, distances, temperature
 
 K, D = 4, 6
 
@@ -37,19 +29,24 @@ def one_hot(y, k=K):
     return torch.nn.functional.one_hot(y, k).double()
 
 
+def of_all(z, y):
+    """Anchors of all samples, in the precision of z."""
+    return anchors(z, one_hot(y).to(z.dtype), torch.ones(len(z), dtype=z.dtype))
+
+
 @pytest.mark.parametrize("n, d", [(500, 4), (40, 30), (10, 50)])
 def test_ledoit_wolf_equals_scikit_learns(n, d):
     rng = torch.Generator().manual_seed(n)
     z = torch.randn(n, d, generator=rng, dtype=torch.float64) @ torch.randn(d, d, generator=rng, dtype=torch.float64)
     expected, shrink = sklearn.covariance.ledoit_wolf(z.numpy(), assume_centered=True)
     assert 0 < shrink < 1
-    np.testing.assert_allclose(ledoit_wolf(z), expected, rtol=1e-10, atol=1e-10 * expected.max())
+    np.testing.assert_allclose(module.ledoit_wolf(z), expected, rtol=1e-10, atol=1e-10 * expected.max())
 
 
 def test_whitening_is_a_factor_of_the_precision():
     z, _ = features()
-    covariance = ledoit_wolf(z)
-    whiten = whitening(covariance)
+    covariance = module.ledoit_wolf(z)
+    whiten = module.whitening(covariance)
     torch.testing.assert_close(whiten @ whiten.T, covariance.inverse(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(whiten.T @ covariance @ whiten, torch.eye(D).double(), rtol=1e-4, atol=1e-4)
 
@@ -57,7 +54,7 @@ def test_whitening_is_a_factor_of_the_precision():
 def test_dead_and_collinear_features_leave_the_whitening_finite():
     z, y = features(2000)
     z = torch.cat([100 * z[:, :1].expand(-1, 20) + 0.001 * z[:, :1], torch.zeros(2000, 20), z], 1).float()
-    a = anchors(z, one_hot(y).float(), torch.ones(2000))
+    a = of_all(z, y)
     assert a.whiten.isfinite().all()
     assert (distances(a, z).argmin(1) == y).double().mean() > 0.9
 
@@ -79,7 +76,7 @@ def test_anchors_are_weighted_means_over_samples_of_positive_weight():
 
 def test_distances_are_mahalanobis_distances():
     z, y = features()
-    a = anchors(z, one_hot(y), torch.ones(200).double())
+    a = of_all(z, y)
     residual = torch.stack([z[i] - a.mean[y[i]] for i in range(200)])
     covariance = torch.tensor(sklearn.covariance.ledoit_wolf(residual.numpy(), assume_centered=True)[0])
     covariance = covariance + 1e-6 * covariance.diagonal().mean() * torch.eye(D)
@@ -90,8 +87,7 @@ def test_distances_are_mahalanobis_distances():
 
 def test_distances_in_float32_survive_features_far_from_zero():
     z, y = features(offset=1000.0)
-    exact = distances(anchors(z, one_hot(y), torch.ones(200).double()), z)
-    single = distances(anchors(z.float(), one_hot(y).float(), torch.ones(200)), z.float())
+    exact, single = (distances(of_all(v, y), v) for v in (z, z.float()))
     torch.testing.assert_close(single.double(), exact, rtol=5e-3, atol=5e-2)
 
 
@@ -100,21 +96,22 @@ def test_cosines_are_taken_about_the_mean_of_the_trusted_features():
     w = (torch.arange(200) % 5 > 0).double()
     a = anchors(z, one_hot(y), w)
     middle = z[w > 0].mean(0)
-    expected = [
-        [(one - middle) @ (m - middle) / (one - middle).norm() / (m - middle).norm() for m in a.mean] for one in z
-    ]
-    torch.testing.assert_close(cosines(a, z), torch.tensor(expected), rtol=1e-10, atol=1e-10)
+    expected = torch.cosine_similarity((z - middle)[:, None], (a.mean - middle)[None], dim=2)
+    torch.testing.assert_close(cosines(a, z), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_class_without_trusted_samples_is_refused():
+def test_classes_without_trusted_samples_and_features_that_are_not_finite_are_refused():
     z, y = features()
     with pytest.raises(InputError, match=r"classes without: \[1, 3\]"):
         anchors(z, one_hot(y), (y % 2 == 0).double())
+    z[3, 2] = torch.nan
+    with pytest.raises(InputError, match="features must be finite"):
+        of_all(z, y)
 
 
 def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
     z, y = features(separation=1.0)
-    a = anchors(z, one_hot(y), torch.ones(200).double())
+    a = of_all(z, y)
     d, s, t = distances(a, z), cosines(a, z), 2.0
     found = candidates(d, s, t)
     agreements = 0
@@ -132,12 +129,11 @@ def test_reliability_is_posterior_times_similarity_where_both_criteria_agree():
 
 def test_one_criterion_alone():
     z, y = features(separation=1.0)
-    a = anchors(z, one_hot(y), torch.ones(200).double())
+    a = of_all(z, y)
     d, s = distances(a, z), cosines(a, z)
-    by_distance = candidates(d, s, 2.0, "mahalanobis")
+    by_distance, by_angle = (candidates(d, s, 2.0, criterion) for criterion in ("mahalanobis", "cosine"))
     assert torch.equal(by_distance.label, d.argmin(1))
     assert torch.equal(by_distance.reliability, (-d / 4).softmax(1).amax(1))
-    by_angle = candidates(d, s, 2.0, "cosine")
     assert torch.equal(by_angle.label, s.argmax(1))
     torch.testing.assert_close(by_angle.reliability, (1 + s.amax(1)) / 2)
     assert not torch.equal(by_angle.label, by_distance.label)
@@ -155,10 +151,3 @@ def test_temperature_recovers_how_overconfident_distances_are(true_t):
     label = torch.multinomial((-d / (2 * true_t)).softmax(1), 1, generator=rng)[:, 0]
     assert temperature(d, label) == true_t
     assert true_t in TEMPERATURES
-
-
-def test_features_that_are_not_finite_are_refused():
-    z, y = features()
-    z[3, 2] = torch.nan
-    with pytest.raises(InputError, match="features must be finite"):
-        anchors(z, one_hot(y), torch.ones(200).double())

@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 
-from tadlib.trust.calibration import (
-    INVERSE_TEMPERATURES,
-    LEAST_SHARE,
-    MOST_EXPONENT,
-    STANDARD_ERRORS,
-    inverse_temperature,
-    log_likelihoods,
-    purity,
-    training_targets,
-    weight_exponent,
-)
+from tadlib.trust import calibration
+from tadlib.trust.calibration import INVERSE_TEMPERATURES, inverse_temperature, purity, weight_exponent
 
 K = 5
 
@@ -39,7 +30,7 @@ def test_likelihoods_equal_a_slow_sum():
     p, T = probabilities(), probabilities(K, K, seed=1)
     noisy = torch.arange(len(p)) % K
     for b in (0.5, 2.0):
-        assert log_likelihoods(p.log(), noisy, T, b).tolist() == pytest.approx(
+        assert calibration.log_likelihoods(p.log(), noisy, T, b).tolist() == pytest.approx(
             slow_log_likelihoods(p, noisy, T, b), rel=1e-10
         )
 
@@ -56,23 +47,19 @@ def test_inverse_temperature_is_the_least_one_not_behind_the_best_by_more_than_t
         behind = [x - y for x, y in zip(best, values[b], strict=True)]
         mean = sum(behind) / len(behind)
         variance = sum((x - mean) ** 2 for x in behind) / (len(behind) - 1)
-        return mean <= STANDARD_ERRORS * math.sqrt(variance / len(behind))
+        return mean <= calibration.STANDARD_ERRORS * math.sqrt(variance / len(behind))
 
     found, least = inverse_temperature(p.log(), noisy, T), min(b for b in INVERSE_TEMPERATURES if allowed(b))
-    assert found == min(b for b in INVERSE_TEMPERATURES if allowed(b) and b >= LEAST_SHARE * likeliest)
+    assert found == min(b for b in INVERSE_TEMPERATURES if allowed(b) and b >= calibration.LEAST_SHARE * likeliest)
     assert found < likeliest, "the case must tell it from the likeliest one"
     assert (found > least) == bound, "the case must be the one that it is said to be"
 
 
-def test_inverse_temperature_is_the_one_that_generated_the_labels():
+def test_inverse_temperature_is_the_one_that_generated_the_labels_and_one_label_is_enough():
     p, T = probabilities(n=50_000), torch.eye(K, dtype=torch.float64)
     noisy = torch.multinomial((2 * p.log()).softmax(1), 1, generator=torch.Generator().manual_seed(3))[:, 0]
     assert inverse_temperature(p.log(), noisy, T) == pytest.approx(2.0, rel=0.1)
-
-
-def test_one_label_is_enough_for_an_inverse_temperature():
-    found = inverse_temperature(probabilities(n=1).log(), torch.tensor([2]), torch.eye(K, dtype=torch.float64))
-    assert found in INVERSE_TEMPERATURES
+    assert inverse_temperature(p[:1].log(), noisy[:1], T) in INVERSE_TEMPERATURES
 
 
 # Weights
@@ -82,6 +69,9 @@ def test_purity_is_what_a_slow_loop_gives():
     right = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     good = sum(float(r) ** 2.5 * float(r) for r in right)
     assert purity(right, 2.5) == pytest.approx(good / sum(float(r) ** 2.5 for r in right), rel=1e-10)
+    certain = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
+    assert purity(certain, 1.0) == pytest.approx(1.0)
+    assert weight_exponent(certain, 0.99) == 1.0
 
 
 def test_the_exponent_is_the_least_that_makes_labels_as_pure_as_asked():
@@ -92,7 +82,7 @@ def test_the_exponent_is_the_least_that_makes_labels_as_pure_as_asked():
         assert purity(right, exponent) == pytest.approx(target, abs=1e-3)
         assert purity(right, exponent - 0.01) < target
     assert weight_exponent(right, before - 0.01) == 1.0
-    assert weight_exponent(right, 1.0) == pytest.approx(MOST_EXPONENT, abs=1e-3)
+    assert weight_exponent(right, 1.0) == pytest.approx(calibration.MOST_EXPONENT, abs=1e-3)
 
 
 def test_labels_are_as_pure_as_asked_where_the_posterior_is_right():
@@ -105,12 +95,6 @@ def test_labels_are_as_pure_as_asked_where_the_posterior_is_right():
     assert share.item() == pytest.approx(0.9, abs=0.01)
 
 
-def test_certain_and_impossible_labels_leave_the_exponent_finite():
-    right = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
-    assert purity(right, 1.0) == pytest.approx(1.0)
-    assert weight_exponent(right, 0.99) == 1.0
-
-
 def posteriors(n=50):
     rng = torch.Generator().manual_seed(0)
     q = torch.randn(n, K, generator=rng, dtype=torch.float64).mul(2).softmax(1)
@@ -121,7 +105,7 @@ def posteriors(n=50):
 
 def test_training_targets_are_what_a_slow_loop_gives():
     (q, hard), soft_weight = posteriors(), 0.3
-    y, weight = training_targets(q, hard, soft_weight)
+    y, weight = calibration.training_targets(q, hard, soft_weight)
     for i in range(len(q)):
         u, best = float(hard[i]), int(q[i].argmax())
         mass = [soft_weight * (1 - u) * float(q[i, k]) + (u if k == best else 0) for k in range(K)]
@@ -131,8 +115,8 @@ def test_training_targets_are_what_a_slow_loop_gives():
 
 def test_without_soft_labels_every_sample_has_one_label():
     q, hard = posteriors()
-    y, weight = training_targets(q, hard, 0.0)
+    y, weight = calibration.training_targets(q, hard, 0.0)
     torch.testing.assert_close(weight, hard)
     assert torch.equal(y[3:], torch.nn.functional.one_hot(q.argmax(1)[3:], K).double())
     torch.testing.assert_close(y.sum(1), torch.ones(len(q)).double())
-    assert training_targets(q, torch.ones(len(q)).double(), 0.5)[1].tolist() == pytest.approx([1] * len(q))
+    assert calibration.training_targets(q, torch.ones(len(q)).double(), 0.5)[1].tolist() == pytest.approx([1] * len(q))

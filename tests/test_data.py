@@ -28,6 +28,10 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
+def bytes_of(dataset: Dataset, x_NCHW: torch.Tensor) -> torch.Tensor:
+    return dataset.pixels(x_NCHW).mul(255).round().to(torch.uint8)
+
+
 def spoilt(tensor: torch.Tensor, place: int | tuple[int, ...], value: float | torch.Tensor) -> torch.Tensor:
     tensor = tensor.clone()
     tensor[place] = value
@@ -52,13 +56,10 @@ def test_digits_are_split_without_loss_or_overlap(digits):
     assert got == expected
 
 
-def test_training_images_are_normalised_per_channel(digits):
+def test_training_images_are_normalised_per_channel_and_pixels_undoes_it_and_clamps(digits):
     assert digits.x_train.dtype == torch.float32
     assert digits.x_train.double().mean().item() == pytest.approx(0, abs=1e-5)
     assert digits.x_train.double().std(correction=0).item() == pytest.approx(1, abs=1e-5)
-
-
-def test_pixels_undoes_the_normalisation_and_clamps(digits):
     dataset = replace(digits, mean=(0.5,), std=(0.25,))
     x_NCHW = torch.tensor([-9.0, -2.0, 0.0, 1.0, 2.0, 9.0]).view(6, 1, 1, 1)
     assert dataset.pixels(x_NCHW).flatten().tolist() == [0, 0, 0.5, 0.75, 1, 1]
@@ -148,41 +149,14 @@ def test_sizes_that_the_data_set_lacks_are_refused(bad, message):
         load_dataset("digits", **bad)
 
 
-def test_unknown_data_set_is_refused_with_the_known_names():
-    with pytest.raises(InputError, match="unknown data set 'mnits'; expected one of: digits, fashion-mnist, cifar10"):
-        load_dataset("mnits")
-
-
-@pytest.mark.parametrize(
-    "field, change, message",
-    [
-        (
-            "x_train",
-            lambda x: spoilt(x, (3, 0, 1, 2), float("nan")),
-            r"x_train must be finite.* in 1 of 1297 images, first at 3",
-        ),
-        ("x_test", lambda x: spoilt(x, (7, 0, 1, 2), float("-inf")), r"x_test must be finite.* first at 7"),
-        ("x_train", lambda x: x[:, 0], r"x_train must be \(N, C, H, W\) float32, got \(1297, 8, 8\) float32"),
-        ("x_train", lambda x: x.double(), r"x_train must be .* got \(1297, 1, 8, 8\) float64"),
-        ("x_test", lambda x: x[..., :7], r"x_test must be \(N, 1, 8, 8\) float32, got \(500, 1, 8, 7\) float32"),
-        (
-            "x_test",
-            lambda x: x[:0],
-            r"x_test must be \(N, 1, 8, 8\) float32, got \(0, 1, 8, 8\) float32, which is empty",
-        ),
-        ("y_train", lambda y: spoilt(y, 2, 10), r"y_train must be in \[0, 10\), got 10 at 2"),
-        ("y_test", lambda y: spoilt(y, 4, -1), r"y_test must be in \[0, 10\), got -1 at 4"),
-        ("y_train", lambda y: y[:-1], r"y_train must be \(1297,\) int64, got \(1296,\)"),
-        ("y_train", lambda y: y.float(), r"y_train must be \(1297,\) int64, got \(1297,\) float32"),
-        ("y_train", lambda y: y.where(y != 6, 0), r"every class needs a training image, got none of: 6"),
-        ("std", lambda std: (0.0,), r"std must be positive in every channel, got \(0\.0,\)"),
-        ("mean", lambda mean: (0.5,) * 3, r"mean must have 1 values \(one a channel\), got 3"),
-        ("index", lambda index: index[1:], r"index must be \(1297,\) int64, got \(1296,\)"),
-    ],
-)
 def test_tensors_that_do_not_fit_are_refused(digits, field, change, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"{field} must {message}"):
         replace(digits, **{field: change(getattr(digits, field))})
+
+
+def test_a_class_without_training_images_is_refused(digits):
+    with pytest.raises(InputError, match="every class needs a training image, got none of: 6"):
+        replace(digits, y_train=digits.y_train.where(digits.y_train != 6, 0))
 
 
 # CIFAR from files
@@ -220,8 +194,8 @@ def test_cifar_files_become_images_in_order(tmp_path, monkeypatch, name, reader,
     assert dataset.n_classes == len(dataset.class_names)
     assert dataset.class_names[-1] == f"class {dataset.n_classes - 1}"
     *train, test = (torch.from_numpy(values).view(-1, 3, 32, 32) for values in pixels.values())
-    assert torch.equal(dataset.pixels(dataset.x_train).mul(255).round().to(torch.uint8), torch.cat(train))
-    assert torch.equal(dataset.pixels(dataset.x_test).mul(255).round().to(torch.uint8), test)
+    assert torch.equal(bytes_of(dataset, dataset.x_train), torch.cat(train))
+    assert torch.equal(bytes_of(dataset, dataset.x_test), test)
     assert dataset.y_train[:3].tolist() == [0, 1, 2]
     channels = torch.cat(train).double().div(255).transpose(0, 1).flatten(1)
     assert dataset.mean == pytest.approx(channels.mean(1).tolist(), abs=1e-6)
@@ -231,22 +205,21 @@ def test_cifar_files_become_images_in_order(tmp_path, monkeypatch, name, reader,
 def test_missing_files_are_all_named_with_the_way_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "download", lambda self: pytest.fail("downloaded without being asked"))
     write_cifar(CIFAR10, tmp_path, monkeypatch)
-    for file in ("data_batch_2", "test_batch", "batches.meta"):
-        (tmp_path / "cifar-10-batches-py" / file).unlink()
+    gone = [f"cifar-10-batches-py/{file}" for file in ("data_batch_2", "test_batch", "batches.meta")]
+    for file in gone:
+        (tmp_path / file).unlink()
     with pytest.raises(InputError) as error:
         load_dataset("cifar10", root=tmp_path)
-    message = str(error.value)
-    assert str(tmp_path) in message
-    assert "--download" in message
-    for file in ("data_batch_2", "test_batch", "batches.meta"):
-        assert f"cifar-10-batches-py/{file}" in message
-    assert "data_batch_1" not in message
+    assert all(words in str(error.value) for words in (str(tmp_path), "--download", *gone))
+    assert "data_batch_1" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
-def test_data_sets_of_files_need_a_root(name):
-    with pytest.raises(InputError, match=f"{name} is read from files: give their folder, --root"):
-        load_dataset(name)
+def test_data_sets_of_files_need_a_root_and_unknown_ones_are_answered_with_the_known_names():
+    for name in ("fashion-mnist", "cifar10", "cifar100"):
+        with pytest.raises(InputError, match=f"{name} is read from files: give their folder, --root"):
+            load_dataset(name)
+    with pytest.raises(InputError, match="unknown data set 'mnits'; expected one of: digits, fashion-mnist, cifar10"):
+        load_dataset("mnits")
 
 
 class Trap:
@@ -272,26 +245,23 @@ def test_wrong_md5_names_the_file_and_nothing_is_unpickled(tmp_path, monkeypatch
     assert not (tmp_path / "sprung").exists()
 
 
-def test_download_fetches_missing_files_and_keeps_stdout_clean(tmp_path, monkeypatch, capsys):
+def test_download_fetches_missing_files_keeps_stdout_clean_and_may_fail(tmp_path, monkeypatch, capsys):
     write_cifar(CIFAR10, tmp_path / "there", monkeypatch)
 
     def fetch(self):
         print("a message of torchvision's")
         (tmp_path / "there" / "cifar-10-batches-py").rename(Path(self.root) / "cifar-10-batches-py")
 
-    monkeypatch.setattr(CIFAR10, "download", fetch)
-    (tmp_path / "here").mkdir()
-    assert load_dataset("cifar10", root=tmp_path / "here", download=True).x_train.shape == (500, 3, 32, 32)
-    assert capsys.readouterr().out == ""
-
-
-def test_failed_download_is_an_input_error(tmp_path, monkeypatch):
-    def fetch(self):
+    def fail(self):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(CIFAR100, "download", fetch)
-    with pytest.raises(InputError, match="cifar100 could not be downloaded to .*: no route to host"):
-        load_dataset("cifar100", root=tmp_path, download=True)
+    monkeypatch.setattr(CIFAR10, "download", fail)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match="cifar10 could not be downloaded to .*: no route to host"):
+        load_dataset("cifar10", root=tmp_path / "here", download=True)
+    monkeypatch.setattr(CIFAR10, "download", fetch)
+    assert load_dataset("cifar10", root=tmp_path / "here", download=True).x_train.shape == (500, 3, 32, 32)
+    assert capsys.readouterr().out == ""
 
 
 def test_cifar100_coarse_has_the_superclasses_as_its_classes(tmp_path, monkeypatch):
@@ -357,8 +327,8 @@ def test_fashion_mnist_files_become_images_in_order(tmp_path, monkeypatch):
     dataset = load_dataset("fashion-mnist", root=str(tmp_path))
     assert dataset.image_shape == (1, 28, 28)
     assert dataset.class_names[9] == "Ankle boot"
-    assert torch.equal(dataset.pixels(dataset.x_train)[:, 0].mul(255).round().to(torch.uint8), x_train)
-    assert torch.equal(dataset.pixels(dataset.x_test)[:, 0].mul(255).round().to(torch.uint8), x_test)
+    assert torch.equal(bytes_of(dataset, dataset.x_train)[:, 0], x_train)
+    assert torch.equal(bytes_of(dataset, dataset.x_test)[:, 0], x_test)
     assert torch.equal(dataset.y_train, y_train.long())
     assert torch.equal(dataset.y_test, y_test.long())
 

@@ -15,8 +15,6 @@ from tadlib.errors import InputError
 from tadlib.experts import InMemory, train_experts
 from tadlib.matching import Matched, match
 from tadlib.nn.networks import Network, NetworkSpec
-from tadlib.state import checkpoint
-from tadlib.store import StageFolder
 
 K, N = 3, 30
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
@@ -25,8 +23,7 @@ CONFIG = MttConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def problem():
+def small_problem():
     """Images, label distributions, weights and experts."""
     rng = torch.Generator().manual_seed(0)
     label = torch.arange(N) % K
@@ -34,6 +31,11 @@ def problem():
     y, w = torch.nn.functional.one_hot(label, K).float(), torch.ones(N)
     experts = train_experts(NET, x, y, w, ExpertConfig(count=2, epochs=3, lr=0.05, batch=10), seed=0)
     return x, y, w, experts
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return small_problem()
 
 
 def run(problem, config=CONFIG, ipc=2, **more):
@@ -53,18 +55,17 @@ def test_one_iteration_is_one_step_of_sgd_with_momentum(problem):
     loop = mtt.start(Problem(NET, Real.of(images, y, w, config.draw_power), experts, config, 2, 0))
     x, lr = loop.x, loop.lr
     velocity_x, velocity_lr = torch.zeros_like(x), torch.zeros(())
-    for i in range(2):
+    for row, point in zip(rows, points, strict=True):
         pick = torch.randint(2**31, (2,), generator=loop.generator).tolist()
         expert, epoch = pick[0] % 2, pick[1] % 3
-        assert (rows[i]["expert"], rows[i]["start_epoch"]) == (expert, epoch)
+        assert (row["expert"], row["start_epoch"]) == (expert, epoch)
         steps = mtt.steps(config, 6, loop.generator)
-        start_P, target_P = (problem[3].trajectories[expert][e] for e in (epoch, epoch + 1))
-        m = match(NET, start_P, target_P, x, loop.y, lr, steps)
+        m = match(NET, *experts.trajectories[expert][epoch : epoch + 2], x, loop.y, lr, steps)
         velocity_x, velocity_lr = 0.5 * velocity_x + m.grad_x, 0.5 * velocity_lr + m.grad_lr
         x, lr = x - 1.0 * velocity_x, lr * math.exp(-1e-6 * velocity_lr / lr)
-        assert rows[i]["loss"] == m.loss.item()
-        torch.testing.assert_close(points[i]["x"], x)
-        torch.testing.assert_close(points[i]["lr"], lr)
+        assert row["loss"] == m.loss.item()
+        torch.testing.assert_close(point["x"], x)
+        torch.testing.assert_close(point["lr"], lr)
     assert torch.equal(synthetic.x, points[-1]["x"])
     assert synthetic.lr == points[-1]["lr"].item() == rows[-1]["lr"]
 
@@ -76,47 +77,11 @@ def test_distillation_lowers_the_matching_loss(problem):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_same_seed_same_bits_and_the_global_generator_untouched(problem):
-    before = torch.get_rng_state()
-    (a, rows), (b, again), (c, _) = run(problem), run(problem), run(problem, seed=1)
-    assert torch.equal(a.x, b.x)
-    assert rows == again
-    assert not torch.equal(a.x, c.x)
-    assert torch.equal(before, torch.get_rng_state())
-    assert not a.x.requires_grad
-
-
-def test_a_resumed_run_ends_with_the_same_bits(problem, tmp_path):
-    folder = StageFolder(tmp_path / "stage")
-    (tmp_path / "stage").mkdir()
-
-    class Killed(Exception):
-        pass
-
-    def save_then_die(loop):
-        if loop.iteration == 3:
-            folder.save_checkpoint(*checkpoint(loop))
-        if loop.iteration == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(problem, on_iteration=save_then_die)
-    resumed, rows = run(problem, resume=folder.load_checkpoint())
-    whole, whole_rows = run(problem)
-    assert torch.equal(resumed.x, whole.x)
-    assert torch.equal(resumed.y, whole.y)
-    assert resumed.lr == whole.lr
-    assert rows == whole_rows
-
-
 @pytest.mark.parametrize("sign", [1, -1])
 def test_learning_rate_stays_positive_under_absurd_gradients(problem, monkeypatch, sign):
-    def absurd(*args, **kwargs):
-        m = match(*args, **kwargs)
-        return replace(m, grad_lr=torch.tensor(sign * 1e30))
-
-    monkeypatch.setattr(mtt, "match", absurd)
-    _, rows = run(problem, replace(CONFIG, iterations=40))
+    absurd = torch.tensor(sign * 1e30)
+    monkeypatch.setattr(mtt, "match", lambda *a, **more: replace(match(*a, **more), grad_lr=absurd))
+    _, rows = run(problem, replace(CONFIG, iterations=20))
     rates = [CONFIG.lr_teacher, *(row["lr"] for row in rows)]
     for before, after in zip(rates, rates[1:]):
         assert after > 0
@@ -183,46 +148,17 @@ def test_soft_labels_count_for_the_class_they_favour():
     y = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]])
     images, labels = Real.of(x, y, w, 4.0).choose(2, torch.Generator())
     assert sorted(images.flatten().tolist()[:2]) == [1, 2]
-    assert labels.argmax(1).tolist() == [0, 0, 1, 1]
-    assert labels.max(1).values.tolist() == [1, 1, 1, 1]
-    chances = Real.of(
-        x, y, torch.tensor([1.0, 1.0, 0.5, 0.0]), 2.0
-    ).chance  # those of a likely label and a large weight more often
+    assert labels.tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    # those of a likely label and a large weight more often
+    chances = Real.of(x, y, torch.tensor([1.0, 1.0, 0.5, 0.0]), 2.0).chance
     torch.testing.assert_close(chances, torch.tensor([0.6**2, 0.9**2, 0.35**2, 0.0]))
 
 
-def test_ipc_larger_than_a_class_is_refused(problem):
-    x, y, w, experts = problem
-    w = w.clone()
-    w[y.argmax(1) == 1] = 0
-    w[1] = 0.5
-    with pytest.raises(InputError, match="class 1 has 1, got 2"):
-        run((x, y, w, experts))
-    with pytest.raises(InputError, match="ipc must be at least 1, got 0"):
-        run(problem, ipc=0)
-
-
-def test_experts_that_do_not_fit_are_refused(problem):
+def test_experts_and_sizes_that_do_not_fit_are_refused(problem):
     x, y, w, experts = problem
     with pytest.raises(InputError, match="no epoch 4 of expert 0"):
         run(problem, replace(CONFIG, expert_epochs=2))
-    with pytest.raises(InputError, match="at least one expert"):
-        run((x, y, w, InMemory(())))
     with pytest.raises(InputError, match=f"experts have 7 parameters, the network {NET.n_parameters}"):
         run((x, y, w, InMemory((torch.zeros(5, 7),))))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"syn_steps": 0}, "syn_steps must be at least 1, got 0"),
-        ({"lr_img": -1.0}, "lr_img must be positive, got -1.0"),
-        ({"lr_teacher": 0.0}, "lr_teacher must be positive, got 0.0"),
-        ({"batch_syn": -1}, "batch_syn must not be negative, got -1"),
-        ({"gradient": "exakt"}, "unknown gradient 'exakt'"),
-    ],
-)
-def test_bad_settings_are_named(change, message):
-    with pytest.raises(InputError, match=message):
-        replace(CONFIG, **change)
+    with pytest.raises(InputError, match="ipc must be at least 1, got 0"):
+        run(problem, ipc=0)

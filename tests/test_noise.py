@@ -1,6 +1,5 @@
 """Promises of tadlib.noise: exact rates, the class maps of the field, human labels in order, the same bits per seed."""
 
-import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.stats import truncnorm
+from test_data import Trap
 
 from tadlib.data import DATASETS, load_dataset
 from tadlib.data.class_maps import ASYMMETRIC_MAPS, CIFAR100_SUPERCLASSES, superclass_groups, superclass_of
@@ -71,21 +71,11 @@ def test_symmetric_noise_reaches_every_other_class_alike():
 def test_asymmetric_noise_moves_mapped_classes_once_and_at_the_same_time():
     # With cats turned dogs flipped again (sequential in place), cats and dogs would miss their counts.
     noise = noisy("asymmetric", 0.4, true_N=labels([1000] * 10))
-    expected_KK = 1000 * torch.eye(10, dtype=torch.float64)
+    expected_KK = torch.eye(10, dtype=torch.float64)
     for true, given in MAPPED.items():
-        expected_KK[true, true], expected_KK[true, given] = 600, 400
-    assert torch.equal((noise.transition_realised * 1000).round(), expected_KK)
-    assert noise.rate_realised == pytest.approx(0.2)  # overall half of the rate per mapped class
-    assert noise.rate == 0.4
-
-
-def test_pairflip_moves_each_class_to_the_next_and_the_last_to_the_first():
-    noise = noisy("pairflip", 0.3)
-    flipped = noise.noisy_N != noise.true_N
-    assert set(noise.true_N[flipped].tolist()) == {k for k, n in enumerate(UNEVEN) if round(0.3 * n)}
-    assert all(given == (true + 1) % 10 for true, given in zip(noise.true_N[flipped], noise.noisy_N[flipped]))
-    two = noisy("pairflip", 0.4, true_N=labels([50, 50]), n_classes=2)
-    assert two.transition_realised.tolist() == [[0.6, 0.4], [0.4, 0.6]]
+        expected_KK[true, true], expected_KK[true, given] = 0.6, 0.4
+    torch.testing.assert_close(noise.transition_realised, expected_KK)
+    assert (noise.rate, noise.rate_realised) == (0.4, pytest.approx(0.2))  # overall half of the rate of a mapped class
 
 
 def test_none_keeps_the_labels():
@@ -97,23 +87,18 @@ def test_none_keeps_the_labels():
 
 @pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
 def test_nominal_and_realised_transitions_agree_with_counting(kind):
-    rate = 0.4
-    noise = noisy(kind, rate, true_N=labels([2000] * 10))
-    nominal = [[0.0] * 10 for _ in range(10)]
+    noise, rate = noisy(kind, 0.4, true_N=labels([2000] * 10)), 0.4
+    nominal, counts = torch.zeros(2, 10, 10, dtype=torch.float64)
     for true in range(10):
-        if kind == "symmetric":
-            nominal[true] = [1 - rate if given == true else rate / 9 for given in range(10)]
-        else:
-            given = (true + 1) % 10 if kind == "pairflip" else MAPPED.get(true, true)
-            nominal[true][true] += 1 - rate
-            nominal[true][given] += rate
-    assert noise.transition_nominal.tolist() == [pytest.approx(row) for row in nominal]
-
-    counts = [[0] * 10 for _ in range(10)]
-    for true, given in zip(noise.true_N.tolist(), noise.noisy_N.tolist()):
-        counts[true][given] += 1
-    assert noise.transition_realised.tolist() == [pytest.approx([n / 2000 for n in row]) for row in counts]
-    assert noise.transition_realised.sum(1).tolist() == pytest.approx([1] * 10)
+        others = {"symmetric": set(range(10)) - {true}, "pairflip": {(true + 1) % 10}}
+        reached = others.get(kind, {MAPPED.get(true, true)})
+        nominal[true, true] += 1 - rate
+        for given in reached:
+            nominal[true, given] += rate / len(reached)
+    torch.testing.assert_close(noise.transition_nominal, nominal)
+    for true, given in zip(noise.true_N, noise.noisy_N):
+        counts[true, given] += 1
+    torch.testing.assert_close(noise.transition_realised, counts / 2000)
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "pairflip", "asymmetric"])
@@ -142,37 +127,30 @@ def test_symmetric_noise_with_the_true_class_included_redraws_exactly_int_r_n_la
 
 
 def test_asymmetric_cifar100_turns_every_class_within_its_official_superclass():
-    per_class, rate = 50, 0.4
-    noise = noisy("asymmetric", rate, true_N=labels([per_class] * 100), n_classes=100, dataset="cifar100")
-    of_K = superclass_of()
+    noise = noisy("asymmetric", 0.4, true_N=labels([50] * 100), n_classes=100, dataset="cifar100")
     targets: dict[int, set[int]] = {k: set() for k in range(100)}
     for true, given in zip(noise.true_N.tolist(), noise.noisy_N.tolist()):
         targets[true] |= {given} - {true}
     assert all(len(given) == 1 for given in targets.values())  # mouse too: no class is left out
     to = {true: given.pop() for true, given in targets.items()}
-    assert all(of_K[true] == of_K[given] for true, given in to.items())
     for group in superclass_groups():  # a rotation: after five turns each is home again, and not before
-        k, seen = group[0], []
+        turns = [group[0]]
         for _ in range(5):
-            k = to[k]
-            seen.append(k)
-        assert sorted(seen) == sorted(group)
-    assert noise.rate_realised == pytest.approx(rate)
+            turns.append(to[turns[-1]])
+        assert sorted(turns[1:]) == sorted(group)
+    assert noise.rate_realised == pytest.approx(0.4)
     names = sorted(sum(CIFAR100_SUPERCLASSES.values(), ()))
     assert (names[50], names[to[50]]) == ("mouse", "rabbit")
 
 
 def test_superclass_noise_reaches_the_four_others_of_a_superclass_alike():
     per_class, rate = 2000, 0.4
-    options = {"n_classes": 100, "dataset": "cifar100"}
-    noise = noisy("superclass", rate, true_N=labels([per_class] * 100), **options)
+    noise = noisy("superclass", rate, true_N=labels([per_class] * 100), n_classes=100, dataset="cifar100")
     of_K = torch.tensor(superclass_of())
-    same_KK = of_K[:, None] == of_K
-    expected_KK = torch.where(same_KK, rate / 4, 0.0).double()
-    expected_KK.fill_diagonal_(1 - rate)
+    expected_KK = torch.where(of_K[:, None] == of_K, rate / 4, 0.0).double().fill_diagonal_(1 - rate)
     torch.testing.assert_close(noise.transition_nominal, expected_KK)
     realised = noise.transition_realised
-    torch.testing.assert_close(realised.diagonal(), torch.full((100,), 1 - rate, dtype=torch.float64))
+    torch.testing.assert_close(realised.diagonal(), expected_KK.diagonal())
     assert (realised - expected_KK).abs().max() < 5 * (0.1 * 0.9 / per_class) ** 0.5
     assert noise.rate_realised == pytest.approx(rate)
 
@@ -182,8 +160,7 @@ def test_tiny_imagenet_map_covers_every_class_once_and_pairs_neighbours(n_classe
     to = ASYMMETRIC_MAPS["tiny-imagenet"](n_classes)
     assert sorted(to) == sorted(to.values()) == list(range(n_classes))
     assert all(k != given and abs(k - given) <= 2 for k, given in to.items())
-    if n_classes % 2 == 0:
-        assert all(to[given] == k for k, given in to.items())
+    assert n_classes % 2 or all(to[given] == k for k, given in to.items())
     noise = noisy("asymmetric", 0.4, true_N=labels([50] * n_classes), n_classes=n_classes, dataset="tiny-imagenet")
     assert noise.rate_realised == pytest.approx(0.4)
 
@@ -206,11 +183,7 @@ def instance_by_hand(true_N, x_NCHW, rate, n_classes, seed):
         p = e / e.sum()
         rows[y] += q_N[i] * p
         rows[y, y] += 1 - q_N[i]
-        total, target = 0.0, None
-        for j in range(n_classes):
-            total += p[j]
-            if target is None and v_N[i] < total:
-                target = j
+        target = next(j for j in range(n_classes) if v_N[i] < p[: j + 1].sum())
         given.append(target if u_N[i] < q_N[i] else y)
     return given, rows / np.bincount(true_N, minlength=n_classes)[:, None]
 
@@ -218,13 +191,13 @@ def instance_by_hand(true_N, x_NCHW, rate, n_classes, seed):
 def test_instance_noise_is_that_of_the_paper_sample_by_sample():
     x_NCHW = torch.randn(300, 1, 3, 3, generator=torch.Generator().manual_seed(3)) / 3
     true_N = labels([100, 120, 80])
-    noise = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
+    noise, again, other = (
+        noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x) for x in (x_NCHW, x_NCHW, x_NCHW.flip(0))
+    )
     given, rows = instance_by_hand(true_N, x_NCHW, 0.4, 3, 7)
     assert noise.noisy_N.tolist() == given
     np.testing.assert_allclose(noise.transition_nominal.numpy(), rows, atol=1e-12)
-    again = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW)
     assert again.checksum == noise.checksum
-    other = noisy("instance", 0.4, true_N=true_N, n_classes=3, seed=7, x_NCHW=x_NCHW.flip(0))
     assert not torch.equal(other.noisy_N, noise.noisy_N)  # the image counts
 
 
@@ -281,13 +254,8 @@ def test_bits_stay_what_they_were():
 
 def test_checksum_covers_given_and_true_labels_and_kind():
     noise = noisy("pairflip", 0.4)
-    others = [
-        replace(noise, kind="symmetric"),
-        replace(noise, noisy_N=noise.true_N),
-        replace(noise, true_N=noise.noisy_N),
-        replace(noise, true_N=None),
-    ]
-    assert len({noise.checksum, *(other.checksum for other in others)}) == 5
+    others: list[dict] = [{"kind": "symmetric"}, {"noisy_N": noise.true_N}, {"true_N": noise.noisy_N}, {"true_N": None}]
+    assert len({noise.checksum, *(replace(noise, **other).checksum for other in others)}) == 5
 
 
 # Files
@@ -300,10 +268,9 @@ def test_saved_labels_come_back_with_the_same_bits(tmp_path, truth_known):
         noise = replace(noise, true_N=None, transition_nominal=None)
     noise.save(tmp_path / "labels.safetensors")
     back: Any = NoisyLabels.load(tmp_path / "labels.safetensors")
-    assert torch.equal(back.noisy_N, noise.noisy_N)
     assert (back.n_classes, back.kind, back.rate, back.seed) == (10, "symmetric", 0.37, 2**62 + 1)
-    assert back.checksum == noise.checksum
-    assert back.rate_realised == noise.rate_realised
+    assert torch.equal(back.noisy_N, noise.noisy_N)
+    assert (back.checksum, back.rate_realised) == (noise.checksum, noise.rate_realised)
     if truth_known:
         assert torch.equal(back.true_N, noise.true_N)
         assert torch.equal(back.transition_nominal, noise.transition_nominal)
@@ -315,15 +282,16 @@ def test_saved_labels_come_back_with_the_same_bits(tmp_path, truth_known):
 
 def test_files_that_hold_no_noisy_labels_are_refused(tmp_path):
     path = tmp_path / "labels.safetensors"
-    with pytest.raises(InputError, match=r"labels\.safetensors does not exist"):
-        NoisyLabels.load(path)
     noisy("pairflip", 0.4).save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"labels\.safetensors is damaged"):
-        NoisyLabels.load(path)
-    save_tensors(path, {"given": torch.arange(3)})
-    with pytest.raises(InputError, match=r"labels\.safetensors does not hold noisy labels"):
-        NoisyLabels.load(path)
+    whole = path.read_bytes()
+    for change, message in (
+        (path.unlink, "does not exist"),
+        (lambda: path.write_bytes(whole[:-100]), "is damaged"),
+        (lambda: save_tensors(path, {"given": torch.arange(3)}), "does not hold noisy labels"),
+    ):
+        change()
+        with pytest.raises(InputError, match=r"labels\.safetensors " + message):
+            NoisyLabels.load(path)
 
 
 # Noisy labels from a file
@@ -341,16 +309,16 @@ def write_list(path: Path, values: list[int]) -> Path:
     elif path.suffix == ".parquet":
         save_table(path, pd.DataFrame({"index": range(len(values)), "given_label": values}))
     elif path.suffix == ".csv":
-        head = ["label"] if path.stem == "named" else []
-        path.write_text("\n".join([*head, *map(str, values)]) + "\n")
+        pd.Series(values, name="label").to_csv(path, index=False, header=path.stem == "named")
+    elif path.stem == "plain":
+        save_file({"labels": torch.tensor(values)}, path)
     else:
-        truth = torch.arange(len(values)) % 10
-        T = transition(truth, torch.tensor(values), 10)
-        NoisyLabels(torch.tensor(values), truth, 10, "pairflip", 0.4, 0, T).save(path)
+        truth, given = torch.arange(len(values)) % 10, torch.tensor(values)
+        NoisyLabels(given, truth, 10, "pairflip", 0.4, 0, transition(truth, given, 10)).save(path)
     return path
 
 
-@pytest.mark.parametrize("name", ["a.npy", "a.csv", "named.csv", "a.parquet", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.npy", "a.csv", "named.csv", "a.parquet", "a.safetensors", "plain.safetensors"])
 def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
     true_N = torch.arange(40) % 10
     values = [(k + (i % 4 == 0)) % 10 for i, k in enumerate(true_N.tolist())]
@@ -371,11 +339,7 @@ def test_labels_of_a_file_are_those_of_the_file(tmp_path, name):
     "values, options, message",
     [
         (list(range(9)), {}, "must hold 10 labels, one for each training image, got 9"),
-        (
-            list(range(10)) * 2,
-            {"index_N": torch.arange(10), "n_full": 30},
-            "must hold 30 labels, .* or 10, one for each image in use, got 20",
-        ),
+        ([*range(10)] * 2, {"index_N": torch.arange(10), "n_full": 30}, "must hold 30 labels, .* or 10, .* got 20"),
         ([*range(9), 10], {}, r"labels in .*a\.npy must be in \[0, 10\), got 10 at 9"),
         ([*range(9), -1], {}, r"must be in \[0, 10\), got -1 at 9"),
         ([*range(1, 10), 0], {}, "every label differs from the true one"),
@@ -414,37 +378,27 @@ def test_files_that_are_no_lists_of_labels_are_refused(tmp_path, name, content, 
         listed(tmp_path / name, torch.arange(10))
 
 
-def test_arrays_of_a_file_are_never_unpickled(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match="is damaged or no array of integers"):
-        listed(tmp_path / "a.npy", torch.arange(10))
-    np.save(tmp_path / "b.npy", np.arange(10) / 2)
-    with pytest.raises(InputError, match="must hold one column of integers, got shape .* of float64"):
-        listed(tmp_path / "b.npy", torch.arange(10))
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_archives_tables_without_columns_and_other_tensors_are_refused(tmp_path):
-    with (tmp_path / "a.npy").open("wb") as file:
-        np.savez(file, np.arange(10))
-    with pytest.raises(InputError, match=r"a\.npy is damaged or no array of integers"):
-        listed(tmp_path / "a.npy", torch.arange(10))
+def test_files_of_other_things_are_refused_and_never_unpickled(tmp_path):
+    np.save(tmp_path / "trap.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "halves.npy", np.arange(10) / 2)
+    np.savez(tmp_path / "a.npz", np.arange(10))
+    (tmp_path / "a.npz").rename(tmp_path / "archive.npy")
     save_table(tmp_path / "a.parquet", pd.DataFrame(index=range(10)))
-    with pytest.raises(InputError, match=r"must have one column of labels or one named given_label, got \[\]"):
-        listed(tmp_path / "a.parquet", torch.arange(10))
-    for tensors, message in (
-        ({"x": torch.arange(10), "y": torch.arange(10)}, "must hold one tensor of labels, got 2: x, y"),
-        ({"x": torch.ones(10)}, "must hold one column of integers, got shape .* of float32"),
-        ({"x": torch.ones(10, dtype=torch.bfloat16)}, r"a\.safetensors is damaged or no file of a tensor of integers"),
-    ):
-        save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"x": torch.arange(10), "y": torch.arange(10)}, tmp_path / "two.safetensors")
+    save_file({"x": torch.ones(10)}, tmp_path / "float.safetensors")
+    save_file({"x": torch.ones(10, dtype=torch.bfloat16)}, tmp_path / "bfloat16.safetensors")
+    for name, message in {
+        "trap.npy": r"trap\.npy is damaged or no array of integers",
+        "halves.npy": "must hold one column of integers, got shape .* of float64",
+        "archive.npy": r"archive\.npy is damaged or no array of integers",
+        "a.parquet": r"must have one column of labels or one named given_label, got \[\]",
+        "two.safetensors": "must hold one tensor of labels, got 2: x, y",
+        "float.safetensors": "must hold one column of integers, got shape .* of float32",
+        "bfloat16.safetensors": r"bfloat16\.safetensors is damaged or no file of a tensor of integers",
+    }.items():
         with pytest.raises(InputError, match=message):
-            listed(tmp_path / "a.safetensors", torch.arange(10))
-
-
-def test_a_plain_tensor_file_may_hold_the_labels(tmp_path):
-    save_file({"labels": torch.arange(10)}, tmp_path / "a.safetensors")
-    assert listed(tmp_path / "a.safetensors", torch.arange(10)).rate == 0
+            listed(tmp_path / name, torch.arange(10))
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
@@ -495,13 +449,7 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
 @pytest.mark.parametrize(
     "kind, rate, options, message",
     [
-        (
-            "symetric",
-            0.4,
-            {},
-            "unknown noise 'symetric'; expected one of: none, symmetric, asymmetric, pairflip, superclass, instance, "
-            "human, file",
-        ),
+        ("symetric", 0.4, {}, "unknown noise 'symetric'; expected one of: none, symmetric, .*, instance, human, file"),
         ("symmetric:2", 0.4, {}, "unknown variant of symmetric noise '2'; expected one of: included"),
         ("pairflip:2", 0.4, {}, "noise pairflip has no variants, got 'pairflip:2'"),
         ("none", 0.4, {}, r"rate must be 0 for noise none, which has the rate that it has, got 0\.4"),
@@ -520,12 +468,7 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
         ("superclass", 0.4, {"dataset": "cifar100"}, "hold 100 classes, got n_classes 10"),
         ("instance", 0.4, {}, "instance noise depends on the images: give x_NCHW"),
         ("instance", 0.4, {"x_NCHW": torch.zeros(3, 1, 2, 2)}, "an image for each of 841 labels, got 3"),
-        (
-            "asymmetric",
-            0.4,
-            {"n_classes": 4, "true_N": torch.arange(4)},
-            "the map of cifar10 needs 10 classes, got n_classes 4",
-        ),
+        ("asymmetric", 0.4, {"n_classes": 4, "true_N": torch.arange(4)}, "map of cifar10 needs 10 classes, .* 4"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(kind, rate, options, message):
@@ -566,15 +509,14 @@ def human_root(tmp_path) -> Path:
 
 
 def human(root: Path | None, kind: str = "human:worse", rate: float | None = None, **options) -> Any:
-    defaults: dict[str, Any] = {"true_N": torch.arange(100) % 10, "n_classes": 10, "seed": 0, "dataset": "cifar10"}
-    arguments = defaults | options
+    arguments: dict[str, Any] = {"true_N": torch.arange(100) % 10, "n_classes": 10, "seed": 0, "dataset": "cifar10"}
+    arguments |= options
     return inject(arguments.pop("true_N"), kind, rate, root=root, **arguments)
 
 
 def test_human_labels_follow_the_index(human_root):
     whole = human(human_root)
-    assert whole.noisy_N[:30].tolist() == [(k + 1) % 10 for k in range(10)] * 3
-    assert torch.equal(whole.noisy_N[30:], whole.true_N[30:])
+    assert torch.equal(whole.noisy_N, (whole.true_N + (torch.arange(100) < 30)) % 10)
     index_N = torch.tensor([99, 0, 31, 5])
     part = human(human_root, true_N=index_N % 10, index_N=index_N, rate=0)
     assert part.noisy_N.tolist() == [9, 1, 1, 6]
@@ -582,7 +524,9 @@ def test_human_labels_follow_the_index(human_root):
     assert torch.equal(part.transition_nominal, whole.transition_realised)
 
 
-def test_human_labels_may_lie_in_the_root_itself(human_root):
+def test_human_labels_need_a_root_and_may_lie_in_it(human_root):
+    with pytest.raises(InputError, match=r"human labels in CIFAR-10_human\.pt is read .*: give their folder, --root"):
+        human(None)
     expected = human(human_root).checksum
     (human_root / "cifar-n" / "CIFAR-10_human.pt").rename(human_root / "CIFAR-10_human.pt")
     assert human(human_root).checksum == expected
@@ -604,16 +548,10 @@ def test_human_labels_may_lie_in_the_root_itself(human_root):
         ({"dataset": "digits"}, "human labels exist for: cifar10, cifar100, cifar100-coarse, got digits"),
         (
             {"dataset": "cifar100", "kind": "human:coarse"},
-            "human:coarse labels the classes of data set cifar100-coarse, got cifar100",
+            "labels the classes of data set cifar100-coarse, got cifar100",
         ),
-        (
-            {"dataset": "cifar100-coarse", "kind": "human:fine"},
-            "human:fine labels the classes of data set cifar100, got cifar100-coarse",
-        ),
-        (
-            {"dataset": "cifar100", "kind": "human:fine"},
-            r"human labels missing: put CIFAR-100_human\.pt .* at .*cifar-n",
-        ),
+        ({"dataset": "cifar100-coarse", "kind": "human:fine"}, "the classes of data set cifar100, got cifar100-coarse"),
+        ({"dataset": "cifar100", "kind": "human:fine"}, r"labels missing: put CIFAR-100_human\.pt .* at .*cifar-n"),
         ({"n_classes": 11, "true_N": torch.arange(100) % 11}, "another order than the images"),
     ],
 )
@@ -622,52 +560,31 @@ def test_human_labels_that_do_not_fit_are_refused(human_root, options, message):
         human(human_root, **options)
 
 
-def test_human_labels_need_a_root():
-    with pytest.raises(
-        InputError, match=r"human labels in CIFAR-10_human\.pt is read from files: give their folder, --root"
-    ):
-        human(None)
-
-
-class Trap:
-    """Creates a folder when unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_code_in_a_file_of_human_labels_is_not_run(human_root):
     path, sprung = human_root / "cifar-n" / "CIFAR-10_human.pt", human_root / "sprung"
-    torch.save({"clean_label": Trap(sprung)}, path)
-    with pytest.raises(InputError, match="is damaged or no file of CIFAR-N's labels"):
-        human(human_root)
-    path.write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(InputError, match="is damaged or no file of CIFAR-N's labels"):
-        human(human_root)
+    for write in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        write({"clean_label": Trap(sprung)}, path)
+        with pytest.raises(InputError, match="is damaged or no file of CIFAR-N's labels"):
+            human(human_root)
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    "labels, message",
     [
-        ({"worse_label": np.full(100, 10)}, r"worse_label in .* must be in \[0, 10\), got 10 at 0"),
-        ({"worse_label": np.zeros(99, dtype=int)}, r"worse_label in .* must be \(100,\) int64, got \(99,\)"),
-        ({"worse_label": np.zeros((100, 1), dtype=int)}, r"worse_label in .* must be \(100,\) int64, got \(100, 1\)"),
+        (np.full(100, 10), r"worse_label in .* must be in \[0, 10\), got 10 at 0"),
+        (np.zeros(99, dtype=int), r"worse_label in .* must be \(100,\) int64, got \(99,\)"),
+        (np.zeros((100, 1), dtype=int), r"worse_label in .* must be \(100,\) int64, got \(100, 1\)"),
+        (None, r"CIFAR-10_human\.pt is damaged"),
     ],
 )
-def test_damaged_human_labels_are_refused(human_root, content, message):
-    torch.save({"clean_label": np.arange(100) % 10} | content, human_root / "cifar-n" / "CIFAR-10_human.pt")
-    with pytest.raises(InputError, match=message):
-        human(human_root)
-
-
-def test_a_truncated_file_of_human_labels_is_refused(human_root):
+def test_damaged_human_labels_are_refused(human_root, labels, message):
     path = human_root / "cifar-n" / "CIFAR-10_human.pt"
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"CIFAR-10_human\.pt is damaged"):
+    if labels is None:
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        torch.save({"clean_label": np.arange(100) % 10, "worse_label": labels}, path)
+    with pytest.raises(InputError, match=message):
         human(human_root)
 
 
@@ -678,11 +595,7 @@ PERCENT = {
     "cifar100": {"fine": 40.20},
     "cifar100-coarse": {"coarse": 26.40},
 }
-FOLDERS = {
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "cifar100-coarse": "cifar-100-python",
-}
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "cifar100-coarse": "cifar-100-python"}
 
 
 @pytest.fixture(params=list(PERCENT))

@@ -16,52 +16,49 @@ def random(seed=0):
 
 
 def problem(n=60, d=7, k=3, seed=0):
+    """Features, one-hot labels, and that all are in use."""
     z = torch.randn(n, d, generator=random(seed), dtype=torch.float64) * torch.arange(1, d + 1) + 3
     y = torch.nn.functional.one_hot(torch.randint(k, (n,), generator=random(seed + 1)), k).double()
-    return z, y
+    return z, y, torch.ones(n, dtype=torch.bool)
+
+
+def of_patches(x, y, use=None, count=4, mirror=False):
+    use = torch.ones(len(x), dtype=torch.bool) if use is None else use
+    return predictors.leave_one_out_of_patches(x, y, use, count=count, mirror=mirror, generator=random())
 
 
 @pytest.mark.parametrize("held_out", [0, 20])
 def test_leave_one_out_in_closed_form_equals_training_without_the_sample(held_out):
-    z, y = problem()
-    use = torch.arange(60) >= held_out
-    share = 0.2
+    z, y, _ = problem()
+    use, share = torch.arange(60) >= held_out, 0.2
     r = predictors.leave_one_out(z, y, use, (share,))
     scaled = (z - z[use].mean(0)) / z[use].std(0, correction=0)
     for i in range(60):
-        others = use.clone()
-        others[i] = False
+        others = use & (torch.arange(60) != i)
         # λ is N times a share, for all N in use; the closed form keeps it when it leaves one out
         model = Ridge(alpha=share * int(use.sum())).fit(scaled[others], y[others])
         assert r[i].tolist() == pytest.approx(model.predict(scaled[i : i + 1])[0].tolist(), abs=1e-9)
 
 
-def test_the_prediction_for_a_sample_does_not_depend_on_its_own_label():
-    z, y = problem()
-    use = torch.ones(60, dtype=torch.bool)
+def test_neither_the_own_label_of_a_sample_nor_labels_that_are_not_in_use_have_an_influence():
+    z, y, use = problem()
     other = y.clone()
     other[7] = y[7].roll(1)
     a, b = (predictors.leave_one_out(z, labels, use, (0.2,)) for labels in (y, other))
     assert (a[7] - b[7]).abs().max() < 1e-12
     assert (a[8] - b[8]).abs().max() > 1e-5
-
-
-def test_labels_that_are_not_in_use_have_no_influence():
-    z, y = problem()
     use = torch.arange(60) >= 20
     other = torch.where(use[:, None], y, y.roll(1, 1))
-    a, b = (predictors.leave_one_out(z, labels, use) for labels in (y, other))
-    assert torch.equal(a, b)
+    assert torch.equal(*(predictors.leave_one_out(z, labels, use) for labels in (y, other)))
 
 
 def test_the_ridge_is_the_one_of_least_error():
-    z, y = problem(400)
-    use = torch.ones(400, dtype=torch.bool)
+    z, y, use = problem(400)
     grid = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
     alone = {share: predictors.leave_one_out(z, y, use, (share,)) for share in grid}
     errors = {share: (r - y)[:: predictors.PROBED].square().sum().item() for share, r in alone.items()}
     best = min(errors, key=errors.__getitem__)
-    assert best not in (grid[0],)
+    assert best != grid[0]
     torch.testing.assert_close(predictors.leave_one_out(z, y, use, grid), alone[best])
 
 
@@ -89,57 +86,41 @@ def test_responses_equal_loops_over_patches(mirror):
         torch.testing.assert_close(z[n], cells.flatten(), atol=1e-5, rtol=1e-4)
 
 
-def test_filters_ignore_brightness_and_whiten():
-    x = torch.randn(200, 3, 10, 10, generator=random())
-    made = predictors.filters(x, 16, random(1))
+def test_filters_ignore_brightness_and_much_contrast_and_whiten():
+    made = predictors.filters(torch.randn(200, 3, 10, 10, generator=random()), 16, random(1))
     assert made.kernel.shape == (16, 3, 3, 3)
     assert made.kernel.sum((1, 2, 3)).abs().max() < 1e-4  # brightness is left out
     # of white noise the whitened filters are patches of unit length
     assert (made.kernel.flatten(1).norm(dim=1) - 1).abs().max() < 0.15
-
-
-def test_contrast_makes_no_difference_where_there_is_much():
-    x = 100 * torch.randn(20, 1, 9, 9, generator=random())
-    made = predictors.filters(x, 8, random(1))
+    x = 100 * torch.randn(20, 3, 9, 9, generator=random())
     a, b = (predictors.responses(made, scale * x, mirror=False) for scale in (1, 3))
     torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(12, 1, 8, 8), (12, 3, 64, 64), (12, 3, 48, 96), (12, 1, 3, 3)])
 def test_images_of_any_size_give_a_prediction_of_every_class(shape):
-    x = torch.randn(shape, generator=random())
-    y = torch.eye(3).repeat(4, 1)
-    use = torch.ones(12, dtype=torch.bool)
-    r = predictors.leave_one_out_of_patches(x, y, use, count=8, mirror=True, generator=random())
+    x, y = torch.randn(shape, generator=random()), torch.eye(3).repeat(4, 1)
+    r, again = (of_patches(x, y, count=8, mirror=True) for _ in range(2))
     assert r.shape == (12, 3)
     assert r.isfinite().all()
-    assert torch.equal(r, predictors.leave_one_out_of_patches(x, y, use, count=8, mirror=True, generator=random()))
+    assert torch.equal(r, again)
 
 
 def test_flat_images_give_the_share_of_every_class():
-    y = torch.eye(2).repeat(6, 1)
-    r = predictors.leave_one_out_of_patches(
-        torch.ones(12, 1, 8, 8), y, torch.ones(12, dtype=torch.bool), count=4, mirror=False, generator=random()
-    )
-    assert (r - 0.5).abs().max() < 0.1
+    assert (of_patches(torch.ones(12, 1, 8, 8), torch.eye(2).repeat(6, 1)) - 0.5).abs().max() < 0.1
 
 
 def test_too_small_images_and_too_few_labels_are_named():
-    y, use = torch.eye(2).repeat(6, 1), torch.ones(12, dtype=torch.bool)
+    y = torch.eye(2).repeat(6, 1)
     with pytest.raises(InputError, match="at least 3 pixels wide and high, got 2 by 8"):
-        predictors.leave_one_out_of_patches(torch.ones(12, 1, 2, 8), y, use, count=4, mirror=False, generator=random())
-    few = torch.arange(12) == 0
+        of_patches(torch.ones(12, 1, 2, 8), y)
     with pytest.raises(InputError, match="at least 2 samples, got 1"):
-        predictors.leave_one_out_of_patches(torch.ones(12, 1, 8, 8), y, few, count=4, mirror=False, generator=random())
+        of_patches(torch.ones(12, 1, 8, 8), y, torch.arange(12) == 0)
 
 
 def test_wrong_labels_of_digits_stand_out_before_anything_is_trained():
     problem = digits(None, "symmetric", 0.4)
-    use = torch.ones(len(problem), dtype=torch.bool)
-    r = predictors.leave_one_out_of_patches(
-        problem.x, problem.noisy_NK, use, count=128, mirror=False, generator=random()
-    )
-    of_noisy = r.gather(1, problem.noisy[:, None])[:, 0]
+    of_noisy = of_patches(problem.x, problem.noisy_NK, count=128).gather(1, problem.noisy[:, None])[:, 0]
     assert auroc(of_noisy.double(), problem.noisy == problem.true) > 0.95
 
 
@@ -148,14 +129,14 @@ def test_wrong_labels_of_digits_stand_out_before_anything_is_trained():
 K = 4
 
 
-def blurred(n=400, k=K, apart=1.0, seed=0, T=None):
+def blurred(n=400, seed=0, T=None):
     """Predictions in which class 1 looks much like class 0; true and noisy labels."""
     rng = torch.Generator().manual_seed(seed)
-    true = torch.randint(k, (n,), generator=rng)
-    centre = apart * torch.eye(k, dtype=torch.float64)
+    true = torch.randint(K, (n,), generator=rng)
+    centre = torch.eye(K, dtype=torch.float64)
     centre[1] = 0.7 * centre[0] + 0.3 * centre[1]
     noisy = true if T is None else torch.multinomial(T[true], 1, generator=rng)[:, 0]
-    return centre[true] + 0.3 * torch.randn(n, k, generator=rng, dtype=torch.float64), true, noisy
+    return centre[true] + 0.3 * torch.randn(n, K, generator=rng, dtype=torch.float64), true, noisy
 
 
 def slow(r, noisy, T, scale):
@@ -201,9 +182,8 @@ def slow(r, noisy, T, scale):
 @pytest.mark.parametrize("T", [uniform(0.0, K), uniform(0.3, K), torch.eye(K).roll(1, 1) * 0.4 + torch.eye(K) * 0.6])
 def test_lda_equals_the_formulas_written_out_sample_by_sample(T):
     r, _, noisy = blurred(n=120, T=uniform(0.2, K))
-    torch.testing.assert_close(
-        lda_statistics(r, noisy).probabilities(T, 0.8).double(), slow(r, noisy, T, 0.8), atol=2e-5, rtol=1e-4
-    )
+    found = lda_statistics(r, noisy).probabilities(T, 0.8)
+    torch.testing.assert_close(found.double(), slow(r, noisy, T, 0.8), atol=2e-5, rtol=1e-4)
 
 
 def test_the_matrix_unmixes_the_means():
@@ -211,11 +191,8 @@ def test_the_matrix_unmixes_the_means():
     T = 0.6 * torch.eye(K, dtype=torch.float64) + 0.4 * torch.eye(K, dtype=torch.float64).roll(1, 1)
     r, true, noisy = blurred(n=6000, T=T)
     lda = lda_statistics(r @ T, noisy)
-
-    def right(T):
-        return (lda.probabilities(T, 1.0).argmax(1) == true).double().mean().item()
-
-    assert right(T) > right(uniform(0.0, K)) + 0.05
+    right, without = ((lda.probabilities(M, 1.0).argmax(1) == true).double().mean() for M in (T, uniform(0.0, K)))
+    assert right > without + 0.05
 
 
 def test_differences_of_means_by_chance_are_left_out():
@@ -257,12 +234,8 @@ def test_gradients_reach_the_matrix_and_the_scale():
 
 def test_classes_without_a_label_or_with_one_and_a_single_class_are_no_obstacle():
     r, _, noisy = blurred()
-    noisy = noisy.clone()
-    noisy[noisy == 3] = 0
-    assert lda_statistics(r, noisy).probabilities(uniform(0.1, K), 1.0).isfinite().all()
-    noisy[7] = 3
-    assert lda_statistics(r, noisy).probabilities(uniform(0.1, K), 1.0).isfinite().all()
-    assert (
-        lda_statistics(torch.ones(4, 1), torch.zeros(4, dtype=torch.long)).probabilities(torch.ones(1, 1), 1.0).tolist()
-        == [[1]] * 4
-    )
+    without = noisy.where(noisy != 3, 0)
+    for labels in (without, without.where(torch.arange(400) != 7, 3)):
+        assert lda_statistics(r, labels).probabilities(uniform(0.1, K), 1.0).isfinite().all()
+    one = lda_statistics(torch.ones(4, 1), torch.zeros(4, dtype=torch.long))
+    assert one.probabilities(torch.ones(1, 1), 1.0).tolist() == [[1]] * 4

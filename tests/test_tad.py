@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from noisy_digits import SMALL, WIDE, K, digits, same_bits, sklearn_trust, without_truth
+from noisy_digits import SMALL, WIDE, K, assert_consistent, digits, plain_thetas, same_bits, sklearn_trust
 
 from tadlib import trust
 from tadlib.config import AuditorConfig, TadConfig
 from tadlib.nn import training
-from tadlib.nn.training import Sgd, State, one_hot, predict
-from tadlib.trust import RECALIBRATED, SPACES, TRUSTED, UNTRUSTED, RefinedSet, Tad, base, mixture, tad
+from tadlib.nn.training import one_hot, predict
+from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, RefinedSet, Tad, base, mixture, tad
 
 AUDITOR = AuditorConfig(epochs=4, warmup=2, lr=0.05, batch=32)
 CRITERIA = ("both", "mahalanobis", "cosine")
@@ -44,25 +44,14 @@ def slow_loss(problem, theta):
     return torch.stack([logits[i].exp().sum().log() - logits[i, y] for i, y in enumerate(problem.noisy)])
 
 
-def assert_consistent(refined: RefinedSet, auditor: AuditorConfig):
-    """What holds of every refined set of TAD."""
-    n = len(refined.noisy)
-    trusted, new, untrusted = (refined.space == s for s in (TRUSTED, RECALIBRATED, UNTRUSTED))
-    assert (trusted | new | untrusted).all()
-    assert (refined.weight[trusted] == 1).all()
-    assert ((refined.weight[new] > 0) & (refined.weight[new] <= 1.0001)).all()
-    assert (refined.weight[untrusted] == 0).all()
+def assert_consistent_weights(refined: RefinedSet, auditor=AUDITOR):
+    """What holds of every refined set of TAD: a trusted label counts fully, a new one as far as it is reliable."""
+    assert_consistent(refined, auditor)
+    new = refined.space == RECALIBRATED
+    assert (refined.weight[refined.space == TRUSTED] == 1).all()
+    assert (refined.weight[new] > 0).all()
+    assert (refined.weight[refined.space == UNTRUSTED] == 0).all()
     assert torch.equal(refined.y[~new], one_hot(refined.noisy[~new], K))
-    assert (refined.label[new] != refined.noisy[new]).all()
-    torch.testing.assert_close(refined.y.sum(1), torch.ones(n), rtol=1e-5, atol=1e-5)
-    assert ((refined.trust >= 0) & (refined.trust <= 1)).all()
-    assert torch.bincount(refined.noisy[trusted], minlength=K).min() >= 1
-    assert refined.space_history.shape == (auditor.epochs, n)
-    assert torch.equal(refined.space_history[-1], refined.space)
-    assert (refined.space_history[: auditor.warmup - 1] == TRUSTED).all()
-    assert [row["epoch"] for row in refined.history] == list(range(auditor.epochs))
-    for row, spaces in zip(refined.history, refined.space_history):
-        assert [row[f"n_{name}"] for name in SPACES] == torch.bincount(spaces.long(), minlength=3).tolist()
 
 
 # When losses are averaged and mixtures are fitted
@@ -88,21 +77,14 @@ def test_mixtures_are_fitted_once_an_epoch_from_the_end_of_warm_up_to_the_last_e
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
 def test_the_loss_is_averaged_over_evaluation_passes_with_the_weight_mu_on_the_old_value(problem, mu):
-    seen, average = epochs(problem, mu=mu), None
-    for e, state in enumerate(seen):
-        if e < AUDITOR.warmup - 1:
-            assert state["loss"] is None
-            continue
+    average = None
+    for state in epochs(problem, mu=mu)[AUDITOR.warmup - 1 :]:
         loss = slow_loss(problem, state["theta"])
         average = loss if average is None else mu * average + (1 - mu) * loss
         torch.testing.assert_close(state["loss"].double(), average, rtol=1e-5, atol=1e-5)
-    assert ((average - loss).abs().max() > 0.1) == (mu > 0)  # the case must tell the average from the last loss
-
-
-def test_predictions_of_the_last_pass_are_kept_for_the_next_epoch(problem):
-    for state in epochs(problem)[AUDITOR.warmup - 1 :]:
+        # predictions of the pass, not averaged, are for the next epoch
         assert torch.equal(state["p"], predict(SMALL, state["theta"], problem.x)[0].softmax(1))
-        assert not state["p"].requires_grad
+    assert ((average - loss).abs().max() > 0.1) == (mu > 0)  # the case must tell the average from the last loss
 
 
 # The threshold
@@ -118,15 +100,13 @@ def test_tau_is_a_line_from_the_first_division_to_the_last_epoch(n, warmup, star
 
 
 def test_the_history_holds_tau_of_every_division_and_a_single_one_takes_tau_start(problem):
-    auditor = replace(AUDITOR, epochs=3, warmup=1)
-    rows = run(problem, auditor, tau_start=0.9, tau_end=0.1).history
-    assert [row["tau"] for row in rows] == pytest.approx([0.9, 0.5, 0.1])
-    rows = run(problem, replace(auditor, warmup=3), tau_start=0.9, tau_end=0.1).history
-    assert [row.get("tau") for row in rows] == [None, None, 0.9]
+    for warmup, expected in ((1, [0.9, 0.5, 0.1]), (3, [None, None, 0.9])):
+        rows = run(problem, replace(AUDITOR, epochs=3, warmup=warmup), tau_start=0.9, tau_end=0.1).history
+        assert [row.get("tau") for row in rows] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 0.999])
-def test_trusted_is_what_exceeds_tau_and_the_minimum_of_smallest_losses(problem, tau):
+def test_trusted_is_what_exceeds_tau_and_the_minimum_of_smallest_losses_of_every_class(problem, tau):
     method = Tad(AUDITOR, TadConfig(tau_start=tau, tau_end=tau, minimum=0.5))
     loss = slow_loss(problem, epochs(problem)[-1]["theta"])
     w, trusted, _ = method.outer(problem, loss, 3)
@@ -138,18 +118,6 @@ def test_trusted_is_what_exceeds_tau_and_the_minimum_of_smallest_losses(problem,
     assert torch.equal(trusted, expected)
     assert torch.bincount(problem.noisy[trusted], minlength=K).min() >= least
     assert torch.bincount(problem.noisy[w > tau], minlength=K).min() < least  # the case must need the minimum
-
-
-@pytest.mark.parametrize("minimum, least", [(0.0, 1), (0.03, 1), (0.1, 3), (0.9, 27)])
-def test_the_minimum_of_every_class_is_kept_however_strict_tau_is(problem, minimum, least):
-    wide_gap = torch.where(torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.9, 1.0, 0.0)
-    loss = wide_gap + 0.3 * torch.rand(300, generator=torch.Generator().manual_seed(1))  # few low losses
-    method = Tad(AUDITOR, TadConfig(tau_start=0.999, tau_end=0.999, minimum=minimum, delta=0.0))
-    w, trusted, _ = method.outer(problem, loss, 3)
-    counts, alone = (torch.bincount(problem.noisy[mask], minlength=K) for mask in (trusted, w > 0.999))
-    sizes = torch.bincount(problem.noisy, minlength=K)
-    assert torch.equal(counts, torch.maximum(alone, sizes.clamp_max(least)))
-    assert alone.min() < 27
 
 
 # Groups
@@ -165,14 +133,11 @@ def bumps(problem, shifted=0.0):
 def test_classes_divide_themselves_whatever_the_level_of_their_losses(problem):
     """With one mixture for all, a class of large losses is untrusted as a whole, but for the minimum."""
     by_class, together = (Tad(AUDITOR, TadConfig(class_wise=c, minimum=0.1)) for c in (True, False))
-    right = problem.noisy == problem.true
-    first = problem.noisy == 0
-    for shifted in (0.0, 5.0):
-        _, trusted, counts = by_class.outer(problem, bumps(problem, shifted), 3)
+    right, first = problem.noisy == problem.true, problem.noisy == 0
+    for method, shifted in ((by_class, 0.0), (by_class, 5.0), (together, 0.0)):
+        _, trusted, counts = method.outer(problem, bumps(problem, shifted), 3)
         assert torch.equal(trusted, right)
         assert counts["n_clean_classes"] == 0
-    _, trusted, _ = together.outer(problem, bumps(problem), 3)
-    assert torch.equal(trusted, right)
     _, trusted, _ = together.outer(problem, bumps(problem, 5.0), 3)
     assert trusted[~first].all()
     assert trusted[first].sum() == 3 < right[first].sum()
@@ -181,62 +146,41 @@ def test_classes_divide_themselves_whatever_the_level_of_their_losses(problem):
 # Clean classes
 
 
-@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"alpha": 0.3, "drop": 0.0}, {"alpha": 1.0}], ids=str)
 @pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"alpha": 0.3, "drop": 0.0}], ids=str)
 def test_where_every_class_is_clean_nothing_is_untrusted_or_recalibrated(problem, criterion, settings):
-    strict = {"tau_start": 0.999, "tau_end": 0.999, "delta": 1e9}
-    refined = run(problem, criterion=criterion, **strict, **settings)
+    refined = run(problem, criterion=criterion, tau_start=0.999, tau_end=0.999, delta=1e9, **settings)
     assert (refined.space_history == TRUSTED).all()
     assert refined.trust.min() > 0.999
     assert torch.equal(refined.y, problem.noisy_NK)
-    assert all(row["n_clean_classes"] == K for row in refined.history[AUDITOR.warmup - 1 :])
-    assert all(row["n_recalled"] == row["n_dropped"] == 0 for row in refined.history[AUDITOR.warmup - 1 :])
+    for row in refined.history[AUDITOR.warmup - 1 :]:
+        assert row["n_clean_classes"] == K
+        assert row["n_recalled"] == row["n_dropped"] == 0
 
 
-def plain_thetas(problem, n):
-    """Parameters after every epoch of plain training on the noisy labels."""
-    start = base.Auditor.new(problem)
-    state, found = State(start.theta, None), []
-    for _ in range(n):
-        state = training.train_epoch(
-            SMALL,
-            state,
-            problem.x,
-            problem.noisy_NK,
-            torch.ones(len(problem)),
-            sgd=Sgd(AUDITOR.lr, AUDITOR.momentum, AUDITOR.weight_decay),
-            batch=AUDITOR.batch,
-            strategy=AUDITOR.augmentation,
-            generator=start.generator,
-        )
-        found.append(state.theta)
-    return found
-
-
-def test_without_noisy_classes_and_consistency_the_auditor_is_trained_plainly(problem):
-    for state, theta in zip(epochs(problem, delta=1e9, consistency=0.0), plain_thetas(problem, 4), strict=True):
-        assert torch.equal(state["theta"], theta)
-
-
-def test_warm_up_is_plain_training_and_the_epochs_after_it_are_not(problem):
-    same = [torch.equal(s["theta"], theta) for s, theta in zip(epochs(problem), plain_thetas(problem, 4), strict=True)]
-    assert same == [True, True, False, False]
+@pytest.mark.parametrize("off, plain_epochs", [({}, 2), ({"delta": 1e9, "consistency": 0.0}, 4)])
+def test_warm_up_and_epochs_without_noisy_classes_and_consistency_are_plain_training(problem, off, plain_epochs):
+    thetas = plain_thetas(problem, AUDITOR)
+    same = [torch.equal(s["theta"], theta) for s, theta in zip(epochs(problem, **off), thetas, strict=True)]
+    assert same == [epoch < plain_epochs for epoch in range(4)]
 
 
 # Recalibration
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("drop", [0.0, 0.98, 1.0])
-def test_alpha_1_recalls_and_recalibrates_nothing_whatever_the_criterion(problem, criterion, drop):
+@pytest.fixture(scope="module")
+def unbelieved(problem):
+    return run(problem, alpha=1.0, drop=1.0)
+
+
+@pytest.mark.parametrize("criterion, drop", [("both", 0.0), ("mahalanobis", 0.98), ("cosine", 1.0)])
+def test_alpha_1_recalls_and_recalibrates_nothing_whatever_the_criterion(problem, unbelieved, criterion, drop):
     refined = run(problem, alpha=1.0, criterion=criterion, drop=drop)
     assert not (refined.space_history == RECALIBRATED).any()
     assert (refined.space == UNTRUSTED).any()
     assert torch.equal(refined.y, problem.noisy_NK)
-    for row in refined.history[AUDITOR.warmup - 1 :]:
-        assert row["n_recalled"] == row["n_dropped"] == 0
-    others = run(problem, alpha=1.0, criterion="both", drop=1.0)
-    assert torch.equal(refined.trust, others.trust)  # what nobody believes changes nothing
+    assert all(row["n_recalled"] == row["n_dropped"] == 0 for row in refined.history[AUDITOR.warmup - 1 :])
+    assert torch.equal(refined.trust, unbelieved.trust)  # what nobody believes changes nothing
 
 
 def test_a_smaller_alpha_believes_more_candidates(problem):
@@ -275,27 +219,25 @@ def test_a_recalibrated_sample_has_its_posterior_as_soft_label_and_its_reliabili
     assert torch.equal(hard.y, one_hot(hard.label, K))
 
 
-def test_recalibration_helps_the_labels_on_the_way(problem):
-    refined = run(problem, replace(AUDITOR, epochs=12, warmup=4))
-    figures = refined.metrics(problem.true)
-    assert figures["label_accuracy"] > (problem.noisy == problem.true).double().mean() + 0.05
-    assert figures["relabel_accuracy"] is None or figures["relabel_count"] > 0
-
-
 # What the auditor learns
 
 
-def test_the_auditor_of_the_next_epoch_learns_exactly_the_refined_set_of_this_one(problem, monkeypatch):
-    learned = []
+def intercepted(monkeypatch) -> list[tuple]:
+    """Labels, weights and further loss of every epoch of training from now on."""
+    learned: list[tuple] = []
 
-    def intercepted(net, state, x, y, w, **more):
+    def train_epoch(net, state, x, y, w, **more):
         learned.append((y, w, more["extra"]))
         return training.train_epoch(net, state, x, y, w, **more)
 
-    monkeypatch.setattr(base, "train_epoch", intercepted)
+    monkeypatch.setattr(base, "train_epoch", train_epoch)
+    return learned
+
+
+def test_the_auditor_of_the_next_epoch_learns_exactly_the_refined_set_of_this_one(problem, monkeypatch):
+    learned = intercepted(monkeypatch)
     seen = epochs(problem, consistency=0.0)
-    first = RefinedSet.of_labels(problem, problem.noisy)
-    before = [first] + [state["refined"] for state in seen[:-1]]
+    before = [RefinedSet.of_labels(problem, problem.noisy)] + [state["refined"] for state in seen[:-1]]
     for (y, w, extra), refined in zip(learned, before, strict=True):
         assert torch.equal(y, refined.y)
         assert torch.equal(w, refined.weight)
@@ -326,31 +268,23 @@ def test_the_consistency_loss_is_zero_in_warm_up_and_ramps_to_its_weight():
 
 
 def test_the_teacher_of_consistency_is_the_last_evaluation_pass(problem, monkeypatch):
-    extras = []
-
-    def intercepted(net, state, x, y, w, **more):
-        extras.append(more["extra"])
-        return training.train_epoch(net, state, x, y, w, **more)
-
-    monkeypatch.setattr(base, "train_epoch", intercepted)
+    learned = intercepted(monkeypatch)
     seen = epochs(problem, consistency=0.5)
+    extras = [extra for _, _, extra in learned]
     assert extras[:2] == [None, None]
-    index = torch.arange(10)
-    logits = torch.zeros(10, K)
     for extra, before, eta in zip(extras[2:], seen[1:], (0.25, 0.5)):
-        p = before["p"][index].double()
+        p = before["p"][:10].double()
         expected = eta * (p * (p.log() + math.log(K))).sum(1).mean()
-        assert extra(logits, index).item() == pytest.approx(expected.item(), rel=1e-4)
+        assert extra(torch.zeros(10, K), torch.arange(10)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_confidence_penalty_is_the_negative_entropy_in_warm_up_and_nothing_after():
     method = Tad(AUDITOR, TadConfig(confidence_penalty=0.3, consistency=0.0))
     logits = torch.randn(6, K, generator=torch.Generator().manual_seed(0))
     p = logits.double().softmax(1)
-    expected = 0.3 * sum(v * math.log(v) for row in p.tolist() for v in row) / 6
     for epoch in range(2):
         found = method.regularizer(None, epoch)(logits, torch.arange(6)).item()
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert found == pytest.approx(0.3 * (p * p.log()).sum().item() / 6, rel=1e-5)
     assert method.regularizer(p.float(), 2) is None
     assert Tad(AUDITOR, TadConfig()).regularizer(None, 0) is None
 
@@ -361,56 +295,40 @@ def test_the_confidence_penalty_is_the_negative_entropy_in_warm_up_and_nothing_a
 def test_without_all_other_parts_the_last_division_is_a_mixture_of_the_last_losses_for_every_class(problem):
     off = {"consistency": 0.0, "alpha": 1.0, "mu": 0.0, "minimum": 0.0, "tau_start": 0.5, "tau_end": 0.5}
     state = epochs(problem, replace(AUDITOR, epochs=5), **off)[-1]
-    refined = state["refined"]
-    loss = slow_loss(problem, state["theta"])
-    separated = 0
+    loss, separated = slow_loss(problem, state["theta"]), 0
     for k in range(K):
-        of_class = (problem.noisy == k).numpy()
+        of_class = problem.noisy == k
         u = loss[of_class].numpy()
-        u = (u - u.min()) / (u.max() - u.min())
-        w, separates = sklearn_trust(u, 99, 0.0)
-        w[:] = w if separates else 1
+        w, separates = sklearn_trust((u - u.min()) / (u.max() - u.min()), 99, 0.0)
+        w = w if separates else np.ones_like(w)
         separated += separates
         clear = np.abs(w - 0.5) > 0.02
         assert clear.mean() > 0.8
-        assert ((refined.space.numpy()[of_class] == TRUSTED) == (w > 0.5))[clear].all()
-        np.testing.assert_allclose(refined.trust.numpy()[of_class], w, atol=0.02)
+        trusted = (state["refined"].space[of_class] == TRUSTED).numpy()
+        assert (trusted == (w > 0.5))[clear].all()
+        np.testing.assert_allclose(state["refined"].trust[of_class], w, atol=0.02)
     assert separated > K / 2
 
 
 # The run as a whole
 
 
-SETTINGS = [
-    {"mu": 0.0},
-    {"class_wise": False},
-    {"delta": 3.0},
-    {"tau_start": 0.99, "tau_end": 0.99},
-    {"tau_end": 0.9},
-    {"minimum": 0.9},
-    {"consistency": 0.0},
-    {"confidence_penalty": 0.5},
-    {"criterion": "mahalanobis"},
-    {"criterion": "cosine"},
-    {"alpha": 0.0},
-    {"alpha": 1.0},
-    {"drop": 0.0},
-    {"drop": 1.0},
-]
+SETTINGS: list[dict] = [{"mu": 0.0}, {"class_wise": False}, {"delta": 3.0}, {"tau_start": 0.99, "tau_end": 0.99}]
+SETTINGS += [{"tau_end": 0.9}, {"minimum": 0.9}, {"consistency": 0.0}, {"confidence_penalty": 0.5}]
+SETTINGS += [{"criterion": "mahalanobis"}, {"criterion": "cosine"}]
+SETTINGS += [{"alpha": 0.0}, {"alpha": 1.0}, {"drop": 0.0}, {"drop": 1.0}]
 BASE = {"alpha": 0.3, "drop": 0.5}  # under which every setting matters for so few samples
 
 
 @pytest.fixture(scope="module")
 def baseline(problem):
-    refined = run(problem, **BASE)
-    assert_consistent(refined, AUDITOR)
-    return refined
+    return run(problem, **BASE)
 
 
 @pytest.mark.parametrize("change", SETTINGS, ids=str)
 def test_every_setting_changes_something_and_leaves_a_consistent_set(problem, baseline, change):
     refined = run(problem, **BASE | change)
-    assert_consistent(refined, AUDITOR)
+    assert_consistent_weights(refined)
     assert not same_bits(refined, baseline)
 
 
@@ -418,57 +336,17 @@ def test_no_setting_is_left_out_above():
     assert {name for change in SETTINGS for name in change} == set(vars(TadConfig()))
 
 
-@pytest.mark.parametrize("n, warmup", [(1, 1), (3, 3), (3, 1)])
-def test_a_single_epoch_and_a_single_division_are_enough(problem, n, warmup):
-    auditor = replace(AUDITOR, epochs=n, warmup=warmup)
-    assert_consistent(run(problem, auditor), auditor)
-    assert_consistent(run(problem, auditor, minimum=0.0, alpha=0.0), auditor)
-
-
-def test_same_seed_same_bits_and_the_global_generator_untouched(problem):
-    before = torch.get_rng_state()
-    a, b = run(problem), run(problem)
-    assert same_bits(a, b)
-    assert a.history == b.history
-    assert not torch.equal(a.trust, run(replace(problem, seed=1)).trust)
-    assert not torch.equal(a.trust, run(replace(problem, name="another")).trust)
-    assert torch.equal(before, torch.get_rng_state())
-    assert not any(v.requires_grad for v in vars(a).values() if isinstance(v, torch.Tensor))
-
-
-def test_the_truth_is_used_for_metrics_only(problem):
-    wrong = replace(problem, true=(problem.true + 1) % K)
-    results = [run(p) for p in (without_truth(problem), problem, wrong)]
-    assert same_bits(results[0], results[1])
-    assert same_bits(results[0], results[2])
-    without, with_truth, with_lie = (r.history[-1] for r in results)
-    assert "trust_auroc" not in without
-    assert with_truth["trust_precision"] != with_lie["trust_precision"]
-    assert without == {k: v for k, v in with_truth.items() if k in without}
-
-
-@pytest.mark.parametrize("auditor", [replace(AUDITOR, momentum=0.0), replace(AUDITOR, augmentation="none")], ids=str)
-def test_settings_of_the_auditor_reach_its_training(problem, auditor, baseline):
-    refined = run(problem, auditor, **BASE)
-    assert_consistent(refined, auditor)
-    assert not same_bits(refined, baseline)
-
-
 def test_digits_with_symmetric_noise_are_sorted_out():
-    problem = digits(None, "symmetric", 0.4, WIDE)
-    auditor = AuditorConfig(epochs=14, warmup=4, batch=64)
+    problem, auditor = digits(None, "symmetric", 0.4, WIDE), AuditorConfig(epochs=14, warmup=4, batch=64)
     refined = run(problem, auditor)
     figures = refined.metrics(problem.true)
-    assert_consistent(refined, auditor)
-    assert figures["trust_auroc"] > 0.95, figures
-    assert figures["trust_precision"] > 0.93, figures
-    assert figures["trust_recall"] > 0.9, figures
-    assert figures["relabel_accuracy"] > 0.7, figures
-    assert figures["label_accuracy"] > 0.9, figures
+    assert_consistent_weights(refined, auditor)
+    bounds = {"trust_auroc": 0.95, "trust_precision": 0.93, "trust_recall": 0.9, "relabel_accuracy": 0.7}
+    assert all(figures[name] > bound for name, bound in (bounds | {"label_accuracy": 0.9}).items()), figures
 
 
 def test_of_clean_digits_few_labels_are_replaced():
     problem = digits(None, "none", 0.0, WIDE)
-    refined = run(problem, AuditorConfig(epochs=14, warmup=4, batch=64))
+    refined = run(problem, AuditorConfig(epochs=10, warmup=4, batch=64))
     assert (refined.space == UNTRUSTED).double().mean() < 0.2
     assert (refined.label != problem.noisy).double().mean() < 0.03

@@ -10,17 +10,7 @@ from torch import nn
 from tadlib.errors import InputError
 from tadlib.nn import augment, training
 from tadlib.nn.networks import Network, NetworkSpec
-from tadlib.nn.training import (
-    Sgd,
-    State,
-    accuracy,
-    batches,
-    one_hot,
-    predict,
-    train_epoch,
-    train_epoch_together,
-    weighted_loss,
-)
+from tadlib.nn.training import Sgd, State, accuracy, batches, predict, train_epoch, train_epoch_together, weighted_loss
 
 SPEC = NetworkSpec((1, 8, 8), 3, width=4, depth=2)
 NET = Network(SPEC)
@@ -32,10 +22,20 @@ def data(n: int = 23, seed: int = 0, dtype=torch.float32):
     return x, torch.randn(n, 3, generator=rng, dtype=dtype).softmax(1), torch.rand(n, generator=rng, dtype=dtype)
 
 
-def epoch(x, y, w, *, theta=None, seed=0, sgd=Sgd(0.1), batch=8, strategy="none", **more):  # noqa: B008 (frozen)
-    theta = NET.init(0).to(x.dtype) if theta is None else theta
-    rng = torch.Generator().manual_seed(seed)
-    return train_epoch(NET, State(theta), x, y, w, sgd=sgd, batch=batch, strategy=strategy, generator=rng, **more)
+SGD = Sgd(0.1)
+
+
+def epoch(x, y, w, *, net=NET, state=None, seed=0, sgd=SGD, batch=8, strategy="none", **more):
+    state = State(net.init(0).to(x.dtype)) if state is None else state
+    rng = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    return train_epoch(net, state, x, y, w, sgd=sgd, batch=batch, strategy=strategy, generator=rng, **more)
+
+
+def by_hand(spec=SPEC):
+    """The network as a module, and a function that returns its parameters as one vector."""
+    module = convnet_by_hand(spec).double()
+    nn.utils.vector_to_parameters(NET.init(0).double(), module.parameters())
+    return module, lambda: nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -56,47 +56,38 @@ def test_step_is_that_of_torch_sgd_bit_for_bit(momentum, weight_decay):
 
 def test_an_epoch_equals_a_plain_loop_with_a_module_and_an_optimiser():
     x, y, w = data(dtype=torch.float64)
-    sgd, batch, strategy = Sgd(0.05, 0.9, 1e-2), 8, "color_crop_flip"
-    state = epoch(x, y, w, sgd=sgd, batch=batch, strategy=strategy)
-
-    module = convnet_by_hand(SPEC).double()
-    nn.utils.vector_to_parameters(NET.init(0).double(), module.parameters())
+    state = epoch(x, y, w, sgd=Sgd(0.05, 0.9, 1e-2), strategy="color_crop_flip")
+    module, vector = by_hand()
     optimiser = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
     rng = torch.Generator().manual_seed(0)
     for index in torch.randperm(len(x), generator=rng).tensor_split(3):
-        x_B = augment.apply(augment.draw(strategy, len(index), rng), x[index])
+        x_B = augment.apply(augment.draw("color_crop_flip", len(index), rng), x[index])
         each = nn.functional.cross_entropy(module(x_B), y[index], reduction="none")
         optimiser.zero_grad()
         ((w[index] * each).sum() / w[index].sum()).backward()
         optimiser.step()
-    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
-    torch.testing.assert_close(state.theta, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state.theta, vector(), rtol=1e-12, atol=1e-12)
     assert not torch.equal(state.theta, NET.init(0).double())
 
 
-def test_same_seed_same_bits_and_the_global_generator_untouched():
+def test_same_seed_same_bits_without_a_graph_and_the_global_generator_untouched():
     x, y, w = data()
     before = torch.get_rng_state()
-    runs = [epoch(x, y, w, strategy="crop_scale_color", seed=s) for s in (1, 1, 2)]
+    runs = [epoch(x, y, w, strategy="crop_scale_color", sgd=Sgd(0.1, 0.9), seed=s) for s in (1, 1, 2)]
     assert torch.equal(runs[0].theta, runs[1].theta)
     assert not torch.equal(runs[0].theta, runs[2].theta)
     assert torch.equal(before, torch.get_rng_state())
+    assert not any(part.requires_grad for part in (runs[0].theta, runs[0].velocity))
 
 
-def test_no_graph_survives_an_epoch():
-    x, y, w = data()
-    state = epoch(x, y, w, sgd=Sgd(0.1, 0.9))
-    assert not state.theta.requires_grad
-    assert state.velocity is not None
-    assert not state.velocity.requires_grad
-
-
-def test_samples_of_weight_zero_change_nothing():
+def test_samples_of_weight_zero_change_nothing_and_training_on_them_alone_is_refused():
     x, y, w = data()
     w[::3] = 0
     changed = x.clone()
     changed[::3] = torch.nan
     assert torch.equal(epoch(x, y, w).theta, epoch(changed, y, w).theta)
+    with pytest.raises(InputError, match="positive weight"):
+        epoch(x, y, torch.zeros_like(w))
 
 
 def test_a_further_loss_sees_samples_of_weight_zero_too():
@@ -113,12 +104,6 @@ def test_a_further_loss_sees_samples_of_weight_zero_too():
     assert not torch.equal(with_extra.theta, epoch(x, y, w, extra=lambda logits, index: 0 * logits.sum()).theta)
     nothing = torch.zeros_like(w)
     assert not torch.equal(epoch(x, y, nothing, extra=extra).theta, NET.init(0))
-
-
-def test_training_on_nothing_is_refused():
-    x, y, w = data()
-    with pytest.raises(InputError, match="positive weight"):
-        epoch(x, y, torch.zeros_like(w))
 
 
 def test_weighted_loss_is_the_weighted_mean_of_cross_entropies():
@@ -154,11 +139,6 @@ def test_predict_and_accuracy_in_batches_equal_one_pass(monkeypatch):
     assert accuracy(NET, theta, x, logits.argmax(1)) == 1.0
 
 
-def test_one_hot():
-    assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert one_hot(torch.tensor([2, 0]), 3).dtype == torch.float32
-
-
 class GsamByHand:
     """Adaptive GSAM over a module's parameters, one at a time, as its authors state it."""
 
@@ -185,42 +165,35 @@ class GsamByHand:
 @pytest.mark.parametrize("rho, alpha", [(0.01, 0.3), (0.5, 0.0), (0.5, 1.0)])
 def test_gsam_step_equals_one_by_hand(rho, alpha):
     x, y, w = data(8, dtype=torch.float64)
-    module = convnet_by_hand(SPEC).double()
-    nn.utils.vector_to_parameters(NET.init(0).double(), module.parameters())
-    twin = GsamByHand(module.parameters(), 0.05, rho, alpha)
-    state, rng = State(NET.init(0).double()), torch.Generator().manual_seed(0)
+    module, vector = by_hand()
+    twin, state, rng = GsamByHand(module.parameters(), 0.05, rho, alpha), None, torch.Generator().manual_seed(0)
     for _ in range(3):
-        state = train_epoch(
-            NET, state, x, y, w, sgd=Sgd(0.05, rho=rho, alpha=alpha), batch=8, strategy="none", generator=rng
-        )
+        state = epoch(x, y, w, state=state, sgd=Sgd(0.05, rho=rho, alpha=alpha), seed=rng)
         twin.step(lambda: weighted_loss(module(x), y, w))
-    expected = nn.utils.parameters_to_vector(module.parameters()).detach()
-    torch.testing.assert_close(state.theta, expected, rtol=1e-10, atol=1e-12)
-    plain = epoch(x, y, w, sgd=Sgd(0.05))
-    assert not torch.equal(state.theta, plain.theta)
+    torch.testing.assert_close(state.theta, vector(), rtol=1e-10, atol=1e-12)
+    assert not torch.equal(state.theta, epoch(x, y, w, sgd=Sgd(0.05)).theta)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_networks_stacked_or_on_threads_are_those_trained_alone(momentum):
     x, y, w = data(dtype=torch.float64)
     w[::4] = 0
-    sgd, strategy = Sgd(0.05, momentum, 1e-2), "color_crop_flip_scale"
-    states = [State(NET.init(r).double()) for r in range(3)]
+    how = {"sgd": Sgd(0.05, momentum, 1e-2), "batch": 8, "strategy": "color_crop_flip_scale"}
+    starts = [State(NET.init(r).double()) for r in range(3)]
+
+    def generators():
+        return [torch.Generator().manual_seed(r) for r in range(3)]
 
     def together(**more):
-        found = states
-        generators = [torch.Generator().manual_seed(r) for r in range(3)]
+        states, rngs = starts, generators()
         for _ in range(2):
-            found = train_epoch_together(
-                NET, found, x, y, w, generators=generators, sgd=sgd, batch=8, strategy=strategy, **more
-            )
-        return torch.stack([s.theta for s in found])
+            states = train_epoch_together(NET, states, x, y, w, generators=rngs, **how, **more)
+        return torch.stack([s.theta for s in states])
 
     alone = []
-    for r, state in enumerate(states):
-        rng = torch.Generator().manual_seed(r)
+    for state, rng in zip(starts, generators()):
         for _ in range(2):
-            state = train_epoch(NET, state, x, y, w, sgd=sgd, batch=8, strategy=strategy, generator=rng)
+            state = train_epoch(NET, state, x, y, w, generator=rng, **how)
         alone.append(state.theta)
     assert torch.equal(together(), torch.stack(alone))
     assert torch.equal(together(workers=3), torch.stack(alone))
@@ -260,12 +233,9 @@ def test_a_compiled_step_takes_grey_images_in_any_memory_layout():
 def test_a_compiled_step_in_bfloat16_goes_where_the_plain_one_goes():
     x, y, w = data(16)
     net = Network(NetworkSpec((1, 8, 8), 3, width=16, depth=2), bfloat16=True)
-    start = net.init(0)
 
     def moved(net, compile):
-        rng = torch.Generator().manual_seed(0)
-        how = {"sgd": Sgd(0.05, 0.9), "batch": 8, "strategy": "none", "generator": rng, "compile": compile}
-        return train_epoch(net, State(start), x, y, w, **how).theta - start
+        return epoch(x, y, w, net=net, sgd=Sgd(0.05, 0.9), compile=compile).theta - net.init(0)
 
     exact, plain, compiled = moved(replace(net, bfloat16=False), False), moved(net, False), moved(net, True)
     assert compiled.dtype == torch.float32

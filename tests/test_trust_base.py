@@ -7,7 +7,7 @@ from functools import lru_cache
 import pandas as pd
 import pytest
 import torch
-from noisy_digits import SMALL, K, digits, resumed, same_bits, without_truth
+from noisy_digits import SMALL, K, assert_consistent, digits, resumed, same_bits, without_truth
 
 from tadlib import config, trust
 from tadlib.config import AuditorConfig
@@ -32,40 +32,36 @@ def of(arm):
 
 
 @lru_cache
-def whole(arm) -> RefinedSet:
-    """The refined set of a run without interruption."""
-    return trust.refine(of(arm), digits(300, "symmetric", 0.3))
+def whole(arm) -> tuple[RefinedSet, list[tuple]]:
+    """The refined set of a run without interruption, and the checkpoint of every epoch."""
+    kept: list[tuple] = []
+    refined = trust.refine(of(arm), digits(300, "symmetric", 0.3), on_epoch=lambda s: kept.append(trust.checkpoint(s)))
+    return refined, kept
 
 
 # Problems
 
 
+IMAGES, LABELS = (
+    "images must be a float32 tensor of 4 dimensions, got ",
+    "labels must be a int64 tensor of 1 dimensions, ",
+)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (
-            {"x": torch.zeros(300, 1, 8, 8).double()},
-            r"images must be a float32 tensor of 4 dimensions, got torch.float64",
-        ),
-        (
-            {"x": torch.zeros(300, 64)},
-            r"images must be a float32 tensor of 4 dimensions, got torch.float32 \(300, 64\)",
-        ),
-        ({"x": [[0.0]] * 300}, "images must be a float32 tensor of 4 dimensions, got list"),
-        (
-            {"noisy": torch.zeros(300, dtype=torch.int32)},
-            r"labels must be a int64 tensor of 1 dimensions, got torch.int32",
-        ),
-        ({"noisy": torch.zeros(300, 10).long()}, r"labels must be a int64 tensor of 1 dimensions, got .* \(300, 10\)"),
-        ({"noisy": list(range(300))}, "labels must be a int64 tensor of 1 dimensions, got list"),
+        ({"x": torch.zeros(300, 1, 8, 8).double()}, IMAGES + "torch.float64"),
+        ({"x": torch.zeros(300, 64)}, IMAGES + r"torch.float32 \(300, 64\)"),
+        ({"x": [[0.0]] * 300}, IMAGES + "list"),
+        ({"noisy": torch.zeros(300, dtype=torch.int32)}, LABELS + "got torch.int32"),
+        ({"noisy": torch.zeros(300, 10).long()}, LABELS + r"got .* \(300, 10\)"),
+        ({"noisy": list(range(300))}, LABELS + "got list"),
         ({"x": torch.zeros(0, 1, 8, 8), "noisy": torch.zeros(0).long()}, "at least one sample, got 0"),
         ({"noisy": torch.arange(299) % K}, "got 300 images and 299 labels"),
         ({"noisy": torch.arange(300) % 11}, r"labels must be in \[0, 10\), got 0 to 10"),
         ({"noisy": torch.arange(300) % K - 1}, r"labels must be in \[0, 10\), got -1 to 8"),
-        (
-            {"noisy": (torch.arange(300) % 8).clamp_min(1)},
-            r"every class needs a sample .*; classes without: \[0, 8, 9\]",
-        ),
+        ({"noisy": (torch.arange(300) % 8).clamp_min(1)}, r"every class needs a sample .* without: \[0, 8, 9\]"),
         ({"true": torch.arange(299) % K}, "true labels must be as many as noisy ones, 300, got 299"),
     ],
 )
@@ -108,21 +104,20 @@ def by_hand(**changes) -> tuple[RefinedSet, torch.Tensor]:
 
 def test_metrics_by_hand():
     refined, true = by_hand()
-    assert refined.metrics(true) == pytest.approx(
-        {
-            "trust_auroc": 7 / 9,  # of nine pairs of right and wrong, .8 exceeds .7 and .6
-            "trust_precision": 2 / 3,
-            "trust_recall": 2 / 3,
-            "relabel_count": 2,
-            "relabel_accuracy": 1.0,
-            "relabel_recall": 2 / 3,
-            "label_accuracy": 3 / 4,
-            "mass_accuracy": 3 / 4,
-        }
-    )
+    expected = {
+        "trust_auroc": 7 / 9,  # of nine pairs of right and wrong, .8 exceeds .7 and .6
+        **{"trust_precision": 2 / 3, "trust_recall": 2 / 3},
+        **{"relabel_count": 2, "relabel_accuracy": 1.0, "relabel_recall": 2 / 3},
+        **{"label_accuracy": 3 / 4, "mass_accuracy": 3 / 4},
+    }
+    assert refined.metrics(true) == pytest.approx(expected)
     clean = refined.metrics(refined.noisy)
-    assert clean["trust_auroc"] is None
-    assert clean["relabel_recall"] is None
+    assert clean["trust_auroc"] is clean["relabel_recall"] is None
+    nothing, true = by_hand(space=torch.zeros(6, dtype=torch.int8), weight=torch.zeros(6))
+    found = nothing.metrics(true)
+    assert found["trust_precision"] is found["relabel_accuracy"] is None
+    assert found["label_accuracy"] is found["mass_accuracy"] is None
+    assert found["trust_recall"] == found["relabel_count"] == 0
 
 
 def test_metrics_of_soft_labels_count_their_mass_and_those_of_hard_labels_their_weight():
@@ -135,31 +130,23 @@ def test_metrics_of_soft_labels_count_their_mass_and_those_of_hard_labels_their_
     assert found["mass_accuracy"] == pytest.approx((0.9 + 0.4 + 1 + 0.5 * 0.8 + 0.5 * 0.7) / 4)
 
 
-def test_metrics_are_undefined_where_nothing_is_trusted_or_relabelled():
-    nothing = {"space": torch.zeros(6, dtype=torch.int8), "weight": torch.zeros(6)}
-    refined, true = by_hand(**nothing)
-    found = refined.metrics(true)
-    assert found["trust_precision"] is found["relabel_accuracy"] is None
-    assert found["label_accuracy"] is found["mass_accuracy"] is None
-    assert found["trust_recall"] == found["relabel_count"] == 0
-
-
 def test_the_table_has_one_row_a_sample():
     refined, true = by_hand()
-    table = refined.table(true)
-    assert isinstance(table, pd.DataFrame)
-    assert list(table.columns) == [
-        *("index", "given_label", "trust", "space", "label", "weight", "reliability", "true_label")
-    ]
-    assert list(table["index"]) == list(range(6))
-    assert list(table.given_label) == refined.noisy.tolist()
-    assert list(table.space) == ["trusted"] * 3 + ["untrusted", "recalibrated", "recalibrated"]
-    assert list(table.label) == [0, 1, 0, 1, 1, 0]
-    assert list(table.weight) == refined.weight.tolist()
-    assert list(table.true_label) == true.tolist()
-    assert "true_label" not in refined.table()
-    hard, _ = by_hand(hard_weight=torch.full((6,), 0.25))
-    assert list(hard.table().weight) == [0.25] * 6
+    expected = pd.DataFrame(
+        {
+            "index": range(6),
+            "given_label": refined.noisy,
+            "trust": refined.trust,
+            "space": ["trusted"] * 3 + ["untrusted", "recalibrated", "recalibrated"],
+            "label": [0, 1, 0, 1, 1, 0],
+            "weight": refined.weight,
+            "reliability": refined.reliability,
+            "true_label": true,
+        }
+    )
+    pd.testing.assert_frame_equal(refined.table(true), expected, check_dtype=False)
+    assert list(refined.table().columns) == list(expected.columns[:-1])
+    assert list(by_hand(hard_weight=torch.full((6,), 0.25))[0].table().weight) == [0.25] * 6
     assert list(refined.table(index_N=torch.tensor([4, 8, 15, 16, 23, 42]))["index"]) == [4, 8, 15, 16, 23, 42]
 
 
@@ -184,10 +171,8 @@ def test_sets_of_labels_and_of_trusted_samples(problem):
     divided = RefinedSet.of_trusted(problem, trust_N, trust_N > 0.4, [{"epoch": 0}])
     assert torch.equal(divided.label, problem.noisy)
     assert torch.equal(divided.weight, (trust_N > 0.4).float())
-    assert torch.equal(divided.space == TRUSTED, trust_N > 0.4)
-    assert not (divided.space == RECALIBRATED).any()
-    assert divided.trust.dtype == torch.float64
-    assert divided.history == ({"epoch": 0},)
+    assert divided.space.tolist() == torch.where(trust_N > 0.4, TRUSTED, UNTRUSTED).tolist()
+    assert (divided.trust.dtype, divided.history) == (torch.float64, ({"epoch": 0},))
 
 
 # Kernels
@@ -198,17 +183,12 @@ def test_auroc_counts_pairs_with_ties_for_half(levels):
     rng = torch.Generator().manual_seed(0)
     positive = torch.rand(120, generator=rng) < 0.3
     score = torch.rand(120, generator=rng).double() + 0.4 * positive
-    if levels:
-        score = (score * levels).round() / levels
+    score = (score * levels).round() / levels if levels else score
     pairs = [(a, b) for a in score[positive].tolist() for b in score[~positive].tolist()]
     expected = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
     assert auroc(score, positive) == pytest.approx(expected, abs=1e-12)
     assert 0.6 < expected < 0.95
-
-
-def test_auroc_is_undefined_where_one_kind_is_missing():
-    assert auroc(torch.rand(4), torch.ones(4, dtype=torch.bool)) is None
-    assert auroc(torch.rand(4), torch.zeros(4, dtype=torch.bool)) is None
+    assert auroc(score, positive | True) is auroc(score, positive & False) is None  # one kind is missing
 
 
 def test_quantile_is_the_lower_neighbour():
@@ -267,16 +247,15 @@ def test_every_arm_of_the_settings_has_a_method_and_an_unknown_one_is_named():
 
 
 @pytest.mark.parametrize("arm", TRAINED)
-def test_every_epoch_is_reported_and_has_a_row(problem, arm):
-    method, lengths = of(arm), []
-    refined = trust.refine(method, problem, on_epoch=lambda state: lengths.append(len(state.rows)))
-    assert lengths == list(range(1, method.epochs + 1))
-    assert [row["epoch"] for row in refined.history] == list(range(method.epochs))
+def test_every_epoch_is_reported_and_has_a_row(arm):
+    (refined, kept), n = whole(arm), of(arm).epochs
+    assert [len(values["/rows"]) for _, values in kept] == list(range(1, n + 1))
+    assert [row["epoch"] for row in refined.history] == list(range(n))
 
 
 @pytest.mark.parametrize("arm", ["tad", "tad-posterior"])
 def test_the_history_counts_spaces_and_moves(problem, arm):
-    refined, before = whole(arm), None
+    refined, before = whole(arm)[0], None
     for row, spaces in zip(refined.history, refined.space_history, strict=True):
         assert [row[f"n_{name}"] for name in SPACES] == [int((spaces == s).sum()) for s in range(3)]
         assert row.get("n_moved") == (None if before is None else int((spaces != before).sum()))
@@ -285,22 +264,45 @@ def test_the_history_counts_spaces_and_moves(problem, arm):
     assert {name: refined.history[-1][name] for name in refined.metrics(problem.true)} == refined.metrics(problem.true)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("arm", ["tad", "tad-posterior"])
+def test_settings_of_the_auditor_reach_its_training(problem, arm):
+    assert_consistent(whole(arm)[0], AUDITOR)
+    for change in ({"warmup": 1}, {"warmup": 4}, {"momentum": 0.0}, {"augmentation": "none"}):
+        auditor = replace(AUDITOR, **change)
+        refined = trust.refine(trust.method(arm, auditor), problem)
+        assert_consistent(refined, auditor)
+        assert not same_bits(refined, whole(arm)[0]), change
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("arm", ["tad", "tad-posterior"])
+def test_a_single_epoch_and_a_single_division_are_enough(problem, arm, n):
+    auditor = replace(AUDITOR, epochs=n, warmup=n)
+    assert_consistent(trust.refine(trust.method(arm, auditor), problem), auditor)
+
+
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("arm", TRAINED)
-def test_a_restored_checkpoint_ends_with_the_same_bits(problem, tmp_path, arm, at):
-    method = of(arm)
-    at = min(at, method.epochs - 1) if at < 3 else method.epochs - 1
-    again = resumed(method, problem, at, tmp_path / "stage")
-    assert same_bits(whole(arm), again)
-    assert whole(arm).history == again.history
+def test_a_restored_checkpoint_ends_with_the_same_bits(problem, tmp_path, arm, last):
+    method, (refined, _) = of(arm), whole(arm)
+    again = resumed(method, problem, method.epochs - 1 if last else 1, tmp_path / "stage")
+    assert same_bits(refined, again)
+    assert refined.history == again.history
 
 
 @pytest.mark.parametrize("arm", ["tad", "co-teaching", "loss-filter"])
 def test_a_checkpoint_of_the_last_epoch_gives_the_result_without_a_step(problem, arm):
-    kept, steps = [], []
-    trust.refine(of(arm), problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
-    assert same_bits(whole(arm), trust.refine(of(arm), problem, resume=kept[-1], on_epoch=steps.append))
+    (refined, kept), steps = whole(arm), []
+    assert same_bits(refined, trust.refine(of(arm), problem, resume=kept[-1], on_epoch=steps.append))
     assert steps == []
+
+
+def test_runs_that_go_on_from_a_checkpoint_in_memory_do_not_change_it(problem):
+    refined, kept = whole("tad")
+    for _ in range(2):
+        again = trust.refine(of("tad"), problem, resume=kept[1])
+        assert same_bits(refined, again)
+        assert refined.history == again.history
 
 
 @pytest.mark.parametrize("arm", ["tad", "co-teaching"])
@@ -325,16 +327,6 @@ def test_every_field_of_a_state_is_in_its_checkpoint(problem, arm):
     assert again[1] == values
 
 
-def test_a_checkpoint_in_memory_stays_what_it_is(problem):
-    method, kept = of("tad"), []
-    trust.refine(method, problem, on_epoch=lambda state: kept.append(trust.checkpoint(state)))
-    assert [len(values["/rows"]) for _, values in kept] == [1, 2, 3, 4]
-    for _ in range(2):  # nor does a run that goes on from it change it
-        again = trust.refine(method, problem, resume=kept[1])
-        assert same_bits(whole("tad"), again)
-        assert whole("tad").history == again.history
-
-
 # Labels as they are, and the true ones
 
 
@@ -357,10 +349,23 @@ def test_vanilla_does_not_use_the_truth_and_the_oracle_cannot_do_without(problem
 
 
 @pytest.mark.parametrize("arm", TRAINED)
-def test_no_trained_arm_uses_the_truth_or_the_global_generator(problem, arm):
-    before = torch.get_rng_state()
-    assert same_bits(whole(arm), trust.refine(of(arm), without_truth(problem)))
+def test_the_same_seed_gives_the_same_bits_without_truth_and_global_generator_and_another_seed_or_name_others(arm):
+    problem, (refined, _), before = digits(300, "symmetric", 0.3), whole(arm), torch.get_rng_state()
+    again = trust.refine(of(arm), without_truth(problem))
+    assert same_bits(refined, again)
     assert torch.equal(before, torch.get_rng_state())
+    for row, without in zip(refined.history, again.history, strict=True):
+        assert without == {name: value for name, value in row.items() if name in without}
+    for other in ({"seed": 1}, {"name": "another"}):
+        assert not torch.equal(refined.trust, trust.refine(of(arm), replace(problem, **other)).trust), other
+
+
+@pytest.mark.parametrize("arm", ["tad", "tad-posterior"])
+def test_the_truth_is_used_for_metrics_only(problem, arm):
+    refined, _ = whole(arm)
+    lied = trust.refine(of(arm), replace(problem, true=(problem.true + 1) % K))
+    assert same_bits(refined, lied)
+    assert refined.history[-1]["trust_precision"] != lied.history[-1]["trust_precision"]
 
 
 def test_the_network_of_a_problem_is_the_one_that_is_trained():

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from noisy_digits import SMALL, WIDE, K, digits, same_bits, without_truth
+from noisy_digits import SMALL, WIDE, K, assert_consistent, digits, same_bits
 
 from tadlib import trust
 from tadlib.config import AuditorConfig, PosteriorConfig
 from tadlib.errors import InputError
 from tadlib.nn.training import predict
-from tadlib.trust import RECALIBRATED, SPACES, TRUSTED, UNTRUSTED, RefinedSet, TrustPosterior, base, predictors
+from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, RefinedSet, TrustPosterior, base, predictors
 from tadlib.trust.posterior import pool, posterior
 
 AUDITOR = AuditorConfig(epochs=3, warmup=2, lr=0.05, batch=32)
@@ -38,18 +38,12 @@ def probabilities(n=40, k=5, seed=0):
     return torch.rand(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(1)
 
 
-def test_pool_is_the_normalised_geometric_mean_in_every_row():
+def test_pool_is_the_normalised_geometric_mean_in_which_no_predictor_rules_a_class_out_alone():
     a, b, c = (probabilities(seed=s) for s in range(3))
-    pooled = pool([a, b, c]).exp()
-    for i in range(len(a)):
-        means = [(a[i, k] * b[i, k] * c[i, k]) ** (1 / 3) for k in range(5)]
-        for k in range(5):
-            assert pooled[i, k].item() == pytest.approx((means[k] / sum(means)).item(), rel=1e-12)
-
-
-def test_no_predictor_rules_a_class_out_alone():
+    means = (a * b * c) ** (1 / 3)
+    torch.testing.assert_close(pool([a, b, c]).exp(), means / means.sum(1, keepdim=True), rtol=1e-12, atol=0)
     certain = torch.tensor([[1.0, 0.0]])
-    assert pool([certain, torch.tensor([[0.0, 1.0]])]).exp()[0].tolist() == pytest.approx([0.5, 0.5])
+    assert pool([certain, certain.flip(1)]).exp()[0].tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_posterior_equals_bayes_rule_spelled_out():
@@ -59,12 +53,9 @@ def test_posterior_equals_bayes_rule_spelled_out():
     for i in range(len(p)):
         terms = [p[i, y].item() ** b * T[y, noisy[i]].item() for y in range(5)]
         assert q[i].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-10)
-
-
-def test_a_flip_that_cannot_happen_leaves_the_noisy_label():
-    q = posterior(probabilities().log(), torch.arange(40) % 5, torch.eye(5, dtype=torch.float64))
-    assert torch.equal(q.argmax(1), torch.arange(40) % 5)
-    assert q.amax(1).min() > 1 - 1e-9
+    certain = posterior(p.log(), noisy, torch.eye(5, dtype=torch.float64))  # flips that cannot happen
+    assert torch.equal(certain.argmax(1), noisy)
+    assert certain.amax(1).min() > 1 - 1e-9
 
 
 def test_bad_predictions_are_named():
@@ -77,71 +68,37 @@ def test_bad_predictions_are_named():
 # The refined set
 
 
-def assert_consistent(refined: RefinedSet, auditor: AuditorConfig, settings: PosteriorConfig):
-    """What holds of every refined set of the trust posterior."""
-    n = len(refined.noisy)
-    trusted, new, untrusted = (refined.space == s for s in (TRUSTED, RECALIBRATED, UNTRUSTED))
-    hard = refined.hard_weight
+def assert_consistent_weights(refined: RefinedSet, auditor=AUDITOR, **settings):
+    """What holds of every refined set of the trust posterior: besides its hard label a sample has a soft one."""
+    assert_consistent(refined, auditor)
+    config, hard = PosteriorConfig(**settings), refined.hard_weight
     assert hard is not None
-    assert (trusted | new | untrusted).all()
-    assert (hard[untrusted] == 0).all()
-    # besides its hard label a sample is learned with the posterior as soft label
-    soft = settings.soft_weight * (1 - hard.double())
+    assert (hard[refined.space == UNTRUSTED] == 0).all()
+    soft = config.soft_weight * (1 - hard.double())
     torch.testing.assert_close(refined.weight.double(), hard + soft, atol=1e-5, rtol=0)
     of_noisy = (refined.weight * refined.y.gather(1, refined.noisy[:, None])[:, 0]).double()
     of_noisy -= hard * (refined.label == refined.noisy)
     torch.testing.assert_close(of_noisy, soft * refined.trust, atol=1e-5, rtol=0)
-    assert ((refined.weight >= 0) & (refined.weight <= 1.0001)).all()
-    assert (refined.label[new] != refined.noisy[new]).all()
-    torch.testing.assert_close(refined.y.sum(1), torch.ones(n), rtol=1e-5, atol=1e-5)
-    assert ((refined.trust >= 0) & (refined.trust <= 1)).all()
-    least = max(1, int(settings.minimum * n / K))
     sizes = torch.bincount(refined.noisy, minlength=K)
-    assert (torch.bincount(refined.noisy[trusted], minlength=K) >= sizes.clamp_max(least)).all()
-    assert refined.space_history.shape == (auditor.epochs, n)
-    assert torch.equal(refined.space_history[-1], refined.space)
-    assert (refined.space_history[: auditor.warmup - 1] == TRUSTED).all()
-    assert len(refined.history) == auditor.epochs
-    for row, spaces in zip(refined.history, refined.space_history):
-        assert [row[f"n_{name}"] for name in SPACES] == torch.bincount(spaces.long(), minlength=3).tolist()
+    least = sizes.clamp_max(max(1, int(config.minimum * len(refined.noisy) / K)))
+    assert (torch.bincount(refined.noisy[refined.space == TRUSTED], minlength=K) >= least).all()
     torch.testing.assert_close(refined.transition.sum(1), torch.ones(K).double(), atol=1e-5, rtol=0)
 
 
-SETTINGS = [
-    {"filters": 8},
-    {"ema": 0.0},
-    {"holdout": 0.0},
-    {"threshold": 0.9},
-    {"minimum": 0.9},
-    {"error": 0.9, "threshold": 0.9},
-    {"error": 0.0},
-    {"drop": 0.0},
-    {"purity": 1.0},
-    {"soft_weight": 0.0},
-    {"soft_weight": 1.0},
-]
-OF_AUDITOR = [{"warmup": 1}, {"warmup": 3}, {"augmentation": "none"}, {"momentum": 0.0}]
+SETTINGS: list[dict] = [{"filters": 8}, {"ema": 0.0}, {"holdout": 0.0}, {"threshold": 0.9}, {"minimum": 0.9}]
+SETTINGS += [{"error": 0.9, "threshold": 0.9}, {"error": 0.0}, {"drop": 0.0}, {"purity": 1.0}]
+SETTINGS += [{"soft_weight": 0.0}, {"soft_weight": 1.0}]
 
 
 @pytest.fixture(scope="module")
 def baseline(problem) -> RefinedSet:
-    refined = run(problem)
-    assert_consistent(refined, AUDITOR, PosteriorConfig())
-    return refined
+    return run(problem)
 
 
 @pytest.mark.parametrize("change", SETTINGS, ids=str)
 def test_every_setting_changes_something_and_leaves_a_consistent_set(problem, baseline, change):
     refined = run(problem, **change)
-    assert_consistent(refined, AUDITOR, PosteriorConfig(**change))
-    assert not same_bits(refined, baseline)
-
-
-@pytest.mark.parametrize("change", OF_AUDITOR, ids=str)
-def test_settings_of_the_auditor_reach_its_training(problem, baseline, change):
-    auditor = replace(AUDITOR, **change)
-    refined = run(problem, auditor)
-    assert_consistent(refined, auditor, PosteriorConfig())
+    assert_consistent_weights(refined, **change)
     assert not same_bits(refined, baseline)
 
 
@@ -150,10 +107,10 @@ def test_no_setting_is_left_out():
     assert {name for change in SETTINGS for name in change} | tested_below == set(vars(PosteriorConfig()))
 
 
-@pytest.mark.parametrize("change", [{}, {"minimum": 0.0}, {"error": 0.0, "holdout": 0.0}], ids=str)
+@pytest.mark.parametrize("change", [{"minimum": 0.0}, {"error": 0.0, "holdout": 0.0}], ids=str)
 def test_a_single_epoch_is_enough(problem, change):
     auditor = replace(AUDITOR, epochs=1, warmup=1)
-    assert_consistent(run(problem, auditor, **change), auditor, PosteriorConfig(**change))
+    assert_consistent_weights(run(problem, auditor, **change), auditor, **change)
 
 
 def test_a_pseudo_label_is_used_only_if_its_probability_of_error_is_small(problem):
@@ -166,28 +123,6 @@ def test_a_pseudo_label_is_used_only_if_its_probability_of_error_is_small(proble
         assert new.any()
     assert (narrow.space == RECALIBRATED).sum() < (wide.space == RECALIBRATED).sum()
     assert not (none.space == RECALIBRATED).any()
-
-
-def test_same_seed_same_bits_and_the_global_generator_untouched(problem, baseline):
-    before = torch.get_rng_state()
-    a, b = baseline, run(problem)
-    assert same_bits(a, b)
-    assert a.history == b.history
-    assert not torch.equal(a.trust, run(replace(problem, seed=1)).trust)
-    assert not torch.equal(a.trust, run(replace(problem, name="another")).trust)
-    assert torch.equal(before, torch.get_rng_state())
-    assert not any(v.requires_grad for v in vars(a).values() if isinstance(v, torch.Tensor))
-
-
-def test_the_truth_is_used_for_metrics_only(problem, baseline):
-    wrong = replace(problem, true=(problem.true + 1) % K)
-    results = [run(without_truth(problem)), baseline, run(wrong)]
-    assert same_bits(results[0], results[1])
-    assert same_bits(results[0], results[2])
-    without, with_truth, with_lie = (r.history[-1] for r in results)
-    assert "trust_auroc" not in without
-    assert with_truth["trust_precision"] != with_lie["trust_precision"]
-    assert without == {k: v for k, v in with_truth.items() if k in without}
 
 
 # From patches to the last epoch
@@ -253,18 +188,9 @@ def test_predictions_on_the_way_are_those_before_each_step(problem):
 def test_only_in_the_last_epoch_the_averaged_parameters_predict(problem, monkeypatch):
     method, state = started(problem, replace(AUDITOR, epochs=4, warmup=2))
     passes, used = [], []
-    predicted, of_posterior = TrustPosterior.predicted, TrustPosterior.posterior
-
-    def counted(self, *a):
-        passes.append(len(state.rows))
-        return predicted(self, *a)
-
-    def given(self, problem, state, p):
-        used.append(p)
-        return of_posterior(self, problem, state, p)
-
-    monkeypatch.setattr(TrustPosterior, "predicted", counted)
-    monkeypatch.setattr(TrustPosterior, "posterior", given)
+    predicted, of_posterior = method.predicted, method.posterior
+    monkeypatch.setattr(TrustPosterior, "predicted", lambda _, *a: passes.append(len(state.rows)) or predicted(*a))
+    monkeypatch.setattr(TrustPosterior, "posterior", lambda _, *a: used.append(a[2]) or of_posterior(*a))
     for _ in range(4):
         method.step(problem, state)
     assert passes == [3]
@@ -323,11 +249,9 @@ def test_digits_with_pairflips_are_sorted_out():
     problem, auditor = digits(None, "pairflip", 0.4, WIDE), AuditorConfig(epochs=20)
     refined = run(problem, auditor)
     figures = refined.metrics(problem.true)
-    assert figures["trust_precision"] > 0.95, figures
-    assert figures["trust_recall"] > 0.97, figures
-    assert figures["label_accuracy"] > 0.96, figures
-    assert figures["trust_auroc"] > 0.98, figures
-    assert_consistent(refined, auditor, PosteriorConfig())
+    bounds = {"trust_precision": 0.95, "trust_recall": 0.97, "label_accuracy": 0.96, "trust_auroc": 0.98}
+    assert all(figures[name] > bound for name, bound in bounds.items()), figures
+    assert_consistent_weights(refined, auditor)
 
 
 def test_of_clean_digits_few_labels_are_flagged_or_replaced():
