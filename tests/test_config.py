@@ -11,17 +11,7 @@ from pathlib import Path
 import pytest
 
 from tadlib import config
-from tadlib.config import (
-    ARMS,
-    METHODS,
-    OLD_ARMS,
-    OLD_NAMES,
-    AuditorConfig,
-    Config,
-    DatmConfig,
-    param_types,
-    stored_params,
-)
+from tadlib.config import METHODS, AuditorConfig, Config, DatmConfig, param_types, stored_params
 from tadlib.errors import InputError
 
 SECTIONS = {f.name: f.type for f in fields(Config) if isinstance(f.type, type) and is_dataclass(f.type)}
@@ -39,13 +29,8 @@ def beside(bound: float, direction: int) -> float:
 
 def just_outside(f) -> list[tuple[object, object]]:
     """Values just outside the bounds of a field, each with the bound."""
-    outside = {
-        "least": lambda bound: bound - 1 if f.type is int else beside(bound, -1),
-        "most": lambda bound: beside(bound, 1),
-        "above": float,
-        "below": float,
-        "of": lambda names: "no-such-value",
-    }
+    outside = {"least": lambda bound: bound - 1 if f.type is int else beside(bound, -1), "above": float, "below": float}
+    outside |= {"most": lambda bound: beside(bound, 1), "of": lambda names: "no-such-value"}
     return [(outside[name](bound), bound) for name, bound in f.metadata.items()]
 
 
@@ -70,9 +55,8 @@ def assert_named(message: str, name: str, value: object, bound: object):
 
 def flat(section, **values) -> Config:
     """A configuration in which settings of a section are given under their flat names."""
-    return Config.from_params(
-        method=section if section in METHODS else "mtt", **{f"{section}_{name}": v for name, v in values.items()}
-    )
+    method = section if section in METHODS else "mtt"
+    return Config.from_params(method=method, **{f"{section}_{name}": value for name, value in values.items()})
 
 
 @pytest.mark.parametrize("section, name, value, bound", OUTSIDE)
@@ -211,7 +195,7 @@ def test_one_part_leaves_its_learning_rate_to_the_distilled_set():
 
 
 def test_an_unknown_arm_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="^unknown arm 'tda'; expected one of: " + ", ".join(ARMS)):
+    with pytest.raises(InputError, match="^unknown arm 'tda'; expected one of: " + ", ".join(config.ARMS)):
         Config.from_params(arm="tda")
 
 
@@ -230,13 +214,13 @@ def test_settings_that_are_gone_are_unknown(gone):
 
 
 def test_every_arm_takes_the_settings_of_all_trust_methods():
-    for arm in ARMS:
+    for arm in config.ARMS:
         made = Config.from_params(arm=arm, auditor_epochs=7, auditor_warmup=2, tad_alpha=0.1, posterior_error=0.2)
         assert (made.auditor.epochs, made.tad.alpha, made.posterior.error) == (7, 0.1, 0.2)
     assert Config.from_params(tad_class_wise=False).tad == config.TadConfig(class_wise=False)
 
 
-@pytest.mark.parametrize("old, new", OLD_NAMES.items())
+@pytest.mark.parametrize("old, new", config.OLD_NAMES.items())
 def test_old_names_of_settings_are_accepted(old, new):
     assert old not in param_types()
     value = {int: 15, float: 0.25, bool: False, str: "flip"}[param_types()[new]]
@@ -250,9 +234,9 @@ def test_errors_of_old_names_name_the_new_ones():
         Config.from_params(divert_batch=0)
 
 
-@pytest.mark.parametrize("old, new", OLD_ARMS.items())
+@pytest.mark.parametrize("old, new", config.OLD_ARMS.items())
 def test_old_names_of_arms_are_accepted(old, new):
-    assert new in ARMS
+    assert new in config.ARMS
     assert Config.from_params(arm=old).arm == new
 
 
@@ -274,10 +258,10 @@ def test_arm_tad_of_an_old_file_is_the_trust_posterior():
 
 @pytest.mark.parametrize("arm", ["vanilla", "co-teaching", "confident-learning", "gce", "oracle", "clean-then-distill"])
 def test_other_arms_of_an_old_file_keep_their_names_but_for_the_loss_filter(arm):
-    assert stored_params(OLD_FILE | {"arm": arm})["arm"] == OLD_ARMS.get(arm, arm)
+    assert stored_params(OLD_FILE | {"arm": arm})["arm"] == config.OLD_ARMS.get(arm, arm)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", config.ARMS)
 @pytest.mark.parametrize("method", ["mtt", "dm"])
 def test_a_file_of_this_version_stays_as_it_is(arm, method):
     params = Config.from_params(arm=arm, method=method, auditor_lr=0.5).to_params()

@@ -123,11 +123,9 @@ def test_balanced_subset_takes_what_small_classes_have():
 def test_resolution_averages_over_windows(digits, side):
     dataset = load_dataset("digits", resolution=side)
     x_NHW = (digits.pixels(digits.x_train)[:, 0] * 16).round().double() / 16
-    averaged_NHW = torch.empty(len(x_NHW), side, side, dtype=torch.float64)
-    for row in range(side):
-        for column in range(side):
-            (top, bottom), (left, right) = ((i * 8 // side, -(-(i + 1) * 8 // side)) for i in (row, column))
-            averaged_NHW[:, row, column] = x_NHW[:, top:bottom, left:right].mean((1, 2))
+    windows = [slice(i * 8 // side, -(-(i + 1) * 8 // side)) for i in range(side)]
+    rows = [torch.stack([x_NHW[:, row, column].mean((1, 2)) for column in windows], 1) for row in windows]
+    averaged_NHW = torch.stack(rows, 1)
     assert dataset.mean == pytest.approx([averaged_NHW.mean().item()], abs=1e-6)
     assert dataset.std == pytest.approx([averaged_NHW.std(correction=0).item()], abs=1e-6)
     assert torch.allclose(dataset.pixels(dataset.x_train)[:, 0].double(), averaged_NHW, atol=1e-6)
@@ -166,21 +164,17 @@ def write_cifar(reader, root: Path, monkeypatch, n: int = 100) -> dict[str, np.n
     """Files like CIFAR's with ``n`` random images each, their md5s known to torchvision; the pixels of each file."""
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
-    draw = np.random.default_rng(0)
+    draw, pixels = np.random.default_rng(0), {}
     k, label_key = (10, "labels") if reader is CIFAR10 else (100, "fine_labels")
-    pixels, lists = {}, {}
     for table in ("train_list", "test_list"):
-        entries = []
-        for file, _ in getattr(reader, table):
+        files = [file for file, _ in getattr(reader, table)]
+        for file in files:
             pixels[file] = draw.integers(0, 256, (n, 3 * 32 * 32), dtype=np.uint8)
             content = {"data": pixels[file], label_key: [i % k for i in range(n)]}
             (folder / file).write_bytes(pickle.dumps(content))
-            entries.append([file, md5(folder / file)])
-        lists[table] = entries
+        monkeypatch.setattr(reader, table, [[file, md5(folder / file)] for file in files])
     meta = folder / reader.meta["filename"]
     meta.write_bytes(pickle.dumps({reader.meta["key"]: [f"class {i}" for i in range(k)]}))
-    for table, entries in lists.items():
-        monkeypatch.setattr(reader, table, entries)
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5(meta)})
     return pixels
 
@@ -336,16 +330,13 @@ def test_fashion_mnist_files_become_images_in_order(tmp_path, monkeypatch):
 def test_fashion_mnist_is_checked_and_fetched_by_its_compressed_files(tmp_path, monkeypatch):
     write_fashion_mnist(tmp_path, monkeypatch)
     path = tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
-    content = path.read_bytes()
-
+    content, fetched = path.read_bytes(), []
     path.write_bytes(content[:-1])
     with pytest.raises(InputError, match=f"{path.name} is damaged: its md5 must be"):
         load_dataset("fashion-mnist", root=tmp_path)
     path.unlink()
     with pytest.raises(InputError, match=f"files missing .*{path.name}"):
         load_dataset("fashion-mnist", root=tmp_path)
-
-    fetched = []
 
     def fetch(url, root, md5):  # as torchvision's, which leaves a file alone that is there and undamaged
         target = Path(root) / url.rsplit("/")[-1]

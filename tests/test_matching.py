@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tadlib.config import MttConfig, TeslaConfig
 from tadlib.errors import InputError
-from tadlib.matching import GRADIENTS, Step, _compiled_sweeps, distance, match, soft_cross_entropy
+from tadlib.matching import GRADIENTS, Step, _compiled_sweeps, match, soft_cross_entropy
 from tadlib.nn import augment
 from tadlib.nn.networks import Network, NetworkSpec
 
@@ -188,18 +188,6 @@ def test_samples_outside_every_batch_have_no_gradient():
     assert (m.grad_x[~used] == 0).all()
     assert (m.grad_y[~used] == 0).all()
     assert (m.grad_x[used].flatten(1).norm(dim=1) > 0).all()
-
-
-def test_student_walks_by_plain_sgd_steps():
-    p, net = problem(n_steps=3), Network(SPEC)
-    theta_P = p["start"]
-    for step in p["steps"]:
-        x, y = p["x"][step.index_B], p["y"][step.index_B]
-        g_P = torch.func.grad(lambda theta, x=x, y=y: soft_cross_entropy(net(theta, x), y))(theta_P)
-        theta_P = theta_P - p["lr"] * g_P
-    m = solve(p)
-    torch.testing.assert_close(m.theta_N, theta_P, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(m.loss, distance(theta_P, p["start"], p["target"]), rtol=1e-14, atol=0)
 
 
 def test_bad_input_is_named():

@@ -59,7 +59,7 @@ def test_mixture_equals_scikit_learns_from_the_same_start_with_rows_of_unequal_l
         np.testing.assert_allclose(odds, np.log(p[:, 0]) - np.log(p[:, 1]), rtol=1e-6, atol=1e-6)
 
 
-def test_converged_fit_is_a_fixed_point_and_rows_do_not_disturb_each_other():
+def test_rows_do_not_disturb_each_other():
     together = fit_mixture(*padded(ROWS))
     for k, row in enumerate(ROWS):
         alone = fit_mixture(*padded([row]))
@@ -151,11 +151,6 @@ def test_smallest_takes_the_least_values_of_every_class():
     value, y = torch.tensor([5.0, 1.0, 3.0, 2.0, 7.0]), torch.tensor([0, 0, 0, 1, 2])
     assert smallest(value, y, 3, 2).tolist() == [False, True, True, True, True]
     assert smallest(value, y, 3, 1).tolist() == [False, True, False, True, True]
-    loss, y = shuffled(torch.cat([two_bumps(3, 97), two_bumps(50, 50, seed=1)]), labels([100, 100]))
-    mask = smallest(loss, y, 2, 20)
-    for k in range(2):
-        assert mask[y == k].sum() == 20
-        assert loss[mask & (y == k)].max() <= loss[~mask & (y == k)].min()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -75,15 +75,6 @@ def error(a, b):
     return (a - b).abs().sum(1).mean().item()
 
 
-def test_uniform_matrices_are_distributions_without_direction():
-    for rate in (0.0, 0.3, 0.8):
-        T = uniform(rate, K)
-        assert T.dtype == torch.float64
-        torch.testing.assert_close(T.sum(1), torch.ones(K).double())
-        assert T.diagonal().tolist() == pytest.approx([1 - rate] * K)
-        assert torch.equal(T, T.T)
-
-
 def test_likelihood_and_penalties_equal_loops():
     rng = torch.Generator().manual_seed(0)
     p = torch.rand(40, K, generator=rng, dtype=torch.float64).softmax(1)

@@ -14,7 +14,6 @@ from tadlib.config import AuditorConfig
 from tadlib.errors import InputError
 from tadlib.nn.training import one_hot
 from tadlib.trust import RECALIBRATED, SPACES, TRUSTED, UNTRUSTED, NoisyProblem, RefinedSet, auroc, base
-from tadlib.trust.baselines import Labels
 
 AUDITOR = AuditorConfig(epochs=4, warmup=2, lr=0.05, batch=32)
 TRAINED = [arm for arm in config.ARMS if arm not in ("vanilla", "oracle")]
@@ -88,9 +87,8 @@ def test_a_problem_knows_its_size_its_labels_and_the_least_number_of_trusted_sam
 
 
 def by_hand(**changes) -> tuple[RefinedSet, torch.Tensor]:
-    noisy = torch.tensor([0, 1, 0, 1, 0, 1])
+    noisy, label = torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 1, 1, 0])
     true = torch.tensor([0, 0, 0, 1, 1, 0])  # wrong: 1, 4, 5
-    label = torch.tensor([0, 1, 0, 1, 1, 0])
     fields = {
         "noisy": noisy,
         "y": one_hot(label, 2),
@@ -201,37 +199,28 @@ def test_quantile_is_the_lower_neighbour():
 
 @pytest.mark.parametrize("drop", [0.0, 0.4, 0.98, 1.0])
 def test_division_equals_a_loop_over_samples(problem, drop):
-    rng = torch.Generator().manual_seed(0)
-    n = len(problem)
+    rng, n = torch.Generator().manual_seed(0), len(problem)
     trusted, believed = (torch.rand(n, generator=rng) < share for share in (0.5, 0.6))
     label = torch.where(torch.rand(n, generator=rng) < 0.4, problem.noisy, torch.randint(K, (n,), generator=rng))
     q, p = (torch.randn(n, K, generator=rng).mul(2).softmax(1) for _ in range(2))
-    rho = torch.rand(n, generator=rng)
-    before = RefinedSet.of_labels(problem, problem.noisy)
-    refined, counts = base.recalibrated(
-        before, trusted, label_N=label, q_NK=q, rho_N=rho, believed_N=believed, p_NK=p, drop=drop
-    )
-    losses, recalled, dropped = [], 0, 0
-    for i in range(n):
-        back = not trusted[i] and believed[i] and label[i] == problem.noisy[i]
-        recalled += int(back)
-        if trusted[i] or back:
-            losses.append(-math.log(p[i, problem.noisy[i]]))
-    limit = sorted(losses)[int(drop * (len(losses) - 1))] if drop < 1 else math.inf
+    rho, before = torch.rand(n, generator=rng), RefinedSet.of_labels(problem, problem.noisy)
+    found = {"label_N": label, "q_NK": q, "rho_N": rho, "believed_N": believed, "p_NK": p}
+    refined, counts = base.recalibrated(before, trusted, **found, drop=drop)
+    back = ~trusted & believed & (label == problem.noisy)
+    losses = sorted(-math.log(p[i, problem.noisy[i]]) for i in range(n) if trusted[i] or back[i])
+    limit, dropped = losses[int(drop * (len(losses) - 1))] if drop < 1 else math.inf, 0
     for i in range(n):
         expected, y, weight = UNTRUSTED, one_hot(problem.noisy[i : i + 1], K)[0], 0.0
-        if trusted[i] or (believed[i] and label[i] == problem.noisy[i]):
+        if trusted[i] or back[i]:
             expected, weight = TRUSTED, 1.0
+        elif believed[i] and -math.log(p[i, label[i]]) > limit:
+            dropped += 1
         elif believed[i]:
-            if -math.log(p[i, label[i]]) > limit:
-                dropped += 1
-            else:
-                expected, y, weight = RECALIBRATED, q[i], rho[i].item()
-        assert refined.space[i] == expected
-        assert refined.weight[i] == weight
+            expected, y, weight = RECALIBRATED, q[i], rho[i].item()
+        assert (refined.space[i], refined.weight[i]) == (expected, weight)
         assert torch.equal(refined.y[i], y)
-    assert counts == {"n_recalled": recalled, "n_dropped": dropped}
-    assert recalled > 0
+    assert counts == {"n_recalled": int(back.sum()), "n_dropped": dropped}
+    assert back.any()
     assert (dropped > 0) == (drop < 1)
     assert torch.equal(refined.reliability, rho)
     assert torch.equal(refined.trust, before.trust)
@@ -330,7 +319,7 @@ def test_every_field_of_a_state_is_in_its_checkpoint(problem, arm):
 # Labels as they are, and the true ones
 
 
-def test_vanilla_and_oracle_keep_every_sample(problem):
+def test_vanilla_and_oracle_keep_every_sample_and_the_oracle_alone_needs_the_truth(problem):
     for arm, expected in (("vanilla", problem.noisy), ("oracle", problem.true)):
         refined = trust.refine(of(arm), problem)
         assert torch.equal(refined.label, expected)
@@ -339,11 +328,7 @@ def test_vanilla_and_oracle_keep_every_sample(problem):
         assert (refined.space == TRUSTED).all()
         assert torch.equal(refined.noisy, problem.noisy)
         assert refined.history == ()
-
-
-def test_vanilla_does_not_use_the_truth_and_the_oracle_cannot_do_without(problem):
-    a, b = (trust.refine(Labels(), p) for p in (problem, without_truth(problem)))
-    assert same_bits(a, b)
+    assert same_bits(*(trust.refine(of("vanilla"), p) for p in (problem, without_truth(problem))))
     with pytest.raises(InputError, match="oracle needs the true labels"):
         trust.refine(of("oracle"), without_truth(problem))
 
