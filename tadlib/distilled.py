@@ -40,8 +40,7 @@ class Distilled:
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the protocol of the run that made the set.
 
-        ``params`` change flat settings of it. A later run that evaluates the same set otherwise has its own figure in
-        its own stage; the file stays as it is.
+        ``params`` change flat settings of it; the file stays as it is.
         """
         config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
         speed.prepare(config.threads)
@@ -55,25 +54,16 @@ def save_distilled(
     path: Path, synthetic: Synthetic, data: Dataset, config: Config, provenance: dict[str, Any] | None = None
 ) -> None:
     """Write a distilled set as one safetensors file."""
-    about = {
-        "mean": data.mean,
-        "std": data.std,
-        "class_names": data.class_names,
-        "params": config.portable(),
-        "lr": synthetic.lr,
-        "provenance": provenance or {},
-    }
+    about: dict[str, Any] = {"mean": data.mean, "std": data.std, "class_names": data.class_names, "lr": synthetic.lr}
+    about |= {"params": config.portable(), "provenance": provenance or {}}
     tensors = {"x": synthetic.x, "pixels": data.pixels(synthetic.x, clamp=False), "y": synthetic.y}
     save_tensors(path, tensors, {"distilled": json.dumps(about)})
 
 
 def load_distilled(path: Path | str) -> Distilled:
-    """Read a distilled set from its file, or from the folder of a finished stage ``distill``.
+    """Read a distilled set from its file, or from the folder of a finished stage ``distill``, which is verified.
 
-    There it is compared with the checksum in the manifest; a file elsewhere has none.
-
-    Raises:
-        InputError: when the file is missing, damaged or holds something else.
+    Raises InputError where the file is missing, damaged or holds something else.
     """
     path = Path(path)
     path = path / "distilled.safetensors" if path.is_dir() else path
@@ -84,12 +74,7 @@ def load_distilled(path: Path | str) -> Distilled:
     holds = "distilled" in metadata and {"x", "pixels", "y"} <= tensors.keys()
     require(holds, f"{path} does not hold a distilled set")
     about = json.loads(metadata["distilled"])
-    return Distilled(
-        Synthetic(tensors["x"], tensors["y"], about["lr"]),
-        tensors["pixels"],
-        tuple(about["mean"]),
-        tuple(about["std"]),
-        tuple(about["class_names"]),
-        stored_params(about["params"]),
-        about["provenance"],
-    )
+    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
+    more: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
+    more |= {"params": stored_params(about["params"]), "provenance": about["provenance"]}
+    return Distilled(synthetic, tensors["pixels"], **more)

@@ -8,6 +8,7 @@ The accuracy reported is that of the last epoch; nothing is selected on the test
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
@@ -22,7 +23,7 @@ from tadlib.state import Checkpoint, restored
 
 # As in the authors' codes, which count epochs from 0 to 1000 inclusive and report the best evaluation on the test set,
 # where ours reports the last epoch. DC, DSA and DM share one protocol (20 networks for each of 5 sets).
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS = {
     "mtt": Protocol(networks=5, epochs=1001, batch=256),
     "datm": Protocol(networks=5, epochs=1001, batch=128),
     "dm": Protocol(networks=20, epochs=1001, batch=256, lr=0.01),
@@ -40,11 +41,8 @@ class Loop:
 
 def start(net: Network, protocol: Protocol, *, seed: int, device: torch.device | str = "cpu") -> Loop:
     """Networks before their first epoch; the random numbers of each depend on ``seed`` and its number alone."""
-    numbers = range(protocol.networks)
-    return Loop(
-        [State(net.init(seed, "evaluate", r)) for r in numbers],
-        [generator(seed, "evaluate", r, "train", device=device) for r in numbers],
-    )
+    states = [State(net.init(seed, "evaluate", r)) for r in range(protocol.networks)]
+    return Loop(states, [generator(seed, "evaluate", r, "train", device=device) for r in range(protocol.networks)])
 
 
 def advance(loop: Loop, net: Network, synthetic: Synthetic, protocol: Protocol, *, workers: int = 1) -> None:
@@ -57,20 +55,11 @@ def advance(loop: Loop, net: Network, synthetic: Synthetic, protocol: Protocol, 
     if late and not protocol.late(loop.epoch - 1):
         loop.states = [State(s.theta) for s in loop.states]
     lr = (synthetic.lr if protocol.lr is None else protocol.lr) * (0.1 if late else 1.0)
-    loop.states = train_epoch_together(
-        net,
-        loop.states,
-        synthetic.x,
-        synthetic.y,
-        synthetic.x.new_ones(len(synthetic.x)),
-        sgd=Sgd(lr, protocol.momentum, protocol.weight_decay),
-        batch=protocol.batch,
-        strategy=protocol.augmentation,
-        generators=loop.generators,
-        compile=protocol.compile,
-        stacked=synthetic.x.is_cuda,
-        workers=workers,
-    )
+    x_SCHW, w_S = synthetic.x, synthetic.x.new_ones(len(synthetic.x))
+    sgd = Sgd(lr, protocol.momentum, protocol.weight_decay)
+    how: dict[str, Any] = {"batch": protocol.batch, "strategy": protocol.augmentation, "compile": protocol.compile}
+    how |= {"generators": loop.generators, "stacked": x_SCHW.is_cuda, "workers": workers}
+    loop.states = train_epoch_together(net, loop.states, x_SCHW, synthetic.y, w_S, sgd=sgd, **how)
     loop.epoch += 1
 
 
@@ -98,12 +87,7 @@ def train_networks(
 
 
 def evaluate(
-    net: Network,
-    synthetic: Synthetic,
-    x_test_NCHW: Tensor,
-    y_test_N: Tensor,
-    protocol: Protocol,
-    **options,
+    net: Network, synthetic: Synthetic, x_test_NCHW: Tensor, y_test_N: Tensor, protocol: Protocol, **options
 ) -> list[float]:
     """Last-epoch test accuracy (fraction) of every network (R); ``options`` as in :func:`train_networks`."""
     theta_RP = train_networks(net, synthetic, protocol, **options)
@@ -115,5 +99,4 @@ def mean_ci95(values: list[float]) -> tuple[float, float | None]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
-    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, float(half)
+    return mean, float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5

@@ -4,7 +4,6 @@ Legend: N samples, K classes, C H W image, P flat parameters, E epochs.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,31 +33,20 @@ def train_expert(
     expert: int = 0,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The trajectory (E + 1, P) of one expert: its initial parameters, and those after every epoch.
+    """The trajectory (E + 1, P) of one expert on a refined set: its initial parameters, and those after every epoch.
 
-    Args:
-        y_NK, w_N: label distributions and weights of a refined set; samples of weight 0 are not used.
-        expert: number of the expert; its random numbers depend on ``seed`` and this number alone.
+    Samples of weight 0 are not used. The random numbers of an expert depend on ``seed`` and its number alone.
     """
-    theta_P = net.init(seed, "expert", expert)
-    trajectory_EP = theta_P.new_empty(config.epochs + 1, net.n_parameters)
-    trajectory_EP[0] = theta_P
-    state = State(theta_P)
-    random = generator(seed, "expert", expert, "train", device=x_NCHW.device)
-    for epoch in range(config.epochs):
-        state = train_epoch(
-            replace(net, bfloat16=config.bfloat16),
-            state,
-            x_NCHW,
-            y_NK,
-            w_N,
-            sgd=Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha),
-            batch=config.batch,
-            strategy=config.augmentation,
-            generator=random,
-            compile=config.compile,
-        )
-        trajectory_EP[epoch + 1] = state.theta
+    state = State(net.init(seed, "expert", expert))
+    trajectory_EP = state.theta.new_empty(config.epochs + 1, net.n_parameters)
+    trajectory_EP[0] = state.theta
+    sgd = Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha)
+    how: dict[str, Any] = {"batch": config.batch, "strategy": config.augmentation, "compile": config.compile}
+    how["generator"] = generator(seed, "expert", expert, "train", device=x_NCHW.device)
+    net = replace(net, bfloat16=config.bfloat16)
+    for epoch in range(1, config.epochs + 1):
+        state = train_epoch(net, state, x_NCHW, y_NK, w_N, sgd=sgd, **how)
+        trajectory_EP[epoch] = state.theta
         on_epoch()
     return trajectory_EP
 
@@ -74,8 +62,7 @@ def train_own_loop(
 ) -> Tensor:
     """The trajectory (E + 1, P) of an expert that judges the labels itself, as TAD's experts do.
 
-    The expert is the auditor of ``method`` (:class:`~tadlib.trust.tad.Tad` or
-    :class:`~tadlib.trust.posterior.TrustPosterior`); optimiser, batch and augmentation are the expert's.
+    It is the auditor of ``method``, a trust method with one; optimiser, batch and augmentation are the expert's.
     """
     require(config.rho == 0, f"experts that judge labels are trained by plain SGD: rho must be 0, got {config.rho}")
     names = ("epochs", "lr", "momentum", "weight_decay", "batch", "augmentation")
@@ -93,12 +80,12 @@ def train_own_loop(
 
 
 class Trajectories(Protocol):
-    """The source from which a method reads expert trajectories: a store on disk, or tensors in memory."""
+    """Where a method reads expert trajectories: a store on disk, or tensors in memory."""
 
     def __len__(self) -> int: ...
 
     def read(self, expert: int, epoch: int) -> Tensor:
-        """Parameters (P,) of ``expert`` after ``epoch`` epochs."""
+        """Parameters (P,) of ``expert`` after ``epoch`` epochs, on the device where they lie."""
         ...
 
 
@@ -118,14 +105,9 @@ class TrajectoryStore:
         return Path(self.folder) / f"expert_{expert:03d}.safetensors"
 
     def save(self, expert: int, trajectory_EP: Tensor, *, half: bool = False) -> None:
-        """Write a trajectory (E + 1, P) atomically, as it is or in half precision.
-
-        Raises:
-            InputError: when a parameter is not finite.
-        """
-        require(
-            bool(trajectory_EP.isfinite().all()), f"expert {expert} diverged: its parameters are not finite; lower lr"
-        )
+        """Write a trajectory (E + 1, P); InputError where a parameter is not finite."""
+        finite = bool(trajectory_EP.isfinite().all())
+        require(finite, f"expert {expert} diverged: its parameters are not finite; lower lr")
         trajectory_EP = trajectory_EP.cpu()
         if not half:
             save_tensors(self.path(expert), {"trajectory": trajectory_EP})
@@ -142,7 +124,6 @@ class TrajectoryStore:
         return len(list(Path(self.folder).glob("expert_*.safetensors")))
 
     def read(self, expert: int, epoch: int) -> Tensor:
-        """Parameters (P,) of ``expert`` after ``epoch`` epochs, on the CPU."""
         try:
             with safe_open(self.path(expert), framework="pt") as file:
                 if "trajectory" in file.keys():  # noqa: SIM118 (not a dict)
@@ -156,22 +137,16 @@ class TrajectoryStore:
             raise InputError(f"no epoch {epoch} of expert {expert} in {self.folder}: {error}") from error
 
     def verify(self, n_parameters: int | None = None) -> None:
-        """Check that experts are numbered without gaps and agree in shape, and that every file has its checksum.
-
-        Raises:
-            InputError: naming the file and what is wrong with it.
-        """
+        """InputError unless experts are numbered without gaps, readable, finite, of one shape and ``n_parameters``."""
         first: tuple[torch.Size, ...] = ()
         for expert in range(len(self)):
             path = self.path(expert)
             require(path.is_file(), f"{path} is missing: experts are numbered from 0 without gaps")
-            tensors = load_tensors(path)  # compares the checksum
-            require(
-                "trajectory" in tensors or {"start", "change", "scale"} <= tensors.keys(), f"{path} holds no expert"
-            )
-            require(
-                all(bool(t.isfinite().all()) for t in tensors.values()), f"{path} has parameters that are not finite"
-            )
+            tensors = load_tensors(path)
+            holds = "trajectory" in tensors or {"start", "change", "scale"} <= tensors.keys()
+            require(holds, f"{path} holds no expert")
+            finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+            require(finite, f"{path} has parameters that are not finite")
             shapes = tuple(tensors[name].shape for name in sorted(tensors))
             first = first or shapes
             require(shapes == first, f"{path} differs in shape from expert 0: {shapes}, expected {first}")
@@ -179,42 +154,9 @@ class TrajectoryStore:
             require(n_parameters in (None, size), f"{path} has {size} parameters an epoch, expected {n_parameters}")
 
 
-def images_per_second(net: Network, x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, config: ExpertConfig) -> float:
-    """Speed of an expert's training, from two batches after a first one that warms up."""
-    n = min(config.batch, len(x_NCHW))
-    times: list[float] = []
-
-    def clock() -> None:
-        if x_NCHW.is_cuda:
-            torch.cuda.synchronize(x_NCHW.device)
-        times.append(time.perf_counter())
-
-    batch = x_NCHW[:n], y_NK[:n], torch.ones_like(w_N[:n])
-    train_expert(net, *batch, replace(config, epochs=3), seed=0, on_epoch=clock)
-    return 2 * n / (times[2] - times[0])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Cost of training experts: ``n_bytes`` on disk and ``seconds`` (None: speed unknown)."""
-
-    n_bytes: int
-    seconds: float | None
-
-    def __str__(self) -> str:
-        size = f"{self.n_bytes / 1e6:.3g} MB" if self.n_bytes < 1e9 else f"{self.n_bytes / 1e9:.3g} GB"
-        if self.seconds is None:
-            return f"{size} of trajectories"
-        minutes = self.seconds / 60
-        return f"{size} of trajectories, about " + (f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h")
-
-
-def estimate(config: ExpertConfig, n_parameters: int, n_train: int, images_per_second: float | None = None) -> Estimate:
-    """Cost of the experts of ``config`` on ``n_train`` images; GSAM takes two passes over every image."""
-    bytes_each = 4 + config.epochs * (2 if config.half else 4)
-    passes = config.count * config.epochs * n_train * (2 if config.rho else 1)
-    seconds = None if images_per_second is None else passes / images_per_second
-    return Estimate(config.count * n_parameters * bytes_each, seconds)
+def stored_bytes(config: ExpertConfig, n_parameters: int) -> int:
+    """What the trajectories of ``config`` take on disk."""
+    return config.count * n_parameters * (4 + config.epochs * (2 if config.half else 4))
 
 
 @dataclass(frozen=True)
@@ -227,7 +169,6 @@ class InMemory:
         return len(self.trajectories)
 
     def read(self, expert: int, epoch: int) -> Tensor:
-        """Parameters (P,) of ``expert`` after ``epoch`` epochs."""
         known = expert < len(self) and epoch < len(self.trajectories[expert])
         require(known, f"no epoch {epoch} of expert {expert} in memory")
         return self.trajectories[expert][epoch]

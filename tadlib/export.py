@@ -2,7 +2,7 @@
 
 Legend: S synthetic images, K classes, C H W image.
 
-Every format is one function that writes into a folder; ``FORMATS`` lists them by name.
+``FORMATS`` lists by name the functions that write one into a folder.
 """
 
 import io
@@ -21,12 +21,8 @@ from tadlib.distilled import Distilled
 from tadlib.store import replacing, save_json, save_tensors, write_atomic
 
 # Mean and standard deviation by which DD-Ranking normalises a data set (ddranking/utils/data.py)
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-DD_RANKING = {
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+DD_RANKING = dict.fromkeys(("cifar10", "cifar100"), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+DD_RANKING["tiny-imagenet"] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEAST = 1e-12  # replaces a probability of 0, whose logarithm is infinite
 
 
@@ -47,15 +43,12 @@ def clamped(distilled: Distilled) -> float:
 
 
 def recipe(distilled: Distilled) -> dict[str, Any]:
-    """Everything besides the tensors that training on the set needs."""
+    """What training on the set needs besides the tensors."""
+    names = ("mean", "std", "class_names", "params", "provenance")
     return {
         "learning_rate": distilled.synthetic.lr,
-        "mean": distilled.mean,
-        "std": distilled.std,
         "zca": distilled.params["zca"],
-        "class_names": distilled.class_names,
-        "params": distilled.params,
-        "provenance": distilled.provenance,
+        **{name: getattr(distilled, name) for name in names},
         "shape": list(distilled.synthetic.x.shape),
         "clamped": clamped(distilled),
         "notes": "images.safetensors holds x (as networks take it: normalised by mean and std, or ZCA-whitened where "
@@ -93,11 +86,8 @@ def ddranking(distilled: Distilled, out: Path) -> None:
     if not distilled.params["zca"] and dataset in DD_RANKING:
         mean, std = (distilled.pixels.new_tensor(values)[:, None, None] for values in DD_RANKING[dataset])
         x_SCHW = (distilled.pixels - mean) / std
-    parts = {
-        "images": x_SCHW.contiguous(),
-        "labels": distilled.synthetic.y.clamp_min(LEAST).log(),
-        "lr": torch.tensor(distilled.synthetic.lr),
-    }
+    log_y_SK, lr = distilled.synthetic.y.clamp_min(LEAST).log(), torch.tensor(distilled.synthetic.lr)
+    parts = {"images": x_SCHW.contiguous(), "labels": log_y_SK, "lr": lr}
     for name, tensor in parts.items():
         content = io.BytesIO()
         torch.save(tensor.cpu(), content)
@@ -119,12 +109,8 @@ def huggingface(distilled: Distilled, out: Path) -> None:
         "x": pa.array(list(synthetic.x.flatten(1).numpy()), pa.list_(pa.float32())),
     }
     floats = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
-        "soft_label": floats,
-        "x": floats,
-    }
+    label = {"names": list(distilled.class_names), "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "label": label, "soft_label": floats, "x": floats}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     data = folder / "data" / "train-00000-of-00001.parquet"
     data.parent.mkdir(parents=True, exist_ok=True)
@@ -135,41 +121,20 @@ def huggingface(distilled: Distilled, out: Path) -> None:
 
 
 def _card(distilled: Distilled) -> str:
-    """A data set card: YAML front matter, then what the set is and how to train on it."""
+    """A data set card: what the set is and how to train on it. The Parquet file itself tells the features."""
     p, (n_images, *shape) = distilled.params, distilled.synthetic.x.shape
     size = "n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"
-    names = "\n".join(f"          '{k}': {json.dumps(name)}" for k, name in enumerate(distilled.class_names))
     prepared = "ZCA-whitened" if p["zca"] else f"normalised by mean {list(distilled.mean)}, std {list(distilled.std)}"
     return f"""---
 pretty_name: {json.dumps(f"{p['dataset']} distilled by {p['method']}, {p['ipc']} images per class")}
-task_categories:
-- image-classification
-tags:
-- dataset-distillation
-- tadlib
-size_categories:
-- {size}
+task_categories: [image-classification]
+tags: [dataset-distillation, tadlib]
+size_categories: [{size}]
 configs:
 - config_name: default
   data_files:
   - split: train
     path: data/train-*.parquet
-dataset_info:
-  features:
-  - name: image
-    dtype: image
-  - name: label
-    dtype:
-      class_label:
-        names:
-{names}
-  - name: soft_label
-    sequence: float32
-  - name: x
-    sequence: float32
-  splits:
-  - name: train
-    num_examples: {n_images}
 ---
 
 # {p["dataset"]}, distilled to {p["ipc"]} images per class

@@ -5,7 +5,6 @@ and the code that computes it. A finished folder is returned as it is; an interr
 and ends with the same bits on a CPU.
 """
 
-import re
 import resource
 import subprocess
 import sys
@@ -41,9 +40,6 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # the module that carries out each stage; its code and all that it imports are part of the key
 CODE = {"noise": "noise", "divert": "trust", "experts": "experts", "distill": "distill", "evaluate": "evaluate"}
-
-
-# Running one stage ---------------------------------------------------------------------------------------------------
 
 
 class Work:
@@ -83,28 +79,22 @@ class Work:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes; None: unknown)."""
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Yields a function that tells the peak memory since here: of the GPU, or of the process (bytes)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-
-    def read() -> int | None:
-        status = Path("/proc/self/status")
-        found = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE) if status.exists() else None
-        return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-    yield read
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, on Linux
+    unit = 1 if sys.platform == "darwin" else 1024
+    yield lambda: unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> Path:
     """The finished folder of a stage; the work is done if it is not there. ``work`` returns the manifest's extra.
 
-    Raises:
-        InputError: before any work, naming a file of its inputs that is damaged.
+    Raises InputError, before any work, where a file of its inputs is damaged.
     """
     speed.prepare(config.threads)
     claim_output(config.out)
@@ -119,21 +109,11 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
         with peak_memory(config.torch_device) as peak:
             w = Work(folder, planned.name)
             extra = work(w)
-            folder.finish(
-                stage=planned.name,
-                key=planned.key,
-                config={"settings": planned.settings, "params": config.portable()},
-                inputs=planned.inputs,
-                seed=config.seed,
-                device=str(config.torch_device),
-                seconds=w.seconds,
-                peak_memory_bytes=peak(),
-                extra=extra,
-            )
+            spent = {"seconds": w.seconds, "peak_memory_bytes": peak(), "extra": extra}
+            about = {"stage": planned.name, "key": planned.key, "inputs": planned.inputs, "seed": config.seed}
+            stored = {"settings": planned.settings, "params": config.portable()}
+            folder.finish(**about, config=stored, device=str(config.torch_device), **spent)
     return folder.path
-
-
-# The plan of a run ---------------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -176,7 +156,7 @@ def plan(config: Config) -> dict[str, Planned]:
     """
     config = as_used(config)
     own, judge = config.method_config, trust_method(config)
-    network = {name: getattr(config, name) for name in ("width", "depth", "norm", "zca")}
+    network = _values(config, "width", "depth", "norm", "zca")
     common = {"network": network, "seed": config.seed}
     stages = {"noise": _plan_noise(config)}
 
@@ -196,8 +176,7 @@ def plan(config: Config) -> dict[str, Planned]:
 
 
 def _plan_noise(config: Config) -> Planned:
-    names = ("dataset", "n_train", "resolution", "noise", "rate", "seed")
-    settings = {name: getattr(config, name) for name in names}
+    settings = _values(config, "dataset", "n_train", "resolution", "noise", "rate", "seed")
     if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
         settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
     files = _files(config.dataset, _noise_name(config), config.root)
@@ -208,12 +187,12 @@ def _plan_noise(config: Config) -> Planned:
 def _files(dataset: str, noise_name: str, root: str | None) -> dict[str, str]:
     """Checksums of the data that no published md5 vouches for."""
     folder = None if root is None else Path(root).expanduser()
-    files = {}
-    if dataset == "tiny-imagenet":
-        files[dataset] = tiny_imagenet.checksum(folder)
-    if noise_name == "human":
-        files["human"] = noise.human_checksum(dataset, folder)
-    return files
+    images = {dataset: tiny_imagenet.checksum(folder)} if dataset == "tiny-imagenet" else {}
+    return images | ({"human": noise.human_checksum(dataset, folder)} if noise_name == "human" else {})
+
+
+def _values(config: Config, *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
 
 
 def _noise_name(config: Config) -> str:
@@ -223,9 +202,6 @@ def _noise_name(config: Config) -> str:
 def trust_method(config: Config) -> Any:
     """The trust method of a configuration's arm, with its settings."""
     return trust.method(config.arm, config.auditor, config.tad, config.posterior)
-
-
-# The stages ----------------------------------------------------------------------------------------------------------
 
 
 def check(config: Config) -> NoisyLabels:
@@ -249,18 +225,9 @@ def check(config: Config) -> NoisyLabels:
 
 def _labels(config: Config, data: Dataset) -> NoisyLabels:
     rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
-    return noise.inject(
-        data.y_train,
-        config.noise,
-        rate,
-        n_classes=data.n_classes,
-        seed=config.seed,
-        dataset=config.dataset,
-        root=config.root,
-        index_N=data.index,
-        n_full=data.n_full,
-        x_NCHW=data.x_train,
-    )
+    about: dict[str, Any] = {"n_classes": data.n_classes, "n_full": data.n_full, "index_N": data.index}
+    about |= _values(config, "seed", "dataset", "root")
+    return noise.inject(data.y_train, config.noise, rate, x_NCHW=data.x_train, **about)
 
 
 def inject_noise(config: Config) -> Path:
@@ -270,12 +237,8 @@ def inject_noise(config: Config) -> Path:
         data = plain_dataset(config)
         labels = _labels(config, data)
         labels.save(w.folder.path / "labels.safetensors")
-        return {
-            "n_train": len(data.y_train),
-            "rate_realised": labels.rate_realised,
-            "checksum_labels": labels.checksum,
-            "class_names": list(data.class_names),
-        }
+        found = {"rate_realised": labels.rate_realised, "checksum_labels": labels.checksum}
+        return {"n_train": len(data.y_train), **found, "class_names": list(data.class_names)}
 
     return _stage(config, _plan_noise(config), work)
 
@@ -302,12 +265,9 @@ def divert(config: Config) -> Path:
             store.save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
         counts = torch.bincount(refined.space.long(), minlength=3).tolist()
         sizes = {f"n_{name}": count for name, count in zip(trust.SPACES, counts, strict=True)}
-        if problem.true is None:
-            return sizes
-        metrics = refined.metrics(problem.true)
+        metrics = {} if problem.true is None else refined.metrics(problem.true)
         if config.arm == "oracle":  # it judges no label, so its trust is no measure of anything
-            of_labels = ("label_accuracy", "mass_accuracy")
-            metrics = {name: value if name in of_labels else None for name, value in metrics.items()}
+            metrics |= dict.fromkeys(metrics.keys() - {"label_accuracy", "mass_accuracy"})
         return sizes | metrics
 
     return _stage(config, plan(config)["divert"], work)
@@ -339,9 +299,8 @@ def train_experts(config: Config) -> Path:
         trained_on = data.x_train, refined.y, refined.weight
         trajectories = experts.TrajectoryStore(w.folder.path)
         if sys.stderr.isatty():
-            speed_now = experts.images_per_second(net, *trained_on, expert)
-            size = experts.estimate(expert, net.n_parameters, int((refined.weight > 0).sum()), speed_now)
-            tqdm.write(f"{w.title}: {size}", file=sys.stderr)
+            size = experts.stored_bytes(expert, net.n_parameters) / 1e9
+            tqdm.write(f"{w.title}: {size:.3g} GB of trajectories", file=sys.stderr)
         with w.progress(expert.count * expert.epochs) as step:
             for i in range(int(w.resume[1]) if w.resume else 0, expert.count):
                 more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": step}
@@ -376,22 +335,14 @@ def distill(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
-        trajectories = experts.TrajectoryStore(inputs["experts"]) if own.needs_experts else None
-        if trajectories is not None:
-            trajectories.verify(network(config).n_parameters)  # before hours of matching
+        net, trajectories = network(config), None
+        if own.needs_experts:
+            trajectories = experts.TrajectoryStore(inputs["experts"])
+            trajectories.verify(net.n_parameters)  # before hours of matching
+        problem = net, data.x_train, refined.y, refined.weight, trajectories, own
         with w.progress(own.iterations) as step:
-            synthetic, rows = DISTILL[config.method](
-                network(config),
-                data.x_train,
-                refined.y,
-                refined.weight,
-                trajectories,
-                own,
-                ipc=config.ipc,
-                seed=config.seed,
-                resume=w.resume,
-                on_iteration=step,
-            )
+            how = {"ipc": config.ipc, "seed": config.seed, "resume": w.resume, "on_iteration": step}
+            synthetic, rows = DISTILL[config.method](*problem, **how)
         keys = {stage: path.name for stage, path in inputs.items()}
         provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()}
         save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config, provenance)
@@ -408,27 +359,16 @@ def evaluate(config: Config) -> Path:
     source = distill(config)
 
     def work(w: Work) -> dict:
-        data = dataset(config)
+        data, net = dataset(config), evaluated_network(config)
+        held = load_distilled(source).synthetic.to(config.torch_device)
         with w.progress(config.evaluate.epochs) as step:
-            accuracies = evaluation.evaluate(
-                evaluated_network(config),
-                load_distilled(source).synthetic.to(config.torch_device),
-                data.x_test,
-                data.y_test,
-                config.evaluate,
-                seed=config.seed,
-                workers=config.threads,
-                resume=w.resume,
-                on_epoch=step,
-            )
+            how = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
+            accuracies = evaluation.evaluate(net, held, data.x_test, data.y_test, config.evaluate, **how)
         store.save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)
         return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
 
     return _stage(config, plan(config)["evaluate"], work)
-
-
-# Results -------------------------------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -440,28 +380,20 @@ def run(config: Config) -> dict[str, Any]:
 
 
 TRUST = ("trust_auroc", "trust_precision", "trust_recall")
-RELABELLED = ("relabel_count", "relabel_accuracy", "relabel_recall")
 
 
 def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     """The row of a finished run, read from the manifests of its stages."""
-    m = {"evaluate": StageFolder(evaluated_at).manifest()}
-    for stage in ("evaluate", "distill", "experts"):
-        for name, key in m[stage]["inputs"].items() if stage in m else ():
-            m[name] = StageFolder(Path(config.out) / name / key).manifest()
-    found, accuracy = m["divert"]["extra"], m["evaluate"]["extra"]
-    peaks = [manifest["peak_memory_bytes"] for manifest in m.values() if manifest["peak_memory_bytes"] is not None]
-    return {
-        **_setting(config, "arm", "method", "ipc", "seed", "preset", "evaluate_network"),
-        "accuracy_mean": accuracy["accuracy_mean"],
-        "accuracy_ci95": accuracy["accuracy_ci95"],
-        "n_networks": len(store.load_json(evaluated_at / "accuracies.json")),
-        **{name: found.get(name) for name in (*TRUST, "relabel_count", "relabel_accuracy", "label_accuracy")},
-        **{f"seconds_{s}": m[s]["seconds"] if s in m else None for s in ("divert", "experts", "distill", "evaluate")},
-        "peak_memory_bytes": max(peaks, default=None),
-        **_provenance(config, m["distill"]),
-        "key": evaluated_at.name,
-    }
+    manifests = {name: StageFolder(planned.path).manifest() for name, planned in plan(config).items()}
+    found = manifests["divert"]["extra"] | manifests["evaluate"]["extra"]
+    found["n_networks"] = len(store.load_json(evaluated_at / "accuracies.json"))
+    for name in ("divert", "experts", "distill", "evaluate"):
+        found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
+    found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
+    columns = ["accuracy_mean", "accuracy_ci95", "n_networks", *TRUST]
+    columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
+    settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
+    return _row(config, settings, found, columns, manifests["distill"], evaluated_at)
 
 
 def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
@@ -469,22 +401,18 @@ def trust_row(config: Config, diverted_at: Path) -> dict[str, Any]:
 
     ``flagged`` is the fraction of samples that are not trusted as given.
     """
-    m, setting = StageFolder(diverted_at).manifest(), _setting(config, "arm", "seed", "preset")
-    found = m["extra"]
-    return {
-        **setting,
-        **{name: found.get(name) for name in TRUST},
-        "flagged": 1 - found["n_trusted"] / setting["n_train"],
-        **{name: found.get(name) for name in (*RELABELLED, "label_accuracy", "mass_accuracy")},
-        "seconds_divert": m["seconds"],
-        "peak_memory_bytes": m["peak_memory_bytes"],
-        **_provenance(config, m),
-        "key": diverted_at.name,
-    }
+    manifest = StageFolder(diverted_at).manifest()
+    found = manifest["extra"] | {"seconds_divert": manifest["seconds"]}
+    found["peak_memory_bytes"] = manifest["peak_memory_bytes"]
+    found["flagged"] = 1 - found["n_trusted"] / sum(found[f"n_{name}"] for name in trust.SPACES)
+    columns = [*TRUST, "flagged", "relabel_count", "relabel_accuracy", "relabel_recall", "label_accuracy"]
+    columns += ["mass_accuracy", "seconds_divert"]
+    return _row(config, ("arm", "seed", "preset"), found, columns, manifest, diverted_at)
 
 
-def _setting(config: Config, *names: str) -> dict[str, Any]:
-    """Data and noise of a run (its own noise also where the arm is the oracle), and more of its settings."""
+def _row(config: Config, settings: tuple, found: dict, columns: list, manifest: dict, path: Path) -> dict[str, Any]:
+    """Data and noise of a run (its own noise also where the arm is the oracle), its ``settings``, the ``columns`` of
+    what was ``found``, and where and with which versions the stage of ``manifest`` ran."""
     noise_at = inject_noise(config)
     made = StageFolder(noise_at).manifest()["extra"]
     return {
@@ -493,35 +421,27 @@ def _setting(config: Config, *names: str) -> dict[str, Any]:
         "noise": config.noise,
         "rate_nominal": load_labels(noise_at).rate,
         "rate_realised": made["rate_realised"],
-        **{name: getattr(config, name) for name in names},
-    }
-
-
-def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Where, and with which versions, the stage of ``manifest`` ran."""
-    return {
+        **_values(config, *settings),
+        **{name: found.get(name) for name in [*columns, "peak_memory_bytes"]},
         "device": manifest["device"],
         "hardware": store.processor(manifest["hardware"], manifest["device"]),
         "torch_version": manifest["versions"]["torch"],
         "tadlib_version": manifest["versions"]["tadlib"],
         "commit": _commit(),
         "config_hash": store.content_key(config.portable()),
+        "key": path.name,
     }
 
 
 @lru_cache
 def _commit() -> str | None:
     """The commit of this checkout of tadlib, and a + where its code is changed; None where it is no checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(tadlib.__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
+    command = ["git", "-C", str(Path(tadlib.__file__).parent), "status", "--porcelain=v2", "--branch", "--", "."]
     try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--", ".") else "") if commit else None
-    except OSError:  # no git here
+        head, *more = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    except (OSError, ValueError):  # no git here, or no checkout
         return None
+    return head.split()[-1] + ("+" if any(not line.startswith("#") for line in more) else "")
 
 
 ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", "seed", "preset")
@@ -539,8 +459,7 @@ def result_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Rows of several tables as one, in a fixed order; of one configuration the last row counts."""
     table = pd.concat([t.astype(object) for t in tables], ignore_index=True)
     table = table.drop_duplicates("config_hash", keep="last").infer_objects()
-    order = [name for name in ORDER if name in table]
-    return table.sort_values([*order, "config_hash"], ignore_index=True)
+    return table.sort_values([name for name in (*ORDER, "config_hash") if name in table], ignore_index=True)
 
 
 def runs(config: Config, *, arm=(), seed=()) -> list[Config]:

@@ -19,10 +19,8 @@ def checkpoint(state: Any) -> Checkpoint:
     values: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
-        if isinstance(value, Tensor):
-            tensors[path] = value
-        elif isinstance(value, torch.Generator):
-            tensors[path] = value.get_state()
+        if isinstance(value, Tensor | torch.Generator):
+            tensors[path] = value if isinstance(value, Tensor) else value.get_state()
         elif parts := _parts(value):
             for name, part in parts.items():
                 walk(part, f"{path}/{name}")

@@ -1,6 +1,5 @@
 """Files that are whole or absent, and the folders of stages: keys, manifests, checkpoints and locks.
 
-A stage writes ``runs/<stage>/<key>/``; the key follows from its settings, its inputs and the code that computes it.
 ``manifest.json`` is written last and lists every file with its SHA-256: a folder with a valid manifest is complete, any
 other is not. Nothing is pickled.
 """
@@ -38,9 +37,6 @@ CHECKPOINT = "checkpoint.safetensors"
 LOCK = ".lock"
 TEMPORARY = ".tmp"  # prefix of files that are being written, by us or by safetensors
 HEADER = "tadlib"  # our one key in the header of a tensor file
-
-
-# Keys ----------------------------------------------------------------------------------------------------------------
 
 
 def content_key(payload: Mapping[str, Any]) -> str:
@@ -83,10 +79,8 @@ def code_version(module: str) -> str:
 
 def _files(base: Path) -> list[Path]:
     """The file of a module, or all files of a package, given their path without suffix."""
-    if base.is_dir():
-        return sorted(base.rglob("*.py"))
-    file = base.with_suffix(".py")
-    return [file] if file.is_file() and base.name not in APART else []
+    files = base.rglob("*.py") if base.is_dir() else [base.with_suffix(".py")]
+    return sorted(file for file in files if file.is_file() and base.name not in APART)
 
 
 def _imported(tree: ast.AST) -> set[Path]:
@@ -109,13 +103,10 @@ class _StripStrings(ast.NodeTransformer):
         return None if is_string else node
 
 
-# Folders and files ---------------------------------------------------------------------------------------------------
-
-
 def claim_output(path: Path | str) -> Path:
     """Make ``path`` an output folder: created when absent, marked when empty, accepted when marked before.
 
-    Raises InputError, and changes nothing, when ``path`` is a file or a folder with content that is not ours.
+    Raises InputError, and changes nothing, where it is a file or a folder with content that is not ours.
     """
     path = Path(path)
     require(path.is_dir() or not path.exists(), f"{path} is not an output folder of tadlib: it is a file")
@@ -136,11 +127,8 @@ def claim_output(path: Path | str) -> Path:
 def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path``; what is written there replaces ``path`` at the end of the ``with`` block.
 
-    The file at ``path`` is at all times the old one or the new one, whole, also after a crash or a power cut. An
-    exception leaves the old one and no temporary file; only a killed process leaves one (named ``.tmp…``).
-
-    Raises:
-        OSError: naming ``path``, when it cannot be written: no space, no permission.
+    The file at ``path`` is at all times the old one or the new one, whole, also after a crash or a power cut. Only a
+    killed process leaves a temporary file (named ``.tmp…``). An OSError, as for a full disk, names ``path``.
     """
     path = Path(path)
     # The name ends as the final one does: some writers choose the format by it.
@@ -255,20 +243,16 @@ def load_tensors(path: Path | str) -> dict[str, Tensor]:
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:
-    """The metadata of a file of :func:`save_tensors`, of any version; empty for other safetensors files."""
+    """The metadata of a file of :func:`save_tensors`; empty for other safetensors files."""
     with _reading(path, SafetensorError, ValueError), safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {}).get(HEADER, "{}")).get("metadata", {})
 
 
-# What a run ran on ---------------------------------------------------------------------------------------------------
-
-
 def hardware() -> dict[str, Any]:
     """The processor's name, how many cores this process may use, and the first GPU's name or None."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        cpu = named[1] if named else cpu
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
+    cpu = named[1] if named else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": cores, "gpu": gpu}
@@ -281,12 +265,8 @@ def processor(hardware: Mapping[str, Any], device: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, tadlib and the packages whose arithmetic ends up in results."""
-    packages = ("torch", "torchvision", "numpy", "scikit-learn")
-    own = {"python": platform.python_version(), "tadlib": tadlib.__version__}
-    return own | {package: importlib.metadata.version(package) for package in packages}
-
-
-# Stages --------------------------------------------------------------------------------------------------------------
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}
+    return {"python": platform.python_version(), "tadlib": tadlib.__version__} | packages
 
 
 class StageFolder:
@@ -312,10 +292,10 @@ class StageFolder:
         path = self.path / MANIFEST
         require(path.is_file(), f"{self.path} is not a finished stage: it has no {MANIFEST}")
         manifest = load_json(path)
-        files = manifest.get("files") if isinstance(manifest, dict) else None
-        valid = isinstance(files, dict) and all(
-            isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()
-        )
+        try:
+            valid = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
+        except (TypeError, KeyError, AttributeError):  # another structure
+            valid = False
         require(valid, f"{path} is damaged: it must list each file with its bytes and sha256")
         return manifest
 
@@ -324,9 +304,8 @@ class StageFolder:
         for name, entry in self.manifest()["files"].items():
             path, advice = self.path / name, f"delete {self.path} to have it computed anew"
             require(path.is_file(), f"{path} is missing; {advice}")
-            digest = _file_digest(path)
-            expected = entry["sha256"]
-            require(digest == expected, f"{path} is damaged: its SHA-256 is {digest}, expected {expected}; {advice}")
+            found, expected = _file_digest(path), entry["sha256"]
+            require(found == expected, f"{path} is damaged: its SHA-256 is {found}, expected {expected}; {advice}")
 
     def finish(self, **about: Any) -> None:
         """Declare the stage complete: write the manifest, ``about`` and all files here, then remove the checkpoint."""
@@ -337,15 +316,11 @@ class StageFolder:
                 path.unlink()  # left by a killed process
             elif name not in (MANIFEST, CHECKPOINT, LOCK):
                 files[name] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-        made_with = {"versions": versions(), "hardware": hardware()}
-        save_json(self.path / MANIFEST, {**about, **made_with, "files": files})
+        save_json(self.path / MANIFEST, {**about, "versions": versions(), "hardware": hardware(), "files": files})
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint by ``tensors`` (RNG states are uint8 tensors) and ``meta``, which JSON must hold.
-
-        Both lie in one file, so that they cannot disagree after a crash.
-        """
+        """Replace the checkpoint by ``tensors`` and ``meta``: one file, so that they agree also after a crash."""
         save_tensors(self.path / CHECKPOINT, tensors, {"meta": _json(meta)})
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
