@@ -52,13 +52,7 @@ def train_expert(
 
 
 def train_own_loop(
-    problem: NoisyProblem,
-    method: Any,
-    config: ExpertConfig,
-    *,
-    seed: int,
-    expert: int = 0,
-    on_epoch: Callable[[], None] = lambda: None,
+    problem: NoisyProblem, method: Any, config: ExpertConfig, *, seed: int, expert: int = 0, on_epoch=lambda: None
 ) -> Tensor:
     """The trajectory (E + 1, P) of an expert that judges the labels itself, as TAD's experts do.
 
@@ -114,7 +108,7 @@ class TrajectoryStore:
             return
         start_P = trajectory_EP[0]
         change_EP = trajectory_EP[1:] - start_P
-        largest = change_EP.abs().max().item() if change_EP.numel() else 0.0
+        largest = change_EP.abs().max().item()
         # a power of two, so that scaling rounds nothing; float16 ends at 65504
         scale = 2.0 ** (14 - math.ceil(math.log2(largest))) if largest > 0 else 1.0
         tensors = {"start": start_P, "change": (change_EP * scale).half(), "scale": torch.tensor([scale])}

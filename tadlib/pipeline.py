@@ -1,8 +1,7 @@
 """The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
 
-A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`), where the key is a hash of its settings, its inputs' keys
-and the code that computes it. A finished folder is returned as it is; an interrupted stage resumes from its checkpoint
-and ends with the same bits on a CPU.
+A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder is returned as it is; an interrupted
+stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
 
 import resource
@@ -28,7 +27,7 @@ from tadlib.data import Dataset, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled, save_distilled
-from tadlib.errors import require
+from tadlib.errors import require, required
 from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, plain_dataset
 from tadlib.nn import speed
@@ -144,8 +143,7 @@ class Planned:
 
 
 def as_used(config: Config) -> Config:
-    """The configuration that counts from diversion on. The oracle never sees a noisy label: its noise is none, so one
-    oracle serves every noise."""
+    """The configuration that counts from diversion on: the oracle sees no noisy label, so one serves every noise."""
     return replace(config, noise="none", rate=0.0) if config.arm == "oracle" else config
 
 
@@ -165,11 +163,12 @@ def plan(config: Config) -> dict[str, Planned]:
 
     learned = {"method": asdict(judge)} | common if judge.epochs else {}
     add("divert", {"arm": config.arm} | learned, "noise")
+    inputs = ["divert"]
     if own.needs_experts:
         loops, judged = (asdict(judge), ["noise"]) if config.own_loops else (None, [])
         add("experts", {"expert": asdict(config.expert), "loops": loops} | common, "divert", *judged)
-    distilled = {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common
-    add("distill", distilled, *(["divert", "experts"] if own.needs_experts else ["divert"]))
+        inputs.append("experts")
+    add("distill", {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common, *inputs)
     evaluated = {"protocol": asdict(config.evaluate), "n_test": config.n_test, "seed": config.seed}
     add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill")
     return stages
@@ -211,14 +210,11 @@ def check(config: Config) -> NoisyLabels:
     labels = _labels(config, data)
     used_N, whose = labels.noisy_N, "noisy"
     if config.arm == "oracle":
-        require(labels.true_N is not None, "arm oracle needs the true labels, which this data set does not have")
-        used_N, whose = labels.true_N, "true"  # type: ignore[assignment]
+        message = "arm oracle needs the true labels, which this data set does not have"
+        used_N, whose = required(labels.true_N, message), "true"
     counts = torch.bincount(used_N, minlength=data.n_classes)
-    require(
-        int(counts.min()) >= config.ipc,
-        f"ipc must not exceed the images of a class: class {int(counts.argmin())} has {int(counts.min())} under the "
-        f"{whose} labels, got {config.ipc}",
-    )
+    least = f"class {int(counts.argmin())} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
+    require(int(counts.min()) >= config.ipc, f"ipc must not exceed the images of a class: {least}")
     claim_output(config.out)
     return labels
 
@@ -275,9 +271,8 @@ def divert(config: Config) -> Path:
 
 def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.NoisyProblem:
     """What a trust method is given."""
-    device = config.torch_device
-    true_N = None if labels.true_N is None else labels.true_N.to(device)
-    noisy_N = labels.noisy_N.to(device)
+    true_N = None if labels.true_N is None else labels.true_N.to(config.torch_device)
+    noisy_N = labels.noisy_N.to(config.torch_device)
     name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
     return trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, config.seed, true_N, name)
 
@@ -296,7 +291,6 @@ def train_experts(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
-        trained_on = data.x_train, refined.y, refined.weight
         trajectories = experts.TrajectoryStore(w.folder.path)
         if sys.stderr.isatty():
             size = experts.stored_bytes(expert, net.n_parameters) / 1e9
@@ -308,7 +302,7 @@ def train_experts(config: Config) -> Path:
                     problem = noisy_problem(config, data, load_labels(inject_noise(config)))
                     trajectory = experts.train_own_loop(problem, trust_method(config), expert, **more)
                 else:
-                    trajectory = experts.train_expert(net, *trained_on, expert, **more)
+                    trajectory = experts.train_expert(net, data.x_train, refined.y, refined.weight, expert, **more)
                 trajectories.save(i, trajectory, half=expert.half)
                 w.checkpoint({}, i + 1, now=True)
         return {"n_parameters": net.n_parameters}
@@ -448,7 +442,7 @@ ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", 
 
 
 def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a table of results; a row of the same configuration is replaced. Returns the table."""
+    """Add rows to a table of results and return it; a row of the same configuration is replaced."""
     with store.locked(path.parent / ".results.lock"):
         table = result_table([store.load_table(path), rows] if path.exists() else [rows])
         store.save_table(path, table)

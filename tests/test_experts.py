@@ -110,14 +110,6 @@ def test_what_is_not_there_is_named(tmp_path):
             source.read(1, 0)
 
 
-def test_a_truncated_file_is_an_input_error(tmp_path):
-    store = TrajectoryStore(tmp_path)
-    store.save(0, torch.zeros(4, 5))
-    store.path(0).write_bytes(store.path(0).read_bytes()[:-10])
-    with pytest.raises(InputError, match="expert 0"):
-        store.read(0, 0)
-
-
 def test_a_diverged_expert_is_not_stored(tmp_path):
     store = TrajectoryStore(tmp_path)
     with pytest.raises(InputError, match="expert 3 diverged"):
@@ -194,11 +186,11 @@ def test_verify_names_the_file_and_what_is_wrong(tmp_path):
     store.save(1, trajectory(1)[:3])
     with pytest.raises(InputError, match="expert_001.* differs in shape"):
         store.verify()
-    content = bytearray(store.path(0).read_bytes())
-    content[-1] ^= 1
-    store.path(0).write_bytes(content)
+    store.path(0).write_bytes(store.path(0).read_bytes()[:-10])
     with pytest.raises(InputError, match="expert_000.* is damaged"):
         store.verify()
+    with pytest.raises(InputError, match="expert 0"):
+        store.read(0, 0)
     store.path(0).unlink()
     with pytest.raises(InputError, match="expert_000.* is missing"):
         store.verify()

@@ -23,57 +23,16 @@ from tadlib.errors import InputError
 from tadlib.experts import TrajectoryStore
 from tadlib.store import StageFolder, load_json, load_table
 
-TINY = {
-    "dataset": "digits",
-    "n_train": 200,
-    "n_test": 100,
-    "noise": "pairflip",
-    "rate": 0.3,
-    "ipc": 1,
-    "device": "cpu",
-    "width": 4,
-    "depth": 2,
-    "auditor_epochs": 4,
-    "auditor_warmup": 2,
-    "expert_count": 3,
-    "expert_epochs": 4,
-    "mtt_iterations": 6,
-    "mtt_syn_steps": 3,
-    "mtt_expert_epochs": 2,
-    "mtt_max_start": 2,
-    "evaluate_networks": 3,
-    "evaluate_epochs": 4,
-}
+TINY = {"dataset": "digits", "n_train": 200, "n_test": 100, "noise": "pairflip", "rate": 0.3, "ipc": 1, "device": "cpu"}
+TINY |= {"width": 4, "depth": 2, "auditor_epochs": 4, "auditor_warmup": 2, "expert_count": 3, "expert_epochs": 4}
+TINY |= {"mtt_iterations": 6, "mtt_syn_steps": 3, "mtt_expert_epochs": 2, "mtt_max_start": 2}
+TINY |= {"evaluate_networks": 3, "evaluate_epochs": 4}
 STAGES = ("noise", "divert", "experts", "distill", "evaluate")
 COLUMNS = [
-    "dataset",
-    "n_train",
-    "noise",
-    "rate_nominal",
-    "rate_realised",
-    "arm",
-    "method",
-    "ipc",
-    "seed",
-    "preset",
-    "accuracy_mean",
-    "accuracy_ci95",
-    "n_networks",
-    "trust_auroc",
-    "trust_precision",
-    "trust_recall",
-    "relabel_count",
-    "relabel_accuracy",
-    "seconds_divert",
-    "seconds_experts",
-    "seconds_distill",
-    "seconds_evaluate",
-    "peak_memory_bytes",
-    "device",
-    "torch_version",
-    "tadlib_version",
-    "commit",
-    "config_hash",
+    *("dataset", "n_train", "noise", "rate_nominal", "rate_realised", "arm", "method", "ipc", "seed", "preset"),
+    *("accuracy_mean", "accuracy_ci95", "n_networks", "trust_auroc", "trust_precision", "trust_recall"),
+    *("relabel_count", "relabel_accuracy", "seconds_divert", "seconds_experts", "seconds_distill", "seconds_evaluate"),
+    *("peak_memory_bytes", "device", "torch_version", "tadlib_version", "commit", "config_hash"),
 ]
 
 
@@ -191,16 +150,10 @@ def test_the_preset_fills_in_and_what_is_explicit_wins():
     assert (paper.mtt.max_start, paper.mtt.lr_img, paper.mtt.lr_teacher) == (40, 1000.0, 0.001)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        TINY,
-        {"dataset": "cifar10", "preset": "lite", "n_train": None, "rate": 0},
-        {"method": "datm", "datm_lr_y": 3},
-        {"method": "random"},
-    ],
-)
+KINDS = [{}, TINY, {"method": "datm", "datm_lr_y": 3}, {"method": "random"}]
+
+
+@pytest.mark.parametrize("params", [*KINDS, {"dataset": "cifar10", "preset": "lite", "n_train": None, "rate": 0}])
 def test_params_survive_the_round_trip_through_json(params):
     config = Config.from_params(**params)
     flat = config.to_params()
@@ -236,15 +189,20 @@ def test_check_refuses_before_anything_is_written(tmp_path, params, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_class_without_a_noisy_label_is_refused(tmp_path, monkeypatch):
+def take_labels_of(k: int, monkeypatch) -> None:
+    """Leave class ``k`` no noisy label."""
     inject = pipeline.noise.inject
 
-    def without_class_three(*args, **options):
+    def without(*args, **options):
         labels = inject(*args, **options)
-        labels.noisy_N[labels.noisy_N == 3] = 4
+        labels.noisy_N[labels.noisy_N == k] = 0
         return labels
 
-    monkeypatch.setattr(pipeline.noise, "inject", without_class_three)
+    monkeypatch.setattr(pipeline.noise, "inject", without)
+
+
+def test_a_class_without_a_noisy_label_is_refused(tmp_path, monkeypatch):
+    take_labels_of(3, monkeypatch)
     with pytest.raises(InputError, match="class 3 has 0 under the noisy labels, got 1"):
         pipeline.run(tiny(tmp_path / "runs"))
     with pytest.raises(InputError, match=r"every class needs a sample with its label; classes without: \[3\]"):
@@ -252,14 +210,7 @@ def test_a_class_without_a_noisy_label_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_oracle_counts_images_by_their_true_labels(tmp_path, monkeypatch):
-    inject = pipeline.noise.inject
-
-    def few_nines(*args, **options):
-        labels = inject(*args, **options)
-        labels.noisy_N[labels.noisy_N == 9] = 0
-        return labels
-
-    monkeypatch.setattr(pipeline.noise, "inject", few_nines)
+    take_labels_of(9, monkeypatch)
     pipeline.check(tiny(tmp_path / "runs", arm="oracle"))
 
 
@@ -289,15 +240,9 @@ def keys(tmp_path, monkeypatch):
     monkeypatch.setattr(StageFolder, "is_complete", lambda self: True)
 
     def of(**changes) -> dict[str, str]:
-        functions = (
-            pipeline.inject_noise,
-            pipeline.divert,
-            pipeline.train_experts,
-            pipeline.distill,
-            pipeline.evaluate,
-        )
+        made = (pipeline.inject_noise, pipeline.divert, pipeline.train_experts, pipeline.distill, pipeline.evaluate)
         config = tiny(**{"out": tmp_path / "keys"} | changes)
-        return {stage: function(config).name for stage, function in zip(STAGES, functions)}
+        return {stage: function(config).name for stage, function in zip(STAGES, made)}
 
     return of
 
@@ -581,14 +526,8 @@ def start(out: Path, kill: str = "") -> subprocess.Popen:
     """A process that waits for a line on its standard input and then carries out the tiny run in ``out``."""
     order = json.dumps({"params": tiny(out).to_params(), "kill": kill})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, order],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", DRIVER, order], **pipes, text=True, env=environment)
 
 
 @pytest.mark.parametrize("stage", ["divert", "experts", "distill", "evaluate"])
@@ -654,13 +593,8 @@ def test_a_row_has_the_columns_of_the_interface_and_is_what_the_stages_say(finis
 def test_rows_of_a_run_are_replaced_and_others_kept(finished, tmp_path):
     path = tmp_path / "new" / "results.parquet"
     row = finished[1]
-    vanilla = row | {
-        "arm": "vanilla",
-        "config_hash": "v",
-        "accuracy_mean": 0.1,
-        "trust_auroc": None,
-        "relabel_accuracy": None,
-    }
+    vanilla = row | {"arm": "vanilla", "config_hash": "v", "accuracy_mean": 0.1}
+    vanilla |= {"trust_auroc": None, "relabel_accuracy": None}
     pipeline.merge_results(path, pd.DataFrame([row, vanilla]))
     pipeline.merge_results(path, pd.DataFrame([row | {"seed": 1, "config_hash": "s"}]))
     pipeline.merge_results(path, pd.DataFrame([row | {"accuracy_mean": 0.5}]))

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw(a), raw(b))
 
 
-def flip_byte(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 0xFF
-    path.write_bytes(data)
-
-
 def finish(folder: StageFolder, **changes) -> None:
-    arguments: dict[str, Any] = {
-        "stage": "divert",
-        "key": "k",
-        "config": {"rate": 0.4},
-        "inputs": {"noise": "n"},
-        "seed": 0,
-    }
-    arguments |= {"device": "cpu", "seconds": 1.5, "peak_memory_bytes": None}
-    folder.finish(**(arguments | changes))
+    folder.finish(**{"stage": "divert", "config": {"rate": 0.4}, "inputs": {"noise": "n"}} | changes)
 
 
 @pytest.fixture
@@ -137,16 +122,10 @@ def test_key_changes_with_any_part_of_the_payload():
     assert all(len(key) == 16 and int(key, 16) >= 0 for key in keys)
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"rate": float("nan")},
-        {"net": {"lr": [1.0, float("inf")]}},
-        {"root": Path("data")},
-        {"x": torch.zeros(2)},
-        {"k": np.int64(3)},
-    ],
-)
+UNSTORABLE = [{"rate": float("nan")}, {"net": {"lr": [1.0, float("inf")]}}, {"root": Path("data")}, {"k": np.int64(3)}]
+
+
+@pytest.mark.parametrize("payload", [*UNSTORABLE, {"x": torch.zeros(2)}])
 def test_key_refuses_what_json_cannot_hold(payload):
     with pytest.raises(InputError, match="cannot be stored as JSON"):
         content_key(payload)
@@ -245,11 +224,8 @@ def test_output_folder_is_created_and_accepted_again(tmp_path: Path):
     before = listing(path)
     assert claim_output(str(path)) == path
     assert listing(path) == before
-
-
-def test_empty_folder_is_accepted_and_marked(tmp_path: Path):
-    claim_output(tmp_path)
-    assert (tmp_path / MARKER).is_file()
+    (tmp_path / "empty").mkdir()
+    assert (claim_output(tmp_path / "empty") / MARKER).is_file()
 
 
 def test_foreign_folder_is_refused_and_left_untouched(tmp_path: Path):
@@ -358,17 +334,6 @@ store._sync = hang
 store.save_tensors(sys.argv[1], {"a": torch.ones(1000)})
 """
 
-WRITES_WITHOUT_END = """
-import sys
-from tadlib.store import write_atomic
-contents = [b"a" * 20_000_000, b"b" * 20_000_000]  # long enough for the signal to arrive in the middle
-write_atomic(sys.argv[1], contents[0])
-print("writing", flush=True)
-while True:
-    for content in contents:
-        write_atomic(sys.argv[1], content)
-"""
-
 
 @pytest.mark.parametrize("old", [True, False])
 def test_process_killed_before_the_file_is_safe_leaves_the_old_one(start_python, tmp_path: Path, old: bool):
@@ -386,15 +351,6 @@ def test_process_killed_before_the_file_is_safe_leaves_the_old_one(start_python,
     assert not folder.is_complete()
     finish(folder)
     assert set(listing(folder.path)) == {MANIFEST} | ({path.name} if old else set())
-
-
-def test_process_killed_while_writing_leaves_a_whole_file(start_python, tmp_path: Path):
-    path = tmp_path / "file.bin"
-    process = start_python(WRITES_WITHOUT_END, path)
-    assert first_line(process) == "writing\n"
-    kill(process)
-    data = path.read_bytes()
-    assert data == data[:1] * 20_000_000
 
 
 # Files that come back as they were, or not at all
@@ -491,17 +447,12 @@ def test_missing_file_is_named(tmp_path: Path, kind: str):
         SAVED[kind][1](tmp_path)
 
 
-def test_tensor_files_of_earlier_versions_are_read(tmp_path: Path):
+def test_tensor_files_of_earlier_versions_and_of_other_programs_are_read(tmp_path: Path):
     header = {"tadlib": json.dumps({"metadata": {"k": "v"}, "sha256": "0" * 64})}
-    save_file({"a": torch.arange(3)}, tmp_path / "old.safetensors", metadata=header)
-    assert load_tensors(tmp_path / "old.safetensors")["a"].tolist() == [0, 1, 2]
-    assert load_metadata(tmp_path / "old.safetensors") == {"k": "v"}
-
-
-def test_other_safetensors_files_are_read_and_have_no_metadata_of_ours(tmp_path: Path):
-    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
-    assert load_tensors(tmp_path / "other.safetensors").keys() == {"a"}
-    assert load_metadata(tmp_path / "other.safetensors") == {}
+    for metadata, ours in [(header, {"k": "v"}), ({"format": "pt"}, {})]:
+        save_file({"a": torch.arange(3)}, tmp_path / "file", metadata=metadata)
+        assert load_tensors(tmp_path / "file")["a"].tolist() == [0, 1, 2]
+        assert load_metadata(tmp_path / "file") == ours
 
 
 # Stage folders
@@ -561,19 +512,14 @@ def test_stage_that_fails_before_its_manifest_is_not_complete(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["experts.safetensors", "labels.parquet", "log/epochs.json"])
-def test_flipped_byte_in_any_file_is_found_and_named(finished: StageFolder, name: str):
-    flip_byte(finished.path / name, 10)
-    assert finished.is_complete()  # the cheap check looks at sizes only
-    with pytest.raises(InputError) as caught:
-        finished.verify()
-    assert f"{finished.path / name} is damaged" in str(caught.value)
-    assert "delete" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["experts.safetensors", "labels.parquet", "log/epochs.json"])
-def test_truncated_or_missing_file_makes_a_stage_incomplete(finished: StageFolder, name: str):
+def test_damage_to_any_file_is_found_and_named(finished: StageFolder, name: str):
     path = finished.path / name
-    path.write_bytes(path.read_bytes()[:-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10] + bytes([whole[10] ^ 0xFF]) + whole[11:])
+    assert finished.is_complete()  # the cheap check looks at sizes only
+    with pytest.raises(InputError, match=f"{path} is damaged.* delete {finished.path}"):
+        finished.verify()
+    path.write_bytes(whole[:-1])
     assert not finished.is_complete()
     with pytest.raises(InputError, match=f"{name} is damaged"):
         finished.verify()
@@ -629,29 +575,10 @@ def test_checkpoint_comes_back_bit_for_bit_and_continues_the_same_numbers(tmp_pa
     assert torch.equal(torch.randn(100, generator=resumed), expected)
 
 
-def test_checkpoint_does_not_alias_what_is_trained_on(tmp_path: Path):
-    folder = StageFolder(tmp_path / "k")
-    theta = torch.zeros(4)
-    folder.save_checkpoint({"theta_P": theta}, {"epoch": 0})
-    first = folder.load_checkpoint()
-    theta += 1
-    folder.save_checkpoint({"theta_P": theta}, {"epoch": 1})
-    second = folder.load_checkpoint()
-    assert first is not None
-    assert second is not None
-    assert (first[0]["theta_P"].tolist(), first[1]["epoch"]) == ([0.0] * 4, 0)
-    assert (second[0]["theta_P"].tolist(), second[1]["epoch"]) == ([1.0] * 4, 1)
-
-
-def test_no_checkpoint_is_no_reason_to_warn(tmp_path: Path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert StageFolder(tmp_path / "k").load_checkpoint() is None
-
-
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "of other tensors"])
 def test_unreadable_checkpoint_is_ignored_with_a_warning(tmp_path: Path, damage: str):
     folder = StageFolder(tmp_path / "k")
+    assert folder.load_checkpoint() is None  # without a warning
     folder.save_checkpoint({"theta_P": torch.arange(100.0)}, {"epoch": 3})
     path = folder.path / CHECKPOINT
     content = path.read_bytes()
@@ -662,8 +589,7 @@ def test_unreadable_checkpoint_is_ignored_with_a_warning(tmp_path: Path, damage:
     with pytest.warns(UserWarning, match="checkpoint ignored.*" + CHECKPOINT):
         assert folder.load_checkpoint() is None
     folder.save_checkpoint({}, {"epoch": 1})
-    loaded = folder.load_checkpoint()
-    assert loaded == ({}, {"epoch": 1})
+    assert folder.load_checkpoint() == ({}, {"epoch": 1})
 
 
 def test_checkpoint_that_cannot_be_stored_keeps_the_one_before(tmp_path: Path):
@@ -676,22 +602,6 @@ def test_checkpoint_that_cannot_be_stored_keeps_the_one_before(tmp_path: Path):
 
 # Locks
 
-WORKS_UNDER_LOCK = """
-import sys, time
-from pathlib import Path
-from tadlib.store import StageFolder, save_json
-folder = StageFolder(sys.argv[1])
-print("ready", flush=True)
-while not Path(sys.argv[2]).exists():
-    time.sleep(0.005)
-with folder.lock():
-    if not folder.is_complete():
-        print("working", flush=True)
-        time.sleep(0.5)  # long enough for the other process to arrive
-        save_json(folder.path / "result.json", 1)
-        folder.finish(stage="s", key="k", config={}, inputs={}, seed=0, device="cpu", seconds=0.5, peak_memory_bytes=0)
-"""
-
 HOLDS_LOCK = """
 import sys, time
 from tadlib.store import StageFolder
@@ -701,23 +611,13 @@ with StageFolder(sys.argv[1]).lock():
 """
 
 
-def test_two_processes_asked_for_a_stage_do_the_work_once(start_python, tmp_path: Path):
-    folder, go = StageFolder(tmp_path / "k"), tmp_path / "go"
-    processes = [start_python(WORKS_UNDER_LOCK, folder.path, go) for _ in range(2)]
-    for process in processes:
-        assert first_line(process) == "ready\n"
-    go.touch()
-    said = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(said) == ["", "working\n"]
-    folder.verify()
-
-
-def test_lock_of_a_killed_process_is_free(start_python, tmp_path: Path):
+def test_lock_of_a_killed_process_and_of_one_that_failed_is_free(start_python, tmp_path: Path):
     folder = StageFolder(tmp_path / "k")
     process = start_python(HOLDS_LOCK, folder.path)
     assert first_line(process) == "held\n"
     kill(process)
+    with pytest.raises(RuntimeError), folder.lock():
+        raise RuntimeError
     with folder.lock():
         pass
 
@@ -734,11 +634,3 @@ def test_who_waits_for_a_lock_says_so_once(start_python, tmp_path: Path, capfd):
     kill(holder)
     assert first_line(waiting) == "held\n"
     assert said + capfd.readouterr().err == f"tad: waiting for another process that uses {folder.path}\n"
-
-
-def test_lock_is_released_after_an_error(tmp_path: Path):
-    folder = StageFolder(tmp_path / "k")
-    with pytest.raises(RuntimeError), folder.lock():
-        raise RuntimeError
-    with folder.lock():
-        pass
