@@ -66,10 +66,8 @@ def share_of_data(config: Config) -> str | None:
     n, side = len(data.y_train), data.image_shape[1]
     if n == data.n_full and config.resolution is None:
         return None
-    return (
-        f"{n} of the {data.n_full} training images of {config.dataset}, {side} x {side} pixels (preset "
-        f"{config.preset}); --n-train and --resolution ask for more"
-    )
+    part = f"{n} of the {data.n_full} training images of {config.dataset}, {side} x {side} pixels"
+    return f"{part} (preset {config.preset}); --n-train and --resolution ask for more"
 
 
 def settings(assignments: tuple[str, ...]) -> Json:
@@ -120,7 +118,7 @@ class Run(RunOptions):
         fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
         shown = [
             head(row)
-            | {title: percent(row[name]) for title, name in fractions.items()}
+            | {title: number(row[name], 100) for title, name in fractions.items()}
             | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
             for row in rows
         ]
@@ -138,10 +136,8 @@ class Divert(RunOptions):
     def answer(self) -> Answer:
         from tadlib import pipeline, store
 
-        require(
-            len(self.arm) == len(self.seed) == 1,
-            f"tad divert writes one refined set: expected one arm and one seed, got {self.arm} and {self.seed}",
-        )
+        expected = f"expected one arm and one seed, got {self.arm} and {self.seed}"
+        require(len(self.arm) == len(self.seed) == 1, f"tad divert writes one refined set: {expected}")
         (config,) = configurations(self)
         folder = store.StageFolder(pipeline.divert(config))
         manifest = folder.manifest()
@@ -275,21 +271,15 @@ def gap_closed(rows: list[Json], arm: str) -> float | None:
     return (own - vanilla) / (oracle - vanilla) if oracle != vanilla else None
 
 
-def number(value: float | None) -> str:
-    """One decimal; a dash for what there is none of."""
-    return "-" if value is None else f"{value:.1f}"
-
-
-def percent(mean: float | None, half: float | None = None) -> str:
-    """A fraction in percent, with its interval; a dash where there is none."""
-    if mean is None:
-        return "-"
-    return number(100 * mean) + (f" ± {number(100 * half)}" if half is not None else "")
+def number(value: float | None, factor: int = 1) -> str:
+    """``factor`` times ``value`` to one decimal; a dash for what there is none of."""
+    return "-" if value is None else f"{factor * value:.1f}"
 
 
 def head(row: Json) -> Json:
     """What the table of every command begins with."""
-    accuracy = percent(row["accuracy_mean"], row["accuracy_ci95"])
+    mean, half = row["accuracy_mean"], row["accuracy_ci95"]
+    accuracy = number(mean, 100) + ("" if half is None else f" ± {number(half, 100)}")
     return {"arm": row["arm"], "seed": row["seed"], "accuracy %": accuracy}
 
 

@@ -321,13 +321,8 @@ class RandomConfig(Drawing):
 
 
 METHODS: dict[str, type[Drawing]] = {
-    "mtt": MttConfig,
-    "tesla": TeslaConfig,
-    "ftd": FtdConfig,
-    "datm": DatmConfig,
-    "dsa": DsaConfig,
-    "dm": DmConfig,
-    "random": RandomConfig,
+    **{"mtt": MttConfig, "tesla": TeslaConfig, "ftd": FtdConfig, "datm": DatmConfig},
+    **{"dsa": DsaConfig, "dm": DmConfig, "random": RandomConfig},
 }
 """Settings of each distillation method by its name; ``tadlib.distill.METHODS`` has the functions."""
 
@@ -359,22 +354,17 @@ class Protocol(Training):
 
 # A whole run ---------------------------------------------------------------------------------------------------------
 
-ARMS = (
-    *("vanilla", "loss-filter", "co-teaching", "confident-learning", "gce"),
-    *("tad", "tad-posterior", "oracle"),
-)
+ARMS = ("vanilla", "loss-filter", "co-teaching", "confident-learning", "gce", "tad", "tad-posterior", "oracle")
 """What the labels go through before distillation (:mod:`tadlib.trust`)."""
 OWN_LOOPS = ("tad", "tad-posterior")
 """Arms that experts can carry themselves (``loops`` per-expert)."""
 OLD_ARMS = {"clean-then-distill": "loss-filter"}
 OLD_NAMES = {
-    **{f"divert_{name}": f"auditor_{name}" for name in (f.name for f in fields(AuditorConfig))},
-    "divert_average": "posterior_ema",
-    "divert_mirror": "posterior_mirror",
-    "divert_patches_filters": "posterior_filters",
+    **{f"divert_{f.name}": f"auditor_{f.name}" for f in fields(AuditorConfig)},
+    **{"divert_average": "posterior_ema", "divert_patches_filters": "posterior_filters"},
     "divert_rest": "posterior_soft_weight",
-    **{f"divert_{name}": f"posterior_{name}" for name in ("holdout", "minimum", "error", "drop", "purity")},
-    "divert_purity_alike": "posterior_purity_alike",
+    **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "minimum", "error", "drop")},
+    **{f"divert_{name}": f"posterior_{name}" for name in ("purity", "purity_alike")},
 }
 """Names of settings before they had a dataclass for each method, and what they are called now."""
 MACHINE = ("root", "out", "download", "device", "threads")
@@ -405,13 +395,13 @@ class Essentials:
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
     arm: str = setting("tad", of=ARMS)
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
-    oracle; one or, as an option, several."""
+    oracle; as an option one or several."""
     method: str = setting("mtt", of=tuple(METHODS))
     """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
     ipc: int = setting(10, least=1)
     """Synthetic images per class."""
     seed: int = 0
-    """Seed of all randomness, noise included; one or, as an option, several."""
+    """Seed of all randomness, noise included; as an option one or several."""
     preset: str = setting("smoke", of=presets.PRESETS)
     """Scale: smoke (seconds; to try commands out), lite (minutes on two cores; a part of the data, small images), paper
     (published hyper-parameters)."""
@@ -465,14 +455,11 @@ class Config(Essentials, Settings):
         known("data set", self.dataset, DATASETS)
         known("network", self.evaluate_network, NETWORKS)
         noise.check(self.noise, self.rate, self.dataset)
-        m = self.method
+        m, epochs = self.method, self.expert.epochs
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
-            require(
-                last <= self.expert.epochs,
-                f"experts must be trained for {m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more, "
-                f"got expert_epochs {self.expert.epochs}",
-            )
+            needed = f"{m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more"
+            require(last <= epochs, f"experts must be trained for {needed}, got expert_epochs {epochs}")
             if self.own_loops:
                 name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
                 require(name is None, f"expert_{name} is not for experts that judge labels (loops 'per-expert')")
@@ -545,9 +532,8 @@ class Config(Essentials, Settings):
         """The device that ``auto`` stands for."""
         import torch
 
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(best if self.device == "auto" else self.device)
 
 
 SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}

@@ -1,5 +1,6 @@
 """What a configuration stands for: its data set and its networks."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,19 +14,15 @@ def _loaded(whitened: bool, name: str, **source: Any) -> Dataset:
     return _loaded(False, name, **source).whitened() if whitened else load_dataset(name, **source)
 
 
-def _dataset(config: Config, whitened: bool) -> Dataset:
+def dataset(config: Config) -> Dataset:
+    """The data set of a configuration, on its device, whitened where ``zca`` says so; kept between stages."""
     source = {name: getattr(config, name) for name in ("root", "download", "n_train", "n_test", "resolution")}
-    return _loaded(whitened, config.dataset, **source, device=str(config.torch_device))
+    return _loaded(config.zca, config.dataset, **source, device=str(config.torch_device))
 
 
 def plain_dataset(config: Config) -> Dataset:
     """The data set of a configuration before whitening: for noise, which must not depend on it, and for shapes."""
-    return _dataset(config, False)
-
-
-def dataset(config: Config) -> Dataset:
-    """The data set of a configuration, on its device, whitened where ``zca`` says so; kept between stages."""
-    return _dataset(config, config.zca)
+    return dataset(replace(config, zca=False) if config.zca else config)
 
 
 def network(config: Config, name: str = "convnet") -> Network:

@@ -44,7 +44,13 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     if dataset == "digits":  # a small set of small images, used as it is
         values = {k: v for k, v in values.items() if k not in ("n_train", "n_test", "resolution")}
         values |= {"width": 32, "depth": 2}
-    return values | _capped(values, dataset, root)
+    if dataset == "tiny-imagenet" and root is not None:
+        from tadlib.data import tiny_imagenet  # torch
+
+        with suppress(InputError):  # missing files are named when the data set is loaded
+            sizes = tiny_imagenet.sizes(Path(root).expanduser())
+            values |= {name: min(values[name], size) for name, size in sizes.items() if name in values}
+    return values
 
 
 def published(method: str) -> list[Settings]:
@@ -59,15 +65,3 @@ def _published(method: str, dataset: str, ipc: int) -> Settings:
             return row
     where = [f"{row['dataset']} ipc {row.get('ipc', '1, 10 and 50')}" for row in published(method)]
     raise InputError(f"preset paper has published settings of {method} for {', '.join(where)}; got {dataset} ipc {ipc}")
-
-
-def _capped(values: Settings, dataset: str, root: str | None) -> Settings:
-    """The sizes among ``values`` that a folder with a part of Tiny ImageNet does not have, as large as they can be."""
-    if dataset != "tiny-imagenet" or root is None:
-        return {}
-    from tadlib.data import tiny_imagenet  # torch
-
-    with suppress(InputError):  # missing files are named when the data set is loaded
-        sizes = tiny_imagenet.sizes(Path(root).expanduser())
-        return {name: min(values[name], size) for name, size in sizes.items() if name in values}
-    return {}

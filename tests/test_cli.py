@@ -259,8 +259,9 @@ def test_distill_tells_where_the_set_lies_and_evaluate_reads_it(ran, capsys):
     assert of_run == of_path
     assert of_run["accuracy_mean"] == row["accuracy_mean"]
     assert of_run["accuracy_ci95"] == row["accuracy_ci95"]
-    assert cli.main(["evaluate", told["path"], "--ipc", "3"]) == 2
-    assert "--ipc is not for a distilled set, which was made with its own" in capsys.readouterr().err
+    for option in ("--ipc", "--out"):
+        assert cli.main(["evaluate", told["path"], option, "3"]) == 2
+        assert f"{option} is not for a distilled set, which was made with its own" in capsys.readouterr().err
 
 
 def test_export_writes_pictures_tensors_and_recipe(distilled, tmp_path, capsys):
