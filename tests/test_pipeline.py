@@ -138,13 +138,13 @@ def test_bad_parameters_are_refused_by_name(params, message):
 def test_the_preset_fills_in_and_what_is_explicit_wins():
     plain, chosen = Config.from_params(), Config.from_params(width=5, mtt_iterations=7, expert_lr=0.5)
     flat = plain.to_params()
-    preset = presets.SMOKE | presets.SMOKE_METHODS["mtt"]
+    preset = presets.settings("smoke", "digits", 10, "mtt")
     assert all(flat[name] == value for name, value in preset.items())
     changed = {name for name, value in chosen.to_params().items() if value != flat[name]}
     assert changed == {"width", "mtt_iterations", "expert_lr"}
     assert (chosen.width, chosen.mtt.iterations, chosen.expert.lr) == (5, 7, 0.5)
     lite = {"dataset": "cifar10", "preset": "lite"}
-    assert Config.from_params(**lite).n_train == presets.LITE["n_train"]
+    assert Config.from_params(**lite).n_train == 10000
     assert Config.from_params(**lite, n_train=None).n_train is None
     paper = Config.from_params(dataset="cifar10", preset="paper", ipc=50)
     assert (paper.mtt.max_start, paper.mtt.lr_img, paper.mtt.lr_teacher) == (40, 1000.0, 0.001)
