@@ -293,8 +293,8 @@ def train_experts(config: Config) -> Path:
         data, refined, net = dataset(config), load_refined(source).to(config.torch_device), network(config)
         trajectories = experts.TrajectoryStore(w.folder.path)
         if sys.stderr.isatty():
-            size = experts.stored_bytes(expert, net.n_parameters) / 1e9
-            tqdm.write(f"{w.title}: {size:.3g} GB of trajectories", file=sys.stderr)
+            size = experts.stored_bytes(expert, net.n_parameters) / 1e6
+            tqdm.write(f"{w.title}: {size:,.1f} MB of trajectories", file=sys.stderr)
         with w.progress(expert.count * expert.epochs) as step:
             for i in range(int(w.resume[1]) if w.resume else 0, expert.count):
                 more: dict[str, Any] = {"seed": config.seed, "expert": i, "on_epoch": step}

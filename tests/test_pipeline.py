@@ -90,20 +90,13 @@ def contents(out: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     "params, message",
     [
-        ({"expert_epoch": 3}, "unknown parameter 'expert_epoch'; did you mean 'expert_epochs'?"),
         ({"sed": 3}, "did you mean 'seed'?"),
         ({"mtt": {}}, "unknown parameter 'mtt'"),
         ({"dataset": "digit"}, "unknown data set 'digit'; expected one of: digits, "),
         ({"noise": "gaussian"}, "unknown noise 'gaussian'; expected one of: none, "),
-        ({"arm": "taf"}, "unknown arm 'taf'; expected one of: vanilla, "),
         ({"method": "dmm"}, "unknown method 'dmm'; expected one of: mtt, tesla, "),
         ({"method": "dm", "mtt_lr_img": 5.0}, "mtt_lr_img is a setting of method mtt; the method chosen is dm"),
-        ({"method": "dm", "loops": "per-expert"}, "loops 'per-expert' needs experts, which method dm does not have"),
-        ({"method": "ftd", "loops": "per-expert"}, "expert_rho is not for experts that judge labels"),
-        ({"loops": "per-expert", "expert_compile": True}, "expert_compile is not for experts that judge labels"),
         ({"evaluate_network": "resnet"}, "unknown network 'resnet'; expected one of: convnet, resnet18"),
-        ({"method": "datm", "datm_max_start_initial": 11}, "0 <= min_start < max_start_initial <= max_start"),
-        ({"method": "ftd", "ftd_ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"method": "dsa", "preset": "paper", "dataset": "cifar10", "ipc": 7}, "published settings of dsa for cifar10"),
         ({"preset": "tiny"}, "unknown preset 'tiny'; expected one of: smoke, lite, paper"),
         ({"loops": "both"}, "unknown loops 'both'"),
@@ -123,11 +116,6 @@ def contents(out: Path) -> dict[str, dict]:
         ({"n_train": "all"}, "n_train must be int or null, got 'all'"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"device": "tpu"}, "device 'tpu' cannot be used"),
-        ({"expert_lr": -1.0}, "expert_lr must be positive, got -1.0"),
-        ({"auditor_batch": 0}, "auditor_batch must be at least 1, got 0"),
-        ({"mtt_momentum": 1.0}, r"mtt_momentum must be in \[0, 1\), got 1.0"),
-        ({"evaluate_augmentation": "crop_flop"}, "unknown augmentation 'flop'"),
-        ({"expert_epochs": 1}, "experts must be trained for mtt_max_start - 1 .* or more, got expert_epochs 1"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(params, message):
