@@ -147,6 +147,24 @@ def test_sizes_that_the_data_set_lacks_are_refused(bad, message):
         load_dataset("digits", **bad)
 
 
+@pytest.mark.parametrize(
+    "field, change, message",
+    [
+        ("x_train", lambda x: spoilt(x, (3, 0, 1, 2), torch.nan), "be finite.* in 1 of 1297 images, first at 3"),
+        ("x_test", lambda x: spoilt(x, (7, 0, 1, 2), -torch.inf), "be finite.* first at 7"),
+        ("x_train", lambda x: x[:, 0], r"be \(N, C, H, W\) float32, got \(1297, 8, 8\) float32"),
+        ("x_train", lambda x: x.double(), r"be .* got \(1297, 1, 8, 8\) float64"),
+        ("x_test", lambda x: x[..., :7], r"be \(N, 1, 8, 8\) float32, got \(500, 1, 8, 7\) float32"),
+        ("x_test", lambda x: x[:0], r"be \(N, 1, 8, 8\) float32, got \(0, 1, 8, 8\) float32, which is empty"),
+        ("y_train", lambda y: spoilt(y, 2, 10), r"be in \[0, 10\), got 10 at 2"),
+        ("y_test", lambda y: spoilt(y, 4, -1), r"be in \[0, 10\), got -1 at 4"),
+        ("y_train", lambda y: y[:-1], r"be \(1297,\) int64, got \(1296,\)"),
+        ("y_train", lambda y: y.float(), r"be \(1297,\) int64, got \(1297,\) float32"),
+        ("std", lambda std: (0.0,), r"be positive in every channel, got \(0\.0,\)"),
+        ("mean", lambda mean: (0.5,) * 3, r"have 1 values \(one a channel\), got 3"),
+        ("index", lambda index: index[1:], r"be \(1297,\) int64, got \(1296,\)"),
+    ],
+)
 def test_tensors_that_do_not_fit_are_refused(digits, field, change, message):
     with pytest.raises(InputError, match=f"{field} must {message}"):
         replace(digits, **{field: change(getattr(digits, field))})

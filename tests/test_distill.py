@@ -34,7 +34,7 @@ LEARNING = [name for name in METHODS if name != "random"]
 
 @pytest.fixture(scope="module")
 def problem():
-    return small_problem()
+    return small_problem(least_weight=0.1)
 
 
 def run(problem, method: str, config=None, **more):

@@ -23,12 +23,12 @@ CONFIG = MttConfig(
 )
 
 
-def small_problem():
-    """Images, label distributions, weights and experts."""
+def small_problem(least_weight=1.0):
+    """Images, label distributions, weights that rise to 1, and experts."""
     rng = torch.Generator().manual_seed(0)
     label = torch.arange(N) % K
     x = torch.randn(N, 1, 8, 8, generator=rng) + torch.randn(K, 1, 8, 8, generator=rng)[label]
-    y, w = torch.nn.functional.one_hot(label, K).float(), torch.ones(N)
+    y, w = torch.nn.functional.one_hot(label, K).float(), torch.linspace(least_weight, 1, N)
     experts = train_experts(NET, x, y, w, ExpertConfig(count=2, epochs=3, lr=0.05, batch=10), seed=0)
     return x, y, w, experts
 

@@ -27,7 +27,7 @@ def swapped(rate, k=6):
     return T
 
 
-def problem(T, n=6000, clear=4.0, seed=0, shares=None):
+def problem(T, n=4000, clear=4.0, seed=0, shares=None):
     """r, leave-one-out predictions of a good regression (p T and some error); true and noisy labels."""
     rng, k = torch.Generator().manual_seed(seed), len(T)
     prior = torch.zeros(k, dtype=torch.float64) if shares is None else torch.tensor(shares).double().log()
@@ -118,7 +118,7 @@ def test_directions_are_found(truth):
     lda = lda_of(truth)
     found = estimate(lda)
     assert error(found.transition, truth) < 0.12
-    assert found.score > best_uniform(lda).score + penalty(6000, K)
+    assert found.score > best_uniform(lda).score + penalty(4000, K)
     torch.testing.assert_close(found.transition.sum(1), torch.ones(K).double(), atol=1e-5, rtol=0)
 
 
@@ -128,7 +128,7 @@ def test_the_best_directions_of_exchanged_classes_are_right_though_their_gain_is
     lda = lda_of(truth)
     found = max(with_directions(lda, 1.0), key=lambda e: e.score)
     assert error(found.transition, truth) < 0.12
-    assert found.score > estimate(lda).score - 5 * penalty(6000, 6)
+    assert found.score > estimate(lda).score - 5 * penalty(4000, 6)
 
 
 def test_the_kind_of_matrix_with_the_best_score_is_taken():
@@ -145,31 +145,28 @@ def test_only_flips_between_alike_classes_are_reported_as_such():
     eye = torch.eye(6, dtype=torch.float64)
     beside = eye.roll(1, 1) + eye.roll(-1, 1)  # every class is like two others
     T = 0.65 * eye + 0.35 * (0.9 * beside / 2 + 0.1 * (1 - eye) / 5)
-    assert estimate(drawn(T, eye + 0.5 * beside, 8000)).alike
+    assert estimate(drawn(T, eye + 0.5 * beside, 6000)).alike
     assert not any(estimate(lda_of(T)).alike for T in (pairflip(0.4), uniform(0.4, K)))
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.35])
-def test_flips_between_alike_classes_are_found_with_three_numbers(rate):
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.35])
+def test_flips_between_alike_classes_are_found_with_three_numbers_each_of_which_has_its_penalty(rate):
     other, eye, centre = related()
     flips = 1 - eye + 11 * eye[other]  # wrong labels mostly fall on the other of the pair
     T = (1 - rate) * eye + rate * flips / flips.sum(1, keepdim=True)
     lda = drawn(T, centre, 8000)
     found = between_alike(lda, 1.0)
     torch.testing.assert_close(found.transition.sum(1), torch.ones(6).double(), atol=1e-5, rtol=0)
-    assert error(found.transition, T) < 0.5 * error(best_uniform(lda).transition, T)
+    assert paid(lda, found) == pytest.approx(3 * penalty(8000, 6) + 6 * math.log(6) / 8000, abs=1e-4)
     assert 1 - found.transition.diagonal().mean().item() == pytest.approx(rate, abs=0.08)
+    if rate == 0:
+        assert error(estimate(lda).transition, eye) < 0.05
+        return
+    assert error(found.transition, T) < 0.5 * error(best_uniform(lda).transition, T)
     rows = transition.alike(transition.confusion(lda, 1.0)).exp()
     torch.testing.assert_close(rows.sum(1), torch.ones(6))
     assert torch.equal(rows.argmax(1), other)
     assert not rows.diagonal().any()
-
-
-def test_flips_between_alike_classes_have_a_penalty():
-    _, eye, centre = related()
-    lda = drawn(eye, centre, 4000, seed=2)
-    assert paid(lda, between_alike(lda, 1.0)) == pytest.approx(3 * penalty(4000, 6) + 6 * math.log(6) / 4000, abs=1e-4)
-    assert error(estimate(lda).transition, uniform(0.0, 6)) < 0.05
 
 
 def test_flips_to_the_most_alike_class_are_found_with_two_numbers():
@@ -261,7 +258,7 @@ def test_few_entries_are_free_in_the_end_and_each_has_its_penalty():
     distinct = [len(set(m.transition[~torch.eye(K, dtype=torch.bool)].mul(1e4).round().tolist())) for m in matrices]
     assert distinct[0] > 2 * max(distinct[1:]) - 2 > 2
     free = int((matrices[-1].transition > 0.2).sum()) - K + 1
-    assert paid(lda, matrices[-1]) == pytest.approx(free * penalty(6000, K), abs=1e-5)
+    assert paid(lda, matrices[-1]) == pytest.approx(free * penalty(4000, K), abs=1e-5)
 
 
 def test_exchange_between_two_classes_that_are_hard_to_tell_apart_is_estimated_symmetric():

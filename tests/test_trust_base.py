@@ -41,10 +41,8 @@ def whole(arm) -> tuple[RefinedSet, list[tuple]]:
 # Problems
 
 
-IMAGES, LABELS = (
-    "images must be a float32 tensor of 4 dimensions, got ",
-    "labels must be a int64 tensor of 1 dimensions, ",
-)
+IMAGES = "images must be a float32 tensor of 4 dimensions, got "
+LABELS = "labels must be a int64 tensor of 1 dimensions, got "
 
 
 @pytest.mark.parametrize(
@@ -53,9 +51,9 @@ IMAGES, LABELS = (
         ({"x": torch.zeros(300, 1, 8, 8).double()}, IMAGES + "torch.float64"),
         ({"x": torch.zeros(300, 64)}, IMAGES + r"torch.float32 \(300, 64\)"),
         ({"x": [[0.0]] * 300}, IMAGES + "list"),
-        ({"noisy": torch.zeros(300, dtype=torch.int32)}, LABELS + "got torch.int32"),
-        ({"noisy": torch.zeros(300, 10).long()}, LABELS + r"got .* \(300, 10\)"),
-        ({"noisy": list(range(300))}, LABELS + "got list"),
+        ({"noisy": torch.zeros(300, dtype=torch.int32)}, LABELS + "torch.int32"),
+        ({"noisy": torch.zeros(300, 10).long()}, LABELS + r".* \(300, 10\)"),
+        ({"noisy": list(range(300))}, LABELS + "list"),
         ({"x": torch.zeros(0, 1, 8, 8), "noisy": torch.zeros(0).long()}, "at least one sample, got 0"),
         ({"noisy": torch.arange(299) % K}, "got 300 images and 299 labels"),
         ({"noisy": torch.arange(300) % 11}, r"labels must be in \[0, 10\), got 0 to 10"),
@@ -102,12 +100,10 @@ def by_hand(**changes) -> tuple[RefinedSet, torch.Tensor]:
 
 def test_metrics_by_hand():
     refined, true = by_hand()
-    expected = {
-        "trust_auroc": 7 / 9,  # of nine pairs of right and wrong, .8 exceeds .7 and .6
-        **{"trust_precision": 2 / 3, "trust_recall": 2 / 3},
-        **{"relabel_count": 2, "relabel_accuracy": 1.0, "relabel_recall": 2 / 3},
-        **{"label_accuracy": 3 / 4, "mass_accuracy": 3 / 4},
-    }
+    # of nine pairs of right and wrong, .8 exceeds .7 and .6
+    expected = {"trust_auroc": 7 / 9, "trust_precision": 2 / 3, "trust_recall": 2 / 3}
+    expected |= {"relabel_count": 2, "relabel_accuracy": 1.0, "relabel_recall": 2 / 3}
+    expected |= {"label_accuracy": 3 / 4, "mass_accuracy": 3 / 4}
     assert refined.metrics(true) == pytest.approx(expected)
     clean = refined.metrics(refined.noisy)
     assert clean["trust_auroc"] is clean["relabel_recall"] is None
@@ -142,7 +138,7 @@ def test_the_table_has_one_row_a_sample():
             "true_label": true,
         }
     )
-    pd.testing.assert_frame_equal(refined.table(true), expected, check_dtype=False)
+    pd.testing.assert_frame_equal(refined.table(true).astype({"space": "str"}), expected, check_dtype=False)
     assert list(refined.table().columns) == list(expected.columns[:-1])
     assert list(by_hand(hard_weight=torch.full((6,), 0.25))[0].table().weight) == [0.25] * 6
     assert list(refined.table(index_N=torch.tensor([4, 8, 15, 16, 23, 42]))["index"]) == [4, 8, 15, 16, 23, 42]

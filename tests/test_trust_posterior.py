@@ -246,7 +246,7 @@ def test_where_labels_flip_between_alike_classes_hard_labels_have_to_be_purer(pr
 
 
 def test_digits_with_pairflips_are_sorted_out():
-    problem, auditor = digits(None, "pairflip", 0.4, WIDE), AuditorConfig(epochs=20)
+    problem, auditor = digits(None, "pairflip", 0.4, WIDE), AuditorConfig(epochs=14)
     refined = run(problem, auditor)
     figures = refined.metrics(problem.true)
     bounds = {"trust_precision": 0.95, "trust_recall": 0.97, "label_accuracy": 0.96, "trust_auroc": 0.98}
@@ -256,6 +256,6 @@ def test_digits_with_pairflips_are_sorted_out():
 
 def test_of_clean_digits_few_labels_are_flagged_or_replaced():
     problem = digits(None, "none", 0.0, WIDE)
-    refined = run(problem, AuditorConfig(epochs=20))
+    refined = run(problem, AuditorConfig(epochs=14))
     assert (refined.space != TRUSTED).double().mean() < 0.1
     assert (refined.label != problem.noisy).double().mean() < 0.02
