@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,7 +19,7 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def required(value: T | None, message: str) -> T:
+def required(value: Any, message: str) -> Any:
     """``value``, or :class:`InputError` with ``message`` where it is None."""
     if value is None:
         raise InputError(message)
@@ -30,7 +28,7 @@ def required(value: T | None, message: str) -> T:
 
 def required_root(what: str, root: Path | None) -> Path:
     """``root``, or :class:`InputError` that says how to give it where it is None."""
-    return required(root, f"{what} is read from files: give their folder, --root DIR (in Python root=DIR)")
+    return Path(required(root, f"{what} is read from files: give their folder, --root DIR (in Python root=DIR)"))
 
 
 def known(what: str, name: object, names: Iterable) -> None:

@@ -10,7 +10,7 @@ from tadlib import trust
 from tadlib.config import AuditorConfig, PosteriorConfig
 from tadlib.errors import InputError
 from tadlib.nn.training import predict
-from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, RefinedSet, TrustPosterior, base, predictors
+from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, RefinedSet, TrustPosterior, base, predictors, transition
 from tadlib.trust.posterior import pool, posterior
 
 AUDITOR = AuditorConfig(epochs=3, warmup=2, lr=0.05, batch=32)
@@ -19,6 +19,22 @@ AUDITOR = AuditorConfig(epochs=3, warmup=2, lr=0.05, batch=32)
 @pytest.fixture(scope="module")
 def problem():
     return digits(300, "pairflip", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _estimated_once():
+    """Most runs here start from the same statistics; their transition matrix takes longer than the run itself."""
+    made, estimate = {}, transition.estimate
+
+    def known(lda):
+        key = lda.b.numpy().tobytes(), lda.noisy.numpy().tobytes()
+        if key not in made:
+            made[key] = estimate(lda)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transition, "estimate", known)
+        yield
 
 
 def run(problem, auditor=AUDITOR, **settings) -> RefinedSet:
