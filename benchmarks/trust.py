@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "as it is": {},
         "one mixture for all classes": {"tad_class_wise": False},
         "losses of the last epoch only": {"tad_mu": 0.0},
-        "threshold fixed at the start value": {"tad_tau_end": TadConfig().tau_start},
+        "threshold fixed at the end value": {"tad_tau_start": TadConfig().tau_end},
         "without consistency": {"tad_consistency": 0.0},
         "Mahalanobis distance only": {"tad_criterion": "mahalanobis"},
         "cosine similarity only": {"tad_criterion": "cosine"},
