@@ -29,8 +29,8 @@ RESULTS, README = ROOT / "results", ROOT / "README.md"
 PICTURE = ROOT / "book" / "figures" / "overview.png"
 SHOWN = {
     "vanilla": "vanilla: noisy labels",
-    "tad": "tad: refined labels",
-    "tad-posterior": "tad-posterior: refined labels",
+    "tad": "tad",
+    "tad-posterior": "tad-posterior",
     "oracle": "oracle: true labels",
 }
 REFINED = ["dataset", "n_train", "noise", "rate_nominal", "arm", "preset", "seed"]  # what a refined set is of

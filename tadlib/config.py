@@ -481,7 +481,10 @@ class Config(Essentials, Settings):
             InputError: on an unknown or misspelt name (with the nearest known one), a value that is out of range, or
                 a setting of a method that is not the one chosen.
         """
-        params = {OLD_NAMES.get(name, name): value for name, value in params.items()}
+        for old in params.keys() & OLD_NAMES.keys():
+            new = OLD_NAMES[old]
+            require(new not in params, f"{old} is the old name of {new}: give one of them")
+            params[new] = params.pop(old)
         for name in params:
             known_param(name)
         given = {name: converted(name, value) for name, value in params.items()}

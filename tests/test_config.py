@@ -267,3 +267,8 @@ def test_a_file_of_this_version_stays_as_it_is(arm, method):
     params = Config.from_params(arm=arm, method=method, auditor_lr=0.5).to_params()
     assert stored_params(params) == params
     assert stored_params(stored_params(OLD_FILE)) == stored_params(OLD_FILE)
+
+
+def test_an_old_and_a_new_name_of_one_setting_are_refused_together():
+    with pytest.raises(InputError, match="divert_epochs is the old name of auditor_epochs: give one of them"):
+        Config.from_params(divert_epochs=9, auditor_epochs=8)
