@@ -4,7 +4,7 @@
     python benchmarks/informed.py --root DATA --settings cifar10:human:worse --arms tad --seeds 0
 
 The informed auditor is trained on the *true* labels, for the epochs and with the settings of the auditors, on four
-fifths of the samples at a time, and judges the fifth that it has not seen; it is told the true transition matrix, and
+fifths of the samples at a time, and judges the fifth that it has not seen; it is given the true transition matrix, and
 its predictions have the inverse temperature that serves it best. No method can have any of that. It is no upper bound
 (the trust posterior pools two predictors), but where it fails, a network of this size can hardly correct labels of this
 rate on images of this size.

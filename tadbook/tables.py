@@ -265,7 +265,7 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting of ``benchmarks/informed.py`` and each of ``OURS``: AUROC of trust, and wrong labels
-    corrected (%), of the arm and of an auditor that is told the truth about all other samples."""
+    corrected (%), of the arm and of an auditor that is trained on the true labels of the other samples."""
     columns = {
         "AUROC": ("trust_auroc", 1, 3),
         "AUROC: informed": ("informed_auroc", 1, 3),

@@ -38,7 +38,7 @@ HUMAN_LABELS = {
     "cifar100-coarse": ("CIFAR-100_human.pt", {"coarse": "noisy_coarse_label"}),
 }
 COLUMN, INDEX = "given_label", "index"  # as in the labels.parquet of a refined set
-ENOUGH = 100  # images from which on agreement with the true labels is told from chance
+ENOUGH = 100  # least number of images at which agreement with the true labels is compared with chance
 
 
 # Human labels --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Legend: N samples, B batch, K classes, P flat parameters.
 
 Cost in passes of one network over the training set, where E is ``epochs`` of the auditor's settings: the loss filter
 and GCE take E; co-teaching E, shared by its two networks (E/2 epochs of both, rounded up); confident learning 3 E, for
-each of its four networks is trained for E epochs on three quarters of the samples. No rival is told the noise, and none
+each of its four networks is trained for E epochs on three quarters of the samples. No rival knows the noise, and none
 relabels: trusted samples have weight 1, the others 0.
 """
 

@@ -43,7 +43,7 @@ from tadlib.trust.predictors import LdaStatistics
 
 # Scores
 REQUIRED_GAIN = 1e-3  # ν, log-likelihood per sample
-GAIN_OF_CHOICE = 1e-4  # part of K log K that one choice for every class has to bring, however many the samples
+GAIN_OF_CHOICE = 1e-4  # required gain of one choice for every class, as a part of K log K, however many the samples
 GAIN_OF_NEAREST = 0.1  # part of such a choice that flips to the most alike class have to bring
 GAIN_OF_ONE_WAY = 1.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
 SCORE = attrgetter("score")
@@ -114,12 +114,12 @@ def log_likelihood(p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor) -> Tens
 
 
 def penalty(n: int, n_classes: int) -> float:
-    """What one free number of T has to bring, per sample: (½ log N + log K(K−1)) / N + ν."""
+    """Penalty of one free parameter of T, per sample: (½ log N + log K(K−1)) / N + ν."""
     return (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + REQUIRED_GAIN
 
 
 def penalty_of_choice(n: int, n_classes: int) -> float:
-    """What one choice among K for every class has to bring, per sample: K log K / N, or :data:`GAIN_OF_CHOICE`."""
+    """Penalty of one choice among K for every class, per sample: K log K / N, or :data:`GAIN_OF_CHOICE`."""
     return n_classes * math.log(n_classes) * max(1 / n, GAIN_OF_CHOICE)
 
 
@@ -161,7 +161,7 @@ def _ascend(
 
 
 def _part(lda: LdaStatistics) -> LdaStatistics:
-    """Every so-manieth label, where there are many for few numbers to be found: :data:`SEARCHED` probabilities."""
+    """Evenly spaced samples, :data:`SEARCHED` probabilities at most: enough to fit a few parameters."""
     step = math.ceil(lda.b.numel() / SEARCHED)
     return lda if step == 1 else replace(lda, b=lda.b[::step], noisy=lda.noisy[::step])
 
