@@ -53,9 +53,41 @@ def configurations(options: RunOptions) -> list[Config]:
     for config in configs:
         pipeline.check(config)
     asked = options.n_train is not None or options.resolution is not None
-    if not asked and (part := share_of_data(base)):
-        print(f"tad: {part}", file=sys.stderr)
+    said = of_own_images(base) if base.dataset.startswith(("folder:", "table:")) else None
+    if said or (not asked and (said := share_of_data(base))):
+        print(f"tad: {said}", file=sys.stderr)
     return configs
+
+
+def of_own_images(config: Config) -> str:
+    """What was read of the user's own images, and what was chosen for them."""
+    from tadlib.data import own
+    from tadlib.materials import plain_dataset
+
+    data = plain_dataset(config)
+    files, (channels, side, _) = data.files, data.image_shape
+    assert files is not None
+    n, width, height = len(data.y_train), *files.size
+    lines = [
+        f"{config.dataset}: {n} of {data.n_full} training images, {data.n_classes} classes, {len(data.y_test)} "
+        f"{files.evaluated_on}; read in {'grey' if channels == 1 else 'colour'} at {side} x {side} pixels (median "
+        f"{width} x {height}); --n-train, --n-test and --resolution change that"
+    ]
+    parts = [getattr(config, name) for name in ("auditor", "expert", "evaluate", config.method)]
+    if not any("flip" in getattr(part, "augmentation", "") for part in parts):
+        lines.append(
+            f"images are not mirrored; for that, --set auditor_augmentation={config.auditor.augmentation}_flip"
+        )
+    if files.evaluated_on == own.HELD_OUT_NOISY and len(data.y_test):
+        lines.append("there is no test split: networks are tested on noisy labels, which measures agreement with these")
+    if files.unreadable:
+        few = "; ".join(f"{path} ({reason})" for path, reason in files.unreadable[:3])
+        more = f"; and {len(files.unreadable) - 3} more" if len(files.unreadable) > 3 else ""
+        lines.append(f"{len(files.unreadable)} images cannot be read and are left out: {few}{more}")
+    if files.passed_over:
+        ends = ", ".join(sorted(files.passed_over))
+        lines.append(f"{sum(files.passed_over.values())} files of other types are passed over ({ends})")
+    return "\n     ".join(lines)
 
 
 def share_of_data(config: Config) -> str | None:
@@ -68,6 +100,13 @@ def share_of_data(config: Config) -> str | None:
         return None
     part = f"{n} of the {data.n_full} training images of {config.dataset}, {side} x {side} pixels"
     return f"{part} (preset {config.preset}); --n-train and --resolution ask for more"
+
+
+def evaluated_on(dataset: str) -> str:
+    """What accuracy is measured on, as in the rows of results."""
+    from tadlib.data import is_own, own
+
+    return own.evaluated_on(own.listing(dataset)) if is_own(dataset) else own.TEST
 
 
 def settings(assignments: tuple[str, ...]) -> Json:
@@ -180,12 +219,15 @@ class Evaluate(RunOptions):
     def answer(self) -> Answer:
         from tadlib import pipeline, store
 
-        def summary(accuracies: list[float]) -> Json:
+        def summary(accuracies: list[float], evaluated_on: str | None) -> Json:
             mean, half = pipeline.mean_ci95(accuracies)
-            return {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
+            found = {"accuracies": accuracies, "accuracy_mean": mean, "accuracy_ci95": half}
+            return found | {"evaluated_on": evaluated_on}
 
         def work(config: Config) -> Json:
-            return summary(store.load_json(pipeline.evaluate(config) / "accuracies.json"))
+            path = pipeline.evaluate(config)
+            about = store.StageFolder(path).manifest()["extra"]
+            return summary(store.load_json(path / "accuracies.json"), about["evaluated_on"])
 
         if self.path is None:
             status, done, failed = over_runs(self, work)
@@ -195,9 +237,11 @@ class Evaluate(RunOptions):
                 theirs = f.name in (*machine, "json", "set") or getattr(self, f.name) == f.default
                 require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
             held = pipeline.load_distilled(self.path)
-            accuracies = held.evaluate(**(machine | settings(self.set)))
+            changed = machine | settings(self.set)
+            accuracies = held.evaluate(**changed)
             status, failed = OK, []
-            done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies)}]
+            on = evaluated_on(str(changed.get("dataset", held.params["dataset"])))
+            done = [{"arm": held.params["arm"], "seed": held.params["seed"], **summary(accuracies, on)}]
         shown = [head(row) | {"networks": len(row["accuracies"])} for row in done]
         return status, {"runs": done, "failed": failed}, table(shown) if done else ""
 
@@ -280,7 +324,11 @@ def head(row: Json) -> Json:
     """What the table of every command begins with."""
     mean, half = row["accuracy_mean"], row["accuracy_ci95"]
     accuracy = number(mean, 100) + ("" if half is None else f" ± {number(half, 100)}")
-    return {"arm": row["arm"], "seed": row["seed"], "accuracy %": accuracy}
+    held_out = {
+        "held-out images, true labels": "accuracy on held-out images %",
+        "held-out images, noisy labels": "agreement with held-out noisy labels %",
+    }
+    return {"arm": row["arm"], "seed": row["seed"], held_out.get(row["evaluated_on"], "accuracy %"): accuracy}
 
 
 def table(rows: list[Json]) -> str:

@@ -376,7 +376,9 @@ class Essentials:
     """The settings of a run that have options of their own; the texts are those of ``tad run --help``."""
 
     dataset: str = "digits"
-    """Data set: digits, fashion-mnist, cifar10, cifar100, cifar100-coarse (its 20 superclasses) or tiny-imagenet."""
+    """Data set: digits, fashion-mnist, cifar10, cifar100, cifar100-coarse (its 20 superclasses) or tiny-imagenet; or
+    your own images: folder:PATH (a subfolder for each class; PATH/train and PATH/test where both are there), or
+    table:FILE (.csv or .parquet with columns path, label and, if there are any, true_label and split)."""
     root: str | None = None
     """Folder of the data set's files (torchvision's layout) and of human labels; digits needs none."""
     download: bool = False
@@ -384,9 +386,10 @@ class Essentials:
     n_train: int | None = None
     """Training images, a class-balanced subset; default: the preset's, else all."""
     n_test: int | None = None
-    """Test images; default: the preset's, else all."""
+    """Test images; default: the preset's, else all. Of own images without a test split, so many training images are
+    held out; default: a fifth."""
     resolution: int | None = None
-    """Side of the images, in pixels; default: the preset's, else as published."""
+    """Side of the images, in pixels; default: the preset's, else as published or, of own images, chosen from them."""
     noise: str = "none"
     """Label noise: none, symmetric, symmetric:included, asymmetric, pairflip, superclass, instance,
     human:NAME (CIFAR-N: worse, aggre, random1, random2, random3; fine, coarse), or
@@ -448,11 +451,11 @@ class Config(Essentials, Settings):
 
     def __post_init__(self) -> None:
         from tadlib import noise
-        from tadlib.data import DATASETS
+        from tadlib.data import require_known
         from tadlib.nn.networks import NETWORKS
 
         super().__post_init__()
-        known("data set", self.dataset, DATASETS)
+        require_known(self.dataset)
         known("network", self.evaluate_network, NETWORKS)
         noise.check(self.noise, self.rate, self.dataset)
         m, epochs = self.method, self.expert.epochs

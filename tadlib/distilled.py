@@ -6,6 +6,7 @@ Legend: S synthetic images, K classes, C H W image.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -42,12 +43,15 @@ class Distilled:
 
         ``params`` change flat settings of it; the file stays as it is.
         """
-        config = Config.from_params(**{**self.params, "root": root, "device": device, **params})
-        speed.prepare(config.threads)
-        data, net = materials.dataset(config), materials.evaluated_network(config)
-        synthetic = self.synthetic.to(config.torch_device)
-        test = data.x_test, data.y_test
-        return evaluate(net, synthetic, *test, config.evaluate, seed=config.seed, workers=config.threads)
+        with TemporaryDirectory() as out:  # decoded images of the user's own are kept no longer than this takes
+            given = {"root": root, "device": device, "out": out, **params}
+            config = Config.from_params(**{**self.params, **given})
+            speed.prepare(config.threads)
+            data, net = materials.dataset(config), materials.evaluated_network(config)
+            require(len(data.x_test) > 0, "evaluation needs test images, got n_test 0")
+            synthetic = self.synthetic.to(config.torch_device)
+            test = data.x_test, data.y_test
+            return evaluate(net, synthetic, *test, config.evaluate, seed=config.seed, workers=config.threads)
 
 
 def save_distilled(

@@ -2,22 +2,26 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from tadlib.config import Config
-from tadlib.data import Dataset, load_dataset
+from tadlib.data import Dataset, is_own, load_dataset, own
 from tadlib.nn.networks import Network, NetworkSpec
 
 
 @lru_cache(maxsize=4)
-def _loaded(whitened: bool, name: str, **source: Any) -> Dataset:
-    return _loaded(False, name, **source).whitened() if whitened else load_dataset(name, **source)
+def _loaded(whitened: bool, name: str, stamp: str | None, **source: Any) -> Dataset:
+    return _loaded(False, name, stamp, **source).whitened() if whitened else load_dataset(name, **source)
 
 
 def dataset(config: Config) -> Dataset:
     """The data set of a configuration, on its device, whitened where ``zca`` says so; kept between stages."""
     source = {name: getattr(config, name) for name in ("root", "download", "n_train", "n_test", "resolution")}
-    return _loaded(config.zca, config.dataset, **source, device=str(config.torch_device))
+    stamp = None
+    if is_own(config.dataset):  # files may change between two calls
+        stamp, source["cache"] = own.listing(config.dataset).stamp, Path(config.out) / "images"
+    return _loaded(config.zca, config.dataset, stamp, **source, device=str(config.torch_device))
 
 
 def plain_dataset(config: Config) -> Dataset:

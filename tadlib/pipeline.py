@@ -23,7 +23,7 @@ import tadlib
 from tadlib import evaluate as evaluation
 from tadlib import experts, noise, store, trust
 from tadlib.config import Config
-from tadlib.data import Dataset, tiny_imagenet
+from tadlib.data import Dataset, is_own, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled, save_distilled
@@ -143,8 +143,12 @@ class Planned:
 
 
 def as_used(config: Config) -> Config:
-    """The configuration that counts from diversion on: the oracle sees no noisy label, so one serves every noise."""
-    return replace(config, noise="none", rate=0.0) if config.arm == "oracle" else config
+    """The configuration that counts from diversion on: the oracle sees no noisy label, so one serves every noise.
+
+    Of own images it keeps the noise: without it their labels are noisy.
+    """
+    shared = config.arm == "oracle" and not is_own(config.dataset)
+    return replace(config, noise="none", rate=0.0) if shared else config
 
 
 def plan(config: Config) -> dict[str, Planned]:
@@ -178,7 +182,12 @@ def _plan_noise(config: Config) -> Planned:
     settings = _values(config, "dataset", "n_train", "resolution", "noise", "rate", "seed")
     if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
         settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
-    files = _files(config.dataset, _noise_name(config), config.root)
+    if is_own(config.dataset):  # what counts is what the files hold, and how many are held out where none are for tests
+        settings["dataset"], files = "own", {"images": own.checksum(config.dataset)}
+        if not own.listing(config.dataset).has_test:
+            settings["n_test"] = config.n_test
+    else:
+        files = _files(config.dataset, _noise_name(config), config.root)
     return Planned("noise", settings | ({"files": files} if files else {}), {}, config.out)
 
 
@@ -211,19 +220,27 @@ def check(config: Config) -> NoisyLabels:
     used_N, whose = labels.noisy_N, "noisy"
     if config.arm == "oracle":
         message = "arm oracle needs the true labels, which this data set does not have"
+        message += " (a table may have a column true_label)" if data.files is not None else ""
         used_N, whose = required(labels.true_N, message), "true"
     counts = torch.bincount(used_N, minlength=data.n_classes)
-    least = f"class {int(counts.argmin())} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
+    rarest = int(counts.argmin())
+    name = rarest if data.files is None else repr(data.class_names[rarest])
+    least = f"class {name} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
     require(int(counts.min()) >= config.ipc, f"ipc must not exceed the images of a class: {least}")
     claim_output(config.out)
     return labels
 
 
 def _labels(config: Config, data: Dataset) -> NoisyLabels:
+    clean_N = data.y_train
+    if data.files is not None:  # of own images the labels are noisy, unless noise is added to them
+        if config.noise == "none":
+            return NoisyLabels.as_given(data.y_train, data.files.true, data.n_classes, config.seed)
+        clean_N = clean_N if data.files.true is None else data.files.true
     rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
     about: dict[str, Any] = {"n_classes": data.n_classes, "n_full": data.n_full, "index_N": data.index}
     about |= _values(config, "seed", "dataset", "root")
-    return noise.inject(data.y_train, config.noise, rate, x_NCHW=data.x_train, **about)
+    return noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
 
 
 def inject_noise(config: Config) -> Path:
@@ -256,7 +273,10 @@ def divert(config: Config) -> Path:
             refined = trust.refine(method, problem, resume=w.resume, on_epoch=step)
         tensors = {k: v for k, v in vars(refined).items() if isinstance(v, torch.Tensor)}
         store.save_tensors(w.folder.path / "refined.safetensors", tensors)
-        store.save_table(w.folder.path / "labels.parquet", refined.table(problem.true, data.index))
+        table = refined.table(problem.true, data.index)
+        if data.paths is not None:
+            table.insert(0, "path", data.paths)
+        store.save_table(w.folder.path / "labels.parquet", table)
         if refined.history:
             store.save_table(w.folder.path / "history.parquet", pd.DataFrame(refined.history))
         counts = torch.bincount(refined.space.long(), minlength=3).tolist()
@@ -350,6 +370,7 @@ def distill(config: Config) -> Path:
 def evaluate(config: Config) -> Path:
     """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions."""
     config = as_used(config)
+    require(config.n_test != 0, "evaluation needs test images, got n_test 0")
     source = distill(config)
 
     def work(w: Work) -> dict:
@@ -360,7 +381,8 @@ def evaluate(config: Config) -> Path:
             accuracies = evaluation.evaluate(net, held, data.x_test, data.y_test, config.evaluate, **how)
         store.save_json(w.folder.path / "accuracies.json", accuracies)
         mean, half = mean_ci95(accuracies)
-        return {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
+        found = {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
+        return found | {"evaluated_on": own.TEST if data.files is None else data.files.evaluated_on}
 
     return _stage(config, plan(config)["evaluate"], work)
 
@@ -384,7 +406,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     for name in ("divert", "experts", "distill", "evaluate"):
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
-    columns = ["accuracy_mean", "accuracy_ci95", "n_networks", *TRUST]
+    columns = ["accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *TRUST]
     columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
     return _row(config, settings, found, columns, manifests["distill"], evaluated_at)

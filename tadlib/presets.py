@@ -17,6 +17,7 @@ PRESETS = ("smoke", "lite", "paper")
 TABLES = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 TRAJECTORIES = ("mtt", "tesla", "ftd", "datm")
 GREY = "crop_scale_rotate"  # augmentation of digits and garments: no flip, no colour
+COLOUR = "color_crop_cutout_flip_scale_rotate"  # DSA's
 
 
 def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None = None) -> Settings:
@@ -30,7 +31,8 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     known("preset", preset, PRESETS)
     values: Settings = {}
     group = ("trajectories",) if method in TRAJECTORIES else ()
-    for table in ("all", *group, method, f"{method}-ipc-{ipc}", dataset):
+    is_own = dataset.startswith(("folder:", "table:"))
+    for table in ("all", *group, method, f"{method}-ipc-{ipc}", "own" if is_own else dataset):
         values |= TABLES[preset].get(table, {})
     if preset == "paper":
         del values["published"]
@@ -38,8 +40,10 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     values = {method + name if name.startswith("_") else name: value for name, value in values.items()}
     if preset == "paper" and method in TRAJECTORIES:  # experts are trained as long as they are read
         values["expert_epochs"] = values[f"{method}_max_start"] - 1 + values[f"{method}_expert_epochs"]
+    parts = ("auditor", "expert", "evaluate", *(() if method == "random" else (method,)))
+    if is_own:
+        values = _of_own(dataset, values, parts)
     if dataset in ("digits", "fashion-mnist"):
-        parts = ("auditor", "expert", "evaluate", *(() if method == "random" else (method,)))
         values |= {f"{part}_augmentation": GREY for part in parts}
     if dataset == "digits":  # a small set of small images, used as it is
         values = {k: v for k, v in values.items() if k not in ("n_train", "n_test", "resolution")}
@@ -50,6 +54,26 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
         with suppress(InputError):  # missing files are named when the data set is loaded
             sizes = tiny_imagenet.sizes(Path(root).expanduser())
             values |= {name: min(values[name], size) for name, size in sizes.items() if name in values}
+    return values
+
+
+def _of_own(source: str, values: Settings, parts: tuple[str, ...]) -> Settings:
+    """Settings for the user's own images: no more images than there are, no more pixels than they have, no mirror
+    images, and grey ones as the digits."""
+    from tadlib.data import own  # torch
+
+    found = own.listing(source)
+    seen, n_test = own.look(found), len(found.paths) - found.n_train
+    held_out = 0 if n_test else found.n_train // own.HELD_OUT
+    sizes = {"n_train": found.n_train - held_out, "n_test": n_test or held_out}
+    values = {k: v for k, v in values.items() if k not in sizes or v < sizes[k]}
+    if "resolution" in values:
+        values["resolution"] = min(values["resolution"], seen.side)
+        if values["resolution"] < 16:
+            values |= {"width": 32, "depth": 2}
+    for name in (f"{part}_augmentation" for part in parts):
+        operations = values.get(name, COLOUR).split("_")
+        values[name] = "_".join(op for op in operations if op != "flip") if seen.colour else GREY
     return values
 
 

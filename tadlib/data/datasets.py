@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadlib.data import tiny_imagenet
+from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data.whiten import Whitening, fit
 from tadlib.errors import InputError, known, require, required_root
@@ -28,6 +28,7 @@ from tadlib.rng import generator
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500
+MOST_SIDE = 1024  # of own images
 LEAST_STD = 1e-3  # of a channel, in pixels of [0, 1]: images of one brightness are not divided by 0
 
 
@@ -56,6 +57,8 @@ class Dataset:
     """Images of the full training set; None where it is unknown."""
     whitening: Whitening | None = None
     """Where set, images are whitened instead of normalised (:meth:`whitened`)."""
+    files: own.Files | None = None
+    """Of the user's own images: where they come from. ``y_train`` are then noisy labels."""
 
     def __post_init__(self) -> None:
         K, shape = self.n_classes, self.x_train.shape[1:]
@@ -63,7 +66,8 @@ class Dataset:
             ("train", self.x_train, self.y_train, "CHW"),
             ("test", self.x_test, self.y_test, shape),
         ):
-            require_tensor(f"x_{split}", x, ("N", *sizes), torch.float32)
+            n = "N" if split == "train" or self.files is None else len(x)  # of own images none need be set aside
+            require_tensor(f"x_{split}", x, (n, *sizes), torch.float32)
             require_labels(f"y_{split}", y, K, len(x))
             low_N, high_N = x.flatten(1).aminmax(dim=1)  # carries NaN on, and needs no copy of x
             bad_N = ~(low_N.isfinite() & high_N.isfinite())
@@ -89,6 +93,16 @@ class Dataset:
         """(C, H, W)"""
         C, H, W = self.x_train.shape[1:]
         return C, H, W
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        """Path of each training image where the images are the user's own."""
+        return None if self.files is None else self.files.paths
+
+    @property
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        """Path and reason of each image that could not be decoded and is left out."""
+        return () if self.files is None else self.files.unreadable
 
     @cached_property
     def checksum(self) -> str:
@@ -142,35 +156,62 @@ def load_dataset(
     n_test: int | None = None,
     resolution: int | None = None,
     device: torch.device | str = "cpu",
+    cache: Path | str | None = None,
 ) -> Dataset:
-    """Load ``name`` (one of ``DATASET_NAMES``) onto ``device``; its bits do not depend on the device.
+    """Load ``name`` (one of ``DATASET_NAMES``, or the user's own images, ``folder:PATH`` or ``table:FILE``:
+    :mod:`tadlib.data.own`) onto ``device``; its bits do not depend on the device.
 
-    root: folder with the files in torchvision's layout (digits needs none). download: fetch them there if they are
-    missing. n_train, n_test: size of a class-balanced subset, the same one at every call; a smaller one is part of
-    every larger one. resolution: side in pixels to which images are averaged down.
+    root: folder with the files in torchvision's layout (digits and own images need none). download: fetch them there if
+    they are missing. n_train, n_test: size of a class-balanced subset, the same one at every call; a smaller one is
+    part of every larger one. resolution: side in pixels to which images are averaged down. cache: folder that keeps
+    decoded own images.
 
     Raises InputError for an unknown name, missing or damaged files, and sizes that the data set does not have.
     """
-    known("data set", name, DATASETS)
-    raw = DATASETS[name](None if root is None else Path(root).expanduser(), download)
-    K, side = len(raw.class_names), raw.x_train.shape[-1]
-    sizes = (("n_train", n_train, K, len(raw.y_train)), ("n_test", n_test, K, len(raw.y_test)))
-    for what, value, low, high in (*sizes, ("resolution", resolution, 1, side)):
-        fits = value is None or (isinstance(value, int) and low <= value <= high)
-        require(fits, f"{what} must be an integer in [{low}, {high}] for {name}, got {value!r}")
-    for split, y in (("y_train", raw.y_train), ("y_test", raw.y_test)):
-        require_labels(f"{split} of {name}", y, K)
+    require_known(name)
+    if own.is_own(name):
+        _require_integer("resolution", resolution, 1, MOST_SIDE, name)
+        loaded = own.load(
+            name, resolution=resolution, n_test=n_test, cache=None if cache is None else Path(cache).expanduser()
+        )
+        raw = Raw(loaded.x, loaded.y, loaded.x, loaded.y, loaded.listing.class_names)
+        all_train, all_test, n_full = loaded.train, loaded.test, loaded.listing.n_train
+        n_test = n_test if loaded.listing.has_test else None  # others are held out already
+        least, resolution, purpose = 0, None, "own"  # of that size already
+    else:
+        loaded, raw = None, DATASETS[name](None if root is None else Path(root).expanduser(), download)
+        _require_integer("resolution", resolution, 1, raw.x_train.shape[-1], name)
+        all_train, all_test = torch.arange(len(raw.y_train)), torch.arange(len(raw.y_test))
+        least, n_full, purpose = len(raw.class_names), len(raw.y_train), name
+    K = len(raw.class_names)
+    _require_integer("n_train", n_train, K, len(all_train), name)
+    _require_integer("n_test", n_test, least, len(all_test), name)
+    for split, y_N in (("y_train", raw.y_train), ("y_test", raw.y_test)):
+        require_labels(f"{split} of {name}", y_N, K)
 
-    train = balanced_subset(raw.y_train, n_train, K, name, "train")
-    test = balanced_subset(raw.y_test, n_test, K, name, "test")
-    mean, std = _statistics(raw, resolution)
+    train = all_train[balanced_subset(raw.y_train[all_train], n_train, K, purpose, "train")]
+    test = all_test[balanced_subset(raw.y_test[all_test], n_test, K, purpose, "test")]
+    mean, std = _statistics(raw.x_train, all_train, resolution, raw.white)
     x_train, x_test = (
-        _normalised(x_NCHW, resolution, raw.white, mean, std) for x_NCHW in (raw.x_train[train], raw.x_test[test])
+        _normalised(x_NCHW, index, resolution, raw.white, mean, std)
+        for x_NCHW, index in ((raw.x_train, train), (raw.x_test, test))
     )
     x_train, y_train, x_test, y_test, index = (
         tensor.to(device) for tensor in (x_train, raw.y_train[train], x_test, raw.y_test[test], train)
     )
-    return Dataset(name, x_train, y_train, x_test, y_test, raw.class_names, mean, std, index, len(raw.y_train))
+    files = None if loaded is None else loaded.files(train)
+    return Dataset(name, x_train, y_train, x_test, y_test, raw.class_names, mean, std, index, n_full, files=files)
+
+
+def require_known(name: str) -> None:
+    """InputError unless ``name`` is a data set's, or a source of own images."""
+    if not own.is_own(name):
+        known("data set", name, (*DATASETS, "folder:PATH", "table:FILE"))
+
+
+def _require_integer(what: str, value: object, least: int, most: int, name: str) -> None:
+    fits = value is None or (isinstance(value, int) and least <= value <= most)
+    require(fits, f"{what} must be an integer in [{least}, {most}] for {name}, got {value!r}")
 
 
 def balanced_subset(y_N: Tensor, n: int | None, n_classes: int, *purpose: str) -> Tensor:
@@ -301,18 +342,20 @@ def _scaled(x_NCHW: Tensor, resolution: int | None, white: int) -> Tensor:
     return x_NCHW / white
 
 
-def _statistics(raw: Raw, resolution: int | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel over the training set, summed in float64.
+def _statistics(
+    x_NCHW: Tensor, index: Tensor, resolution: int | None, white: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over the images at ``index``, summed in float64.
 
     Rounded to 6 decimals (our choice), so that the order of summation, which varies between machines, leaves no trace.
     """
-    sum_C, squares_C = torch.zeros(2, raw.x_train.shape[1], dtype=torch.float64)
+    sum_C, squares_C = torch.zeros(2, x_NCHW.shape[1], dtype=torch.float64)
     count = 0
-    for chunk in raw.x_train.split(CHUNK):
-        x_NCHW = _scaled(chunk, resolution, raw.white)
-        sum_C += x_NCHW.sum((0, 2, 3), dtype=torch.float64)
-        squares_C += x_NCHW.square().sum((0, 2, 3), dtype=torch.float64)
-        count += x_NCHW[:, 0].numel()
+    for chunk in index.split(CHUNK):
+        part_NCHW = _scaled(x_NCHW[chunk], resolution, white)
+        sum_C += part_NCHW.sum((0, 2, 3), dtype=torch.float64)
+        squares_C += part_NCHW.square().sum((0, 2, 3), dtype=torch.float64)
+        count += part_NCHW[:, 0].numel()
     mean_C = sum_C / count
     std_C = (squares_C / count - mean_C.square()).clamp(min=0).sqrt().clamp(min=LEAST_STD)
     mean, std = (tuple(round(value, 6) for value in values_C.tolist()) for values_C in (mean_C, std_C))
@@ -320,13 +363,14 @@ def _statistics(raw: Raw, resolution: int | None) -> tuple[tuple[float, ...], tu
 
 
 def _normalised(
-    x_NCHW: Tensor, resolution: int | None, white: int, mean: tuple[float, ...], std: tuple[float, ...]
+    x_NCHW: Tensor, index: Tensor, resolution: int | None, white: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
+    """The images at ``index``, prepared for networks."""
     mean_C11, std_C11 = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     side = resolution or x_NCHW.shape[-1]
-    out_NCHW = torch.empty(*x_NCHW.shape[:2], side, side)
-    for out, chunk in zip(out_NCHW.split(CHUNK), x_NCHW.split(CHUNK)):
-        torch.sub(_scaled(chunk, resolution, white), mean_C11, out=out).div_(std_C11)
+    out_NCHW = torch.empty(len(index), x_NCHW.shape[1], side, side)
+    for out, chunk in zip(out_NCHW.split(CHUNK), index.split(CHUNK)):
+        torch.sub(_scaled(x_NCHW[chunk], resolution, white), mean_C11, out=out).div_(std_C11)
     return out_NCHW
 
 

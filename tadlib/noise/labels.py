@@ -27,9 +27,9 @@ class NoisyLabels:
     """(N,) int64; None where the truth is unknown."""
     n_classes: int
     kind: str
-    rate: float
+    rate: float | None
     """Nominal: what was asked for (per mapped class where noise is asymmetric), that of a whole file of human labels,
-    or that of labels read from a list."""
+    or that of labels read from a list; None where the truth is unknown."""
     seed: int
     transition_nominal: Tensor | None
     """(K, K) float64, row = true class, column = noisy label; None where unknown."""
@@ -37,7 +37,7 @@ class NoisyLabels:
     def __post_init__(self) -> None:
         K = self.n_classes
         require(K >= 2, f"n_classes must be at least 2, got {K}")
-        require_rate(self.rate)
+        require_rate(0 if self.rate is None else self.rate)
         require_labels("noisy labels", self.noisy_N, K)
         if self.true_N is not None:
             require_labels("true labels", self.true_N, K, len(self.noisy_N))
@@ -46,6 +46,14 @@ class NoisyLabels:
             require_tensor("transition_nominal", T_KK, (K, K), torch.float64)
             stochastic = bool((T_KK >= 0).all()) and torch.allclose(T_KK.sum(1), T_KK.new_ones(K))
             require(stochastic, f"rows of transition_nominal must be distributions, got sums {T_KK.sum(1).tolist()}")
+
+    @staticmethod
+    def as_given(noisy_N: Tensor, true_N: Tensor | None, n_classes: int, seed: int) -> "NoisyLabels":
+        """Labels that came with their noise, and the true ones where these are known."""
+        noisy_N = noisy_N.cpu()
+        rate = None if true_N is None else realised_rate(true_N, noisy_N)
+        T_KK = None if true_N is None else transition(true_N, noisy_N, n_classes)
+        return NoisyLabels(noisy_N, true_N, n_classes, "none", rate, seed, T_KK)
 
     @property
     def rate_realised(self) -> float | None:
