@@ -248,22 +248,36 @@ class Evaluate(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Output):
-    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats."""
+    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats; or
+    your own images with corrected labels."""
 
     path: Positional[Path]
-    """A distilled set: distilled.safetensors or its folder."""
+    """A distilled set: distilled.safetensors or its folder. For the formats folder and table: a finished stage divert,
+    OUT/divert/KEY, or the folder OUT that holds one."""
     out: Path = Path("export")
     """Output folder: a new or empty one, or one that tad made."""
     format: tuple[str, ...] = ("png",)
-    """Formats: png (pictures), ddranking (its three tensors), huggingface (a datasets folder); one or several."""
+    """Formats of a distilled set: png (pictures), ddranking (its three tensors), huggingface (a datasets folder); of
+    corrected labels: folder (of links to the images, a class a folder), table (CSV, with trust); one or several."""
+    copy: bool = False
+    """Copy images instead of linking to them (folder) or naming where they lie (table)."""
 
     def answer(self) -> Answer:
         from tadlib import distilled, store
         from tadlib import export as formats
 
-        require(bool(self.format), f"--format needs at least one of: {', '.join(formats.FORMATS)}")
+        names = [*formats.FORMATS, *formats.CORRECTED]
+        require(bool(self.format), f"--format needs at least one of: {', '.join(names)}")
         for name in self.format:
-            known("format", name, formats.FORMATS)
+            known("format", name, names)
+        of_labels = [name for name in self.format if name in formats.CORRECTED]
+        if of_labels:
+            alone = len(of_labels) == len(self.format)
+            require(
+                alone, f"{', '.join(of_labels)} is of corrected labels, others are of a distilled set: export apart"
+            )
+            return self.corrected()
+        require(not self.copy, f"--copy is for the formats {', '.join(formats.CORRECTED)}")
         held = distilled.load_distilled(self.path)
         out = store.claim_output(self.out)
         formats.tensors(held, out)
@@ -272,6 +286,20 @@ class Export(Output):
         n_images = len(held.pixels)
         document = {"out": str(out), "images": n_images, "formats": self.format, "clamped": formats.clamped(held)}
         return OK, document, f"{n_images} images, images.safetensors, recipe.json and {', '.join(self.format)} in {out}"
+
+    def corrected(self) -> Answer:
+        """Write the user's own images with the labels that a finished diversion left them."""
+        from tadlib import export as formats
+        from tadlib import store
+
+        data = formats.corrected(self.path)
+        out = store.claim_output(self.out)
+        for name in self.format:
+            formats.CORRECTED[name](data, out, self.copy)
+        counts = data.train["space"].value_counts()
+        spaces: Json = {name: int(counts.get(name, 0)) for name in ("trusted", "recalibrated", "untrusted")}
+        text = "{trusted} labels as they were, {recalibrated} corrected, {untrusted} images left out".format(**spaces)
+        return OK, {"out": str(out), "formats": self.format, **spaces}, f"{text}; {', '.join(self.format)} in {out}"
 
 
 @dataclass(frozen=True, kw_only=True)

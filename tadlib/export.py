@@ -1,24 +1,32 @@
-"""Distilled sets in other people's formats: pictures, DD-Ranking's three tensors, a Hugging Face ``datasets`` folder.
+"""Distilled sets in other people's formats: pictures, DD-Ranking's three tensors, a Hugging Face ``datasets`` folder;
+and the user's own images with corrected labels, as a folder or a table.
 
 Legend: S synthetic images, K classes, C H W image.
 
-``FORMATS`` lists by name the functions that write one into a folder.
+``FORMATS`` lists by name the functions that write a distilled set into a folder, ``CORRECTED`` those that write a
+corrected data set.
 """
 
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchvision.io import encode_png
 
+from tadlib.data import is_own, own
 from tadlib.distilled import Distilled
-from tadlib.store import replacing, save_json, save_tensors, write_atomic
+from tadlib.errors import require
+from tadlib.store import StageFolder, load_table, replacing, save_json, save_tensors, write_atomic
 
 # Mean and standard deviation by which DD-Ranking normalises a data set (ddranking/utils/data.py)
 DD_RANKING = dict.fromkeys(("cifar10", "cifar100"), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
@@ -163,3 +171,105 @@ x, y = rows["x"][:].view(-1, {", ".join(map(str, shape))}), rows["soft_label"][:
 
 
 FORMATS: dict[str, Callable[[Distilled, Path], None]] = {"png": png, "ddranking": ddranking, "huggingface": huggingface}
+
+
+# Corrected data sets -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The user's own images with the labels that diversion left them.
+
+    ``train`` has a row for each training image that was judged: file, path, label (a class name), given_label, trust,
+    space; the label is the noisy one where that is trusted, the corrected one where it was recalibrated, and empty
+    where the image is left out. ``test``: file, path and label of the test images, empty without a test split.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+
+def corrected(path: Path) -> Corrected:
+    """The corrected data set of a finished stage ``divert``, or of an output folder that holds one such stage.
+
+    Raises InputError where there is none, where its images are not the user's own, and where these are not what they
+    were then.
+    """
+    stages = sorted(manifest.parent for manifest in path.glob("divert/*/manifest.json"))
+    require(len(stages) < 2, f"{path} holds {len(stages)} stages divert: give one of {', '.join(map(str, stages))}")
+    stage = StageFolder(stages[0] if stages else path)
+    manifest = stage.manifest()
+    require(manifest.get("stage") == "divert", f"{stage.path} is not a finished stage divert")
+    stage.verify()
+    source = manifest["config"]["params"]["dataset"]
+    require(is_own(source), f"corrected labels are written for images of folder:PATH or table:FILE, got {source}")
+    noise = StageFolder(stage.path.parents[1] / "noise" / manifest["inputs"]["noise"]).manifest()
+    judged = noise["config"]["settings"]["files"]["images"]
+    require(judged == own.checksum(source), f"the files or labels of {source} were changed since; judge them anew")
+    table, found = load_table(stage.path / "labels.parquet"), own.listing(source)
+    names, files = pd.Series(found.class_names), [found.file(i) for i in range(len(found.paths))]
+    kept = table["label"].where(table["space"] == "recalibrated", table["given_label"])
+    train = pd.DataFrame(
+        {
+            "file": [files[i] for i in table["index"]],
+            "path": table["path"],
+            "label": names[kept].where((table["space"] != "untrusted").to_numpy(), "").to_numpy(),
+            "given_label": names[table["given_label"]].to_numpy(),
+            "trust": table["trust"],
+            "space": table["space"].astype(str),
+        }
+    )
+    true = found.labels if found.true is None else found.true
+    rows = range(found.n_train, len(files))
+    test = [{"file": files[i], "path": found.paths[i], "label": found.class_names[true[i]]} for i in rows]
+    return Corrected(train, pd.DataFrame(test, columns=["file", "path", "label"]))
+
+
+def corrected_folder(data: Corrected, out: Path, copy: bool) -> None:
+    """``folder/``: a folder for each class, in ``train`` and ``test`` where there is a test split, of links to the
+    images or of copies. An earlier one there is replaced."""
+    train = data.train[data.train["label"] != ""]
+    bad = next((name for name in train["label"] if "/" in name or own.is_hidden(name)), None)
+    require(bad is None, f"class {bad!r} cannot be the name of a folder; export a table")
+    folder = _emptied(data, out / "folder")
+    splits = {"train": train, "test": data.test} if len(data.test) else {"": train}
+    for split, rows in splits.items():
+        names = rows["file"].map(os.path.basename)
+        if pd.DataFrame({"label": rows["label"], "name": names}).duplicated().any():
+            names = [f"{i:06d}_{name}" for i, name in enumerate(names)]
+        for file, label, name in zip(rows["file"], rows["label"], names):
+            place = folder / split / label / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if copy:
+                shutil.copy2(file, place)
+            else:
+                place.symlink_to(file)
+
+
+def _emptied(data: Corrected, folder: Path) -> Path:
+    """``folder`` without what an earlier export left there; InputError where images of the data set lie in it."""
+    place = str(folder.resolve()) + os.sep
+    inside = [file for file in [*data.train["file"], *data.test["file"]] if file.startswith(place)]
+    require(not inside, f"{folder} holds images of the data set itself, such as {inside[:1]}: give another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def corrected_table(data: Corrected, out: Path, copy: bool) -> None:
+    """``corrected.csv``, which ``table:`` reads: path (absolute, or with ``copy`` below ``copies/``), label, split,
+    given_label, trust, space; and ``left_out.csv``, the images without a trusted or corrected label."""
+    rows = pd.concat([data.train.assign(split="train"), data.test.assign(split="test")], ignore_index=True)
+    rows["path"] = rows["file"]
+    if copy:
+        copies = _emptied(data, out / "copies")
+        for i, file in enumerate(rows["file"]):
+            place = copies / f"{i:06d}{Path(file).suffix}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, place)
+            rows.loc[i, "path"] = os.path.relpath(place, out)
+    rows = rows[["path", "label", "split", "given_label", "trust", "space"]]
+    for name, part in (("corrected", rows[rows["label"] != ""]), ("left_out", rows[rows["label"] == ""])):
+        write_atomic(out / f"{name}.csv", part.to_csv(index=False).encode())
+
+
+CORRECTED: dict[str, Callable[[Corrected, Path, bool], None]] = {"folder": corrected_folder, "table": corrected_table}

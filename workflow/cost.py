@@ -15,6 +15,7 @@ from typing import Any
 
 from tadlib import pipeline
 from tadlib.config import METHODS, Config, stored_params
+from tadlib.data import is_own, own
 from tadlib.errors import InputError
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.noise import FIXED_RATE
@@ -32,6 +33,15 @@ SHAPES = {
     "cifar100-coarse": (3, 32, 20, 50000),
     "tiny-imagenet": (3, 64, 200, 100000),
 }
+
+
+def shape(dataset: str) -> tuple[int, int, int, int]:
+    """Channels, side, classes and training images of a data set, as published or as the user's own images are."""
+    if is_own(dataset):
+        found = own.listing(dataset)
+        seen = own.look(found)
+        return (3 if seen.colour else 1), seen.side, len(found.class_names), found.n_train
+    return SHAPES[dataset]
 
 
 class Machine:
@@ -71,7 +81,7 @@ def kind(stage: str, config: Config) -> tuple[str, str, str]:
 
 def work(stage: str, config: Config) -> float:
     """Multiply-adds of the forward passes of a stage; 0 for those that take no time worth counting."""
-    channels, side, n_classes, n_full = SHAPES[config.dataset]
+    channels, side, n_classes, n_full = shape(config.dataset)
     n_train, n_syn = config.n_train or n_full, config.ipc * n_classes
     own: Any = config.method_config
     if stage == "divert":
@@ -104,9 +114,9 @@ def disk(config: Config) -> int:
     """Bytes of the trajectories of a run's experts, beside which all else is small."""
     if not METHODS[config.method].needs_experts:
         return 0
-    channels, side, n_classes, _ = SHAPES[config.dataset]
-    shape = (channels, config.resolution or side, config.resolution or side)
-    spec = NetworkSpec(shape, n_classes, "convnet", config.width, config.depth, config.norm)
+    channels, side, n_classes, _ = shape(config.dataset)
+    size = (channels, config.resolution or side, config.resolution or side)
+    spec = NetworkSpec(size, n_classes, "convnet", config.width, config.depth, config.norm)
     return config.expert.count * (config.expert.epochs + 1) * _parameters(spec) * (2 if config.expert.half else 4)
 
 

@@ -167,8 +167,9 @@ def _block(entries: Any, folder: Path) -> Block:
 
 def _value(name: str, value: Any, folder: Path) -> Any:
     value = converted(name, value)
-    if name == "noise" and value.startswith("file:"):  # beside the grid, wherever the jobs run
-        return f"file:{(folder / value.removeprefix('file:')).resolve()}"
+    kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if (name, kind) in (("noise", "file"), ("dataset", "folder"), ("dataset", "table")) and colon:
+        return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"  # beside the grid, wherever the jobs run
     return value
 
 
@@ -190,7 +191,9 @@ def _base_name(config: Config) -> str:
     kind, _, variant = config.noise.partition(":")
     noise = f"{kind}-{Path(variant).stem}" if variant else kind
     rate = f"-{100 * config.rate:g}" if config.rate else ""
-    return _fit(f"{config.dataset}-{noise}{rate}-{config.arm}-{config.method}-ipc{config.ipc}-seed{config.seed}")
+    kind, _, path = config.dataset.partition(":")
+    dataset = f"{kind}-{Path(path).stem}" if path else kind
+    return _fit(f"{dataset}-{noise}{rate}-{config.arm}-{config.method}-ipc{config.ipc}-seed{config.seed}")
 
 
 def _fit(text: str) -> str:

@@ -157,23 +157,24 @@ def _folder(path: Path) -> Listing:
 
 def _classes(folder: Path) -> list[str]:
     """Names of the classes in torchvision's order."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not _is_hidden(e.name))
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name))
 
 
 def _images(folder: Path, passed_over: Counter) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         for name in files:
             end = os.path.splitext(name)[1].lower()
-            if end in TYPES and not _is_hidden(name):
+            if end in TYPES and not is_hidden(name):
                 found.append(os.path.join(place, name))
-            elif not _is_hidden(name) and name != "Thumbs.db":
+            elif not is_hidden(name) and name != "Thumbs.db":
                 passed_over[end or name] += 1
     return sorted(found)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over by its name."""
     return name.startswith(".") or name in NO_CLASS
 
 

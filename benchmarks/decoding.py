@@ -1,0 +1,124 @@
+"""Reading a folder of JPEG images: speed relative to torchvision's decoder alone, and peak memory.
+
+    python benchmarks/decoding.py [--images 1000] [--sides 32 64 256] [--workers 2] [--out results/benchmarks]
+
+Images of 500 x 400 pixels, smooth gradients with some noise, are written as JPEG files. ``torchvision`` reads and
+decodes them at full size with ``decode_jpeg`` in as many threads and keeps none; tadlib also takes their checksums,
+turns them upright, resizes them, and holds them all. ``speed`` is the ratio of images a second, each side the best of
+three runs in turn. ``memory`` is the peak while the data set is loaded, over what was held before, relative to the
+tensors that are left: normalised images of both splits.
+"""
+
+import os
+import resource
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from common import give_back_memory, in_own_process, parser
+
+REPEATS = 3
+CLASSES = 10
+
+
+def write(folder: Path, n: int) -> None:
+    """``n`` JPEG files in folders of ten classes."""
+    import numpy as np
+    from PIL import Image
+
+    y, x = np.mgrid[0:400, 0:500] / 500
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        a, b, c = rng.uniform(-1, 1, (3, 3))
+        smooth = 128 + 100 * np.sin(3 * (a * x[..., None] + b * y[..., None]) + 3 * c)
+        pixels = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+        place = folder / f"{i % CLASSES}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i}.jpg", quality=90)
+
+
+def speed(folder: str, side: int, workers: int) -> dict[str, float]:
+    """Images a second of both."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    from tadlib.data import own
+
+    torch.set_num_threads(1)
+    own._cores = lambda: workers
+    files = [str(path) for path in sorted(Path(folder).rglob("*.jpg"))]
+
+    def plain() -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(lambda file: decode_jpeg(read_file(file), ImageReadMode.RGB).shape, files):
+                pass
+
+    works, best = {"torchvision": plain, "tadlib": lambda: own.decoded(files, side, True)}, {}
+    for _ in range(REPEATS):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            rate = len(files) / (time.perf_counter() - began)
+            best[name] = max(best.get(name, 0.0), rate)
+    return best
+
+
+def memory(folder: str, side: int, workers: int) -> dict[str, float]:
+    """Peak bytes of loading the folder, and bytes of the tensors."""
+    from tadlib import pipeline
+    from tadlib.data import load_dataset, own
+
+    own._cores = lambda: workers
+    with tempfile.TemporaryDirectory() as out:
+        small = Path(out) / "small"
+        write(small, 40)
+        load_dataset(f"folder:{small}", resolution=8)  # what is imported or allocated once
+        give_back_memory()
+        import torch
+
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        with pipeline.peak_memory(torch.device("cpu")) as peak:
+            cache = Path(out) / "runs" / "images"
+            data = load_dataset(f"folder:{folder}", resolution=side, cache=cache)
+            held = sum(4 * x.numel() for x in (data.x_train, data.x_test))
+            return {"peak_bytes": peak() - before, "tensor_bytes": held, "cached": cache.is_dir()}
+
+
+def main() -> None:
+    p = parser(__doc__)
+    p.add_argument("--images", type=int, default=1000, help="number of images (default: 1000)")
+    p.add_argument("--sides", type=int, nargs="+", default=[32, 64, 256], help="sides of the tensors")
+    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: one a core)")
+    args = p.parse_args()
+    if args.one is not None:
+        import json
+
+        one = json.loads(args.one)
+        print(json.dumps({"speed": speed, "memory": memory}[one["what"]](one["folder"], one["side"], one["workers"])))
+        return
+    from tadlib.store import hardware, save_table, versions
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), args.images)
+        for side in args.sides:
+            of = {"folder": folder, "side": side, "workers": args.workers}
+            rate, peak = (in_own_process({"what": what, **of}) for what in ("speed", "memory"))
+            assert rate is not None
+            assert peak is not None
+            row = {"images": args.images, "side": side, "workers": args.workers, **rate, **peak}
+            row |= {"speed": rate["tadlib"] / rate["torchvision"], "memory": peak["peak_bytes"] / peak["tensor_bytes"]}
+            rows.append(row)
+    machine = hardware()
+    about = {"hardware": machine["cpu"], "cores": machine["cores"], **versions()}
+    table = pd.DataFrame(rows).assign(**about)
+    save_table(args.out / "decoding.parquet", table)
+    print(
+        table[["images", "side", "workers", "torchvision", "tadlib", "speed", "memory"]].round(2).to_string(index=False)
+    )
+
+
+if __name__ == "__main__":
+    main()
