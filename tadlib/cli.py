@@ -296,10 +296,8 @@ class Export(Output):
         out = store.claim_output(self.out)
         for name in self.format:
             formats.CORRECTED[name](data, out, self.copy)
-        counts = data.train["space"].value_counts()
-        spaces: Json = {name: int(counts.get(name, 0)) for name in ("trusted", "recalibrated", "untrusted")}
-        text = "{trusted} labels as they were, {recalibrated} corrected, {untrusted} images left out".format(**spaces)
-        return OK, {"out": str(out), "formats": self.format, **spaces}, f"{text}; {', '.join(self.format)} in {out}"
+        text = "{kept} labels kept, {corrected} corrected, {left_out} images left out".format(**data.counts)
+        return OK, {"out": str(out), "formats": self.format, **data.counts}, f"{text}; {', '.join(self.format)} in {out}"
 
 
 @dataclass(frozen=True, kw_only=True)

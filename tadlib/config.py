@@ -386,8 +386,8 @@ class Essentials:
     n_train: int | None = None
     """Training images, a class-balanced subset; default: the preset's, else all."""
     n_test: int | None = None
-    """Test images; default: the preset's, else all. Of own images without a test split, so many training images are
-    held out; default: a fifth."""
+    """Test images; default: the preset's, else all. Of own images all; without a test split so many training images
+    are held out, by default a fifth."""
     resolution: int | None = None
     """Side of the images, in pixels; default: the preset's, else as published or, of own images, chosen from them."""
     noise: str = "none"

@@ -181,12 +181,19 @@ class Corrected:
     """The user's own images with the labels that diversion left them.
 
     ``train`` has a row for each training image that was judged: file, path, label (a class name), given_label, trust,
-    space; the label is the noisy one where that is trusted, the corrected one where it was recalibrated, and empty
-    where the image is left out. ``test``: file, path and label of the test images, empty without a test split.
+    space; the label is the most likely training label, and empty where the image is untrusted and left out. ``test``:
+    file, path and label of the test images, empty without a test split.
     """
 
     train: pd.DataFrame
     test: pd.DataFrame
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labels are kept and corrected, and how many images are left out."""
+        label, given = self.train["label"], self.train["given_label"]
+        left_out, kept = int((label == "").sum()), int((label == given).sum())
+        return {"kept": kept, "corrected": len(label) - kept - left_out, "left_out": left_out}
 
 
 def corrected(path: Path) -> Corrected:
@@ -208,12 +215,11 @@ def corrected(path: Path) -> Corrected:
     require(judged == own.checksum(source), f"the files or labels of {source} were changed since; judge them anew")
     table, found = load_table(stage.path / "labels.parquet"), own.listing(source)
     names, files = pd.Series(found.class_names), [found.file(i) for i in range(len(found.paths))]
-    kept = table["label"].where(table["space"] == "recalibrated", table["given_label"])
     train = pd.DataFrame(
         {
             "file": [files[i] for i in table["index"]],
             "path": table["path"],
-            "label": names[kept].where((table["space"] != "untrusted").to_numpy(), "").to_numpy(),
+            "label": names[table["label"]].where((table["space"] != "untrusted").to_numpy(), "").to_numpy(),
             "given_label": names[table["given_label"]].to_numpy(),
             "trust": table["trust"],
             "space": table["space"].astype(str),

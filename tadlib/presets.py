@@ -63,10 +63,9 @@ def _of_own(source: str, values: Settings, parts: tuple[str, ...]) -> Settings:
     from tadlib.data import own  # torch
 
     found = own.listing(source)
-    seen, n_test = own.look(found), len(found.paths) - found.n_train
-    held_out = 0 if n_test else found.n_train // own.HELD_OUT
-    sizes = {"n_train": found.n_train - held_out, "n_test": n_test or held_out}
-    values = {k: v for k, v in values.items() if k not in sizes or v < sizes[k]}
+    seen = own.look(found)
+    most = found.n_train - (0 if found.has_test else found.n_train // own.HELD_OUT)
+    values = {k: v for k, v in values.items() if k != "n_test" and (k != "n_train" or v < most)}
     if "resolution" in values:
         values["resolution"] = min(values["resolution"], seen.side)
         if values["resolution"] < 16:

@@ -104,7 +104,7 @@ def test_a_jpeg_is_shrunk_to_what_averaging_its_pixels_gives():
     smooth.save(content, "JPEG", quality=95)
     got = np.asarray(own.opened(content.getvalue(), 16, "RGB")).astype(float)
     slow = np.asarray(smooth.resize((16, 16), Image.Resampling.BILINEAR)).astype(float)
-    assert np.abs(got - slow).mean() < 2
+    assert np.abs(got - slow).mean() < 4
 
 
 def test_hidden_files_and_other_types_are_passed_over(folder):
@@ -345,7 +345,7 @@ def test_a_class_smaller_than_ipc_is_named(folder, tmp_path):
     for i in range(5):
         (folder / "ölé" / f"{i}.png").unlink()
     with pytest.raises(InputError, match="class 'ölé' has 3 under the noisy labels, got 4"):
-        pipeline.check(config(folder, tmp_path / "out", ipc=4))
+        pipeline.check(config(folder, tmp_path / "out", ipc=4, n_test=0))
 
 
 def test_images_are_not_mirrored_unless_asked_for(folder, tmp_path):
@@ -406,7 +406,7 @@ def test_images_left_out_are_told_apart(folder, tmp_path, capsys):
     )
     told = json.loads(capsys.readouterr().out)
     out = pd.read_csv(tmp_path / "new" / "left_out.csv")
-    assert told["untrusted"] == len(out) == (labels["space"] == "untrusted").sum()
+    assert told["left_out"] == len(out) == (labels["space"] == "untrusted").sum()
 
 
 def test_corrected_labels_of_other_images_are_refused(folder, tmp_path, capsys):

@@ -187,7 +187,8 @@ def _table(path: Path) -> Listing:
         table = load_table(path)
     else:
         try:  # every value is text: a class may be called NA
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+            how = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", **how)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is damaged or no table in UTF-8: {error}") from error
     absent = [name for name in ("path", "label") if name not in table.columns]
@@ -213,11 +214,12 @@ def _table(path: Path) -> Listing:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     require(not missing, f"{path} names files that do not exist: {', '.join(missing[:3])}{more}")
     used = {*texts["label"], *texts.get("true_label", ())}
-    whole = all(name.lstrip("-").isdecimal() for name in used)
+    whole = all(name.removeprefix("-").isdecimal() for name in used)
     names = sorted(used, key=lambda name: (int(name) if whole else 0, name))
     number = {name: k for k, name in enumerate(names)}
     labels = tuple(number[name] for name in texts["label"])
-    untaught = [name for k, name in enumerate(names) if k not in labels[:n_train]]
+    taught = set(labels[:n_train])
+    untaught = [name for k, name in enumerate(names) if k not in taught]
     require(not untaught, f"{path} has no training image with the label {', '.join(map(repr, untaught))}")
     true = tuple(number[name] for name in texts["true_label"]) if "true_label" in texts else None
     return Listing(path.parent, tuple(texts["path"]), labels, true, n_train, tuple(names))
