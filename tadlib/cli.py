@@ -297,7 +297,8 @@ class Export(Output):
         for name in self.format:
             formats.CORRECTED[name](data, out, self.copy)
         text = "{kept} labels kept, {corrected} corrected, {left_out} images left out".format(**data.counts)
-        return OK, {"out": str(out), "formats": self.format, **data.counts}, f"{text}; {', '.join(self.format)} in {out}"
+        document: Json = {"out": str(out), "formats": self.format, **data.counts}
+        return OK, document, f"{text}; {', '.join(self.format)} in {out}"
 
 
 @dataclass(frozen=True, kw_only=True)
