@@ -9,12 +9,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from tadlib import __version__
 from tadlib.config import MACHINE, Config, Essentials
@@ -45,9 +45,7 @@ def configurations(options: RunOptions) -> list[Config]:
     from tadlib import pipeline
 
     require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
-    names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    base = Config.from_params(**(given | settings(options.set)))
+    base = configuration(options)
     arms, seeds = (tuple(dict.fromkeys(values)) for values in (options.arm, options.seed))
     configs = pipeline.runs(base, arm=arms, seed=seeds)
     for config in configs:
@@ -57,6 +55,13 @@ def configurations(options: RunOptions) -> list[Config]:
     if said or (not asked and (said := share_of_data(base))):
         print(f"tad: {said}", file=sys.stderr)
     return configs
+
+
+def configuration(options: RunOptions) -> Config:
+    """The configuration that the options define, but for arm and seed."""
+    names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return Config.from_params(**(given | settings(options.set)))
 
 
 def of_own_images(config: Config) -> str:
@@ -247,6 +252,36 @@ class Evaluate(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Audit(RunOptions):
+    """Judge the labels of a data set; write OUT/report.html, and lists of suspects to check beside it.
+
+    All images are judged, at no less than the data set's own resolution up to 32 pixels, unless --n-train and
+    --resolution ask for less. The labels that a person checked come back with --corrections.
+    """
+
+    arm: Suppress[tuple[str, ...]] = ("tad-posterior",)  # type: ignore[assignment]
+    method: Suppress[str] = Essentials.method
+    loops: Suppress[str] = Essentials.loops
+    ipc: Suppress[int] = 1
+    preset: str = "lite"
+    """Scale: how the judging network is trained, smoke (seconds; for the digits), lite, or paper (for a GPU)."""
+    out: str = "audit"
+    """Output folder: a new or empty one, or one that tad made. Finished stages in it are not computed again."""
+
+    def answer(self) -> Answer:
+        from tadlib import audit, pipeline
+
+        expected = f"expected one arm and one seed, got {self.arm} and {self.seed}"
+        require(len(self.arm) == len(self.seed) == 1, f"tad audit judges the labels once: {expected}")
+        base = replace(configuration(self), arm=self.arm[0], seed=self.seed[0], n_train=self.n_train)
+        small = base.resolution is not None and base.resolution < 32  # of a preset
+        config = replace(base, resolution=None) if self.resolution is None and small else base
+        pipeline.check(config)
+        found = audit.audit(config)
+        return OK, found, f"{listing(found)}\n(noise_rate, precision and recall are fractions, as estimated)"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Output):
     """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats; or
     your own images with corrected labels."""
@@ -397,7 +432,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"tad {__version__}")
         return OK
     options: Any = tyro.cli(
-        Run | Divert | Distill | Evaluate | Export | Info,  # type: ignore[arg-type]
+        Run | Divert | Distill | Evaluate | Audit | Export | Info,  # type: ignore[arg-type]
         prog="tad",
         description="Dataset distillation from noisy labels. tad --version tells the version.",
         args=args,

@@ -396,6 +396,9 @@ class Essentials:
     file:PATH (one label an image: .safetensors, .npy, .csv or .parquet)."""
     rate: float = 0.0
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
+    corrections: str | None = None
+    """File of labels that a person checked, .csv or .parquet with columns path or index, and label or checked (names of
+    classes): they replace noisy labels, and arm tad-posterior takes them as certain."""
     arm: str = setting("tad", of=ARMS)
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
     oracle; as an option one or several."""
@@ -516,8 +519,9 @@ class Config(Essentials, Settings):
         return params
 
     def portable(self) -> dict[str, Any]:
-        """:meth:`to_params` without what belongs to this machine."""
-        return {k: v for k, v in self.to_params().items() if k not in MACHINE}
+        """:meth:`to_params` without what belongs to this machine, and without corrections where there are none."""
+        unused = MACHINE if self.corrections is not None else (*MACHINE, "corrections")
+        return {k: v for k, v in self.to_params().items() if k not in unused}
 
     def with_params(self, **params: Any) -> "Config":
         """A copy with some flat parameters changed; the preset is not applied again."""

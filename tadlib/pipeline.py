@@ -4,6 +4,7 @@ A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
 
+import hashlib
 import resource
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def as_used(config: Config) -> Config:
     Of own images it keeps the noise: without it their labels are noisy.
     """
     shared = config.arm == "oracle" and not is_own(config.dataset)
-    return replace(config, noise="none", rate=0.0) if shared else config
+    return replace(config, noise="none", rate=0.0, corrections=None) if shared else config
 
 
 def plan(config: Config) -> dict[str, Planned]:
@@ -182,6 +183,8 @@ def _plan_noise(config: Config) -> Planned:
     settings = _values(config, "dataset", "n_train", "resolution", "noise", "rate", "seed")
     if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
         settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
+    if config.corrections is not None:
+        settings["corrections"] = hashlib.sha256(Path(config.corrections).expanduser().read_bytes()).hexdigest()
     if is_own(config.dataset):  # what counts is what the files hold, and how many are held out where none are for tests
         settings["dataset"], files = "own", {"images": own.checksum(config.dataset)}
         if not own.listing(config.dataset).has_test:
@@ -240,7 +243,10 @@ def _labels(config: Config, data: Dataset) -> NoisyLabels:
     rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
     about: dict[str, Any] = {"n_classes": data.n_classes, "n_full": data.n_full, "index_N": data.index}
     about |= _values(config, "seed", "dataset", "root")
-    return noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
+    labels = noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
+    if config.corrections is None:
+        return labels
+    return noise.corrected(labels, config.corrections, data.class_names, data.index, getattr(data, "paths", None))
 
 
 def inject_noise(config: Config) -> Path:
@@ -293,8 +299,10 @@ def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.N
     """What a trust method is given."""
     true_N = None if labels.true_N is None else labels.true_N.to(config.torch_device)
     noisy_N = labels.noisy_N.to(config.torch_device)
+    checked_N = None if labels.checked_N is None else labels.checked_N.to(config.torch_device)
     name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
-    return trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, config.seed, true_N, name)
+    about = config.seed, true_N, name, checked_N
+    return trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, *about)
 
 
 def load_refined(path: Path) -> trust.RefinedSet:

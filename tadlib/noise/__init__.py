@@ -1,6 +1,7 @@
 """Label noise: noisy labels made from true ones, or read from files."""
 
 from tadlib.data.class_maps import ASYMMETRIC_MAPS
+from tadlib.noise.corrections import corrected
 from tadlib.noise.files import HUMAN_LABELS, human_checksum, list_checksum
 from tadlib.noise.labels import NoisyLabels, transition
 from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, check, inject
@@ -12,6 +13,7 @@ __all__ = [
     "NOISE_MODELS",
     "NoisyLabels",
     "check",
+    "corrected",
     "inject",
     "human_checksum",
     "list_checksum",

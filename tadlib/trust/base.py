@@ -34,8 +34,9 @@ class NoisyProblem:
     """Images with noisy labels, checked at construction, and the network that audits them.
 
     ``x`` (N, C, H, W) float32; ``noisy`` (N,) int64 in [0, K); ``true`` (N,) or None serves the metrics of the history
-    and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. InputError on images
-    or labels of the wrong type, length or range, images that are not finite, or a class without any label.
+    and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. ``checked`` (N,)
+    bool marks labels that a person checked, which are certain; None: none is. InputError on images or labels of the
+    wrong type, length or range, images that are not finite, or a class without any label.
     """
 
     net: Network
@@ -45,6 +46,7 @@ class NoisyProblem:
     seed: int
     true: Tensor | None = None
     name: str = "auditor"
+    checked: Tensor | None = None
 
     def __post_init__(self) -> None:
         for what, value, dtype, ndim in (("images", self.x, torch.float32, 4), ("labels", self.noisy, torch.int64, 1)):
@@ -71,6 +73,10 @@ class NoisyProblem:
     def noisy_NK(self) -> Tensor:
         """Noisy labels as distributions (N, K) float32."""
         return one_hot(self.noisy, self.n_classes)
+
+    def held(self, q_NK: Tensor) -> Tensor:
+        """Label distributions (N, K) with those of checked labels made certain."""
+        return q_NK if self.checked is None else torch.where(self.checked[:, None], self.noisy_NK.to(q_NK), q_NK)
 
     def minimum(self, share: float) -> int:
         """``share`` of N / K samples, one at least."""

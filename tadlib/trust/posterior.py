@@ -115,7 +115,7 @@ class TrustPosterior:
             patches=p_NK,
             transition=fit.transition,
             alike=fit.alike,
-            target=posterior(p_NK.double().log(), problem.noisy, fit.transition).float(),
+            target=problem.held(posterior(p_NK.double().log(), problem.noisy, fit.transition)).float(),
             space_history=base.no_history(problem),
             rows=[],
         )
@@ -174,7 +174,8 @@ class TrustPosterior:
         return sum(logits_NK.softmax(1) for logits_NK in logits) / len(sides)  # type: ignore[return-value]
 
     def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor) -> tuple[Tensor, dict]:
-        """q (N, K) of the auditor's predictions ``p`` and those on patches; and what was estimated."""
+        """q (N, K) of the auditor's predictions ``p`` and those on patches, one-hot where labels are checked; and what
+        was estimated."""
         log_p_NK = pool([p_NK, state.patches])
         held_out_N = state.trained_on if bool(state.trained_on.all()) else ~state.trained_on
         held_out = log_p_NK[held_out_N], problem.noisy[held_out_N]
@@ -184,7 +185,7 @@ class TrustPosterior:
             "kept": state.transition.diagonal().mean().item(),
             "held_out_log_likelihood": calibration.log_likelihoods(*held_out, state.transition, b).mean().item(),
         }
-        return posterior(log_p_NK, problem.noisy, state.transition, b), estimated
+        return problem.held(posterior(log_p_NK, problem.noisy, state.transition, b)), estimated
 
     def divided(
         self, problem: NoisyProblem, state: PosteriorState, q_NK: Tensor, p_NK: Tensor

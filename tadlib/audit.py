@@ -1,0 +1,452 @@
+"""An audit of labels: which of them are probably wrong, as a report to read and as lists to work through.
+
+Legend: N samples, K classes, C H W image, D features, M suspects.
+
+:func:`audit` carries out the stages ``noise`` and ``divert`` and writes into the output folder
+
+- ``report.html``, one file without scripts that needs no network;
+- ``suspects.csv``, every image, least trusted first, with an empty column ``checked`` for a person to fill;
+- ``labelstudio.json`` and ``labelstudio.xml``, suspects as tasks with predictions, and the labelling interface.
+
+How the labels were judged does not matter here: everything is read off :class:`Findings`.
+"""
+
+import base64
+import html
+import io
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torchvision.io import encode_png
+
+from tadlib import __version__, pipeline, store
+from tadlib.config import Config
+from tadlib.data import Dataset
+from tadlib.errors import require
+from tadlib.materials import plain_dataset
+from tadlib.noise.corrections import CHECKED
+from tadlib.rng import generator
+from tadlib.trust import RefinedSet, predictors
+
+SHOWN = 200  # most suspects in the gallery; the lists hold all
+LEAST = 24  # least trusted images that are shown where fewer are flagged
+GROUPS = 40  # most groups of duplicates in the report
+IN_GROUP = 6  # most images of a group
+MATRIX = 20  # most classes of which the whole matrix is shown
+PAIRS = 20  # most pairs of classes in the list of confusions
+THUMBNAIL = 160  # pixels, of images read from files
+FILTERS = 64  # of the features in which trusted examples are the nearest
+SIDE = 16  # pixels to which images are averaged before they are compared for near duplicates
+ALIKE = 0.99  # least correlation of the pixels of near duplicates (our choice)
+CHUNK = 1000  # images compared with all others at a time
+SURE = 1.96  # standard deviations of a 95 % interval
+
+
+# What was found ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a trust method says about labels, on the CPU."""
+
+    class_names: tuple[str, ...]
+    places: tuple[str, ...]
+    """Of each image (N): its path, or its place in the full training set."""
+    noisy: Tensor
+    """(N,) int64"""
+    trust: Tensor
+    """(N,) float64, probability that the noisy label is right."""
+    flagged: Tensor
+    """(N,) bool, labels judged wrong."""
+    q: Tensor
+    """(N, K) float64, probability of each class being the true one."""
+    transition: Tensor
+    """(K, K) float64, p(noisy label | true class), row = true class."""
+    noise_rate: tuple[float, float, float]
+    """Fraction of labels that are wrong: estimate and interval."""
+    checked: Tensor
+    """(N,) bool, labels that a person checked; never flagged."""
+
+    @staticmethod
+    def of(refined: RefinedSet, data: Dataset, checked_N: Tensor | None) -> "Findings":
+        """Read off a refined set of arm ``tad-posterior``."""
+        noisy_N, trust_N = refined.noisy, refined.trust.double()
+        checked_N = torch.zeros(len(noisy_N), dtype=torch.bool) if checked_N is None else checked_N
+        # TODO temporary: until the refined set itself has posterior, flagged and noise_rate
+        q_NK: Tensor | None = getattr(refined, "posterior", None)
+        if q_NK is None:  # the soft labels, with the trust as the probability of the noisy label
+            others_NK = refined.y.double().scatter(1, noisy_N[:, None], 0).clamp_min(1e-12)
+            others_NK = others_NK.scatter(1, noisy_N[:, None], 0)
+            q_NK = others_NK / others_NK.sum(1, keepdim=True) * (1 - trust_N)[:, None]
+            q_NK = q_NK.scatter(1, noisy_N[:, None], trust_N[:, None])
+        flagged_N: Tensor | None = getattr(refined, "flagged", None)
+        rate = getattr(refined, "noise_rate", None)
+        if rate is None:
+            mean = (1 - trust_N).mean().item()
+            half = SURE * (trust_N * (1 - trust_N)).sum().sqrt().item() / len(trust_N)
+            rate = mean, max(mean - half, 0.0), min(mean + half, 1.0)
+        paths = getattr(data, "paths", None)
+        assert refined.transition is not None
+        return Findings(
+            class_names=data.class_names,
+            places=tuple(map(str, data.index.tolist() if paths is None else paths)),
+            noisy=noisy_N,
+            trust=trust_N,
+            flagged=(trust_N < 0.5 if flagged_N is None else flagged_N) & ~checked_N,
+            q=q_NK.double(),
+            transition=refined.transition.double(),
+            noise_rate=tuple(float(value) for value in rate),  # type: ignore[arg-type]
+            checked=checked_N,
+        )
+
+    @cached_property
+    def suggested(self) -> Tensor:
+        """(N,) the most probable class; of a flagged label the most probable other one."""
+        own_NK = torch.zeros_like(self.q, dtype=torch.bool).scatter(1, self.noisy[:, None], self.flagged[:, None])
+        return self.q.masked_fill(own_NK, -1).argmax(1)
+
+    @cached_property
+    def probability(self) -> Tensor:
+        """(N,) of the suggested class."""
+        return self.q.gather(1, self.suggested[:, None])[:, 0]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(N,) images, the least trusted first, checked ones last."""
+        return (self.trust + self.checked.double()).argsort(stable=True)
+
+    @cached_property
+    def suspects(self) -> Tensor:
+        """(M,) flagged images, the least trusted first; where they are few, the :data:`LEAST` least trusted ones."""
+        flagged, unchecked = (self.order[mask_N[self.order]] for mask_N in (self.flagged, ~self.checked))
+        return flagged if len(flagged) >= LEAST else unchecked[:LEAST]
+
+    @property
+    def precision(self) -> float | None:
+        """Expected fraction of flagged labels that are wrong; None where none is flagged."""
+        return (1 - self.trust)[self.flagged].mean().item() if self.flagged.any() else None
+
+    @property
+    def recall(self) -> float | None:
+        """Expected fraction of wrong labels that are flagged; None where none is wrong."""
+        wrong = self.noise_rate[0] * len(self.trust)
+        return min((1 - self.trust)[self.flagged].sum().item() / wrong, 1.0) if wrong > 0 else None
+
+
+# Images that are alike -----------------------------------------------------------------------------------------------
+
+
+def identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
+    """Groups of images with the same pixels and not all with the same label."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, x_CHW in enumerate(x_NCHW):
+        groups[x_CHW.numpy().tobytes()].append(i)
+    return [group for group in groups.values() if len(label_N[group].unique()) > 1]
+
+
+def nearly_identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
+    """Pairs of images with different labels whose pixels correlate by more than :data:`ALIKE`, the most alike first.
+
+    An image stands beside the one with another label that is most like it; images of one brightness are left out.
+    """
+    height, width = (min(SIDE, side) for side in x_NCHW.shape[2:])
+    z_ND = adaptive_avg_pool2d(x_NCHW, (height, width)).flatten(1)
+    z_ND = normalize(z_ND - z_ND.mean(1, keepdim=True))
+    found: dict[tuple[int, int], float] = {}
+    for chunk in torch.arange(len(z_ND)).split(CHUNK):
+        alike_BN = (z_ND[chunk] @ z_ND.T).masked_fill(label_N[chunk, None] == label_N, -1)
+        for i, (value, j) in zip(chunk.tolist(), zip(*(t.tolist() for t in alike_BN.max(1)))):
+            if value > ALIKE:
+                found[min(i, j), max(i, j)] = value
+    return [list(pair) for pair in sorted(found, key=lambda pair: -found[pair])]
+
+
+def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[tuple[int | None, int | None]]:
+    """For each suspect the nearest trusted image of its noisy and of its suggested class; None where there is none.
+
+    Nearest by cosine in the responses of patches, each of unit variance. An image is trusted that is not flagged, and
+    no less so than half of those of its class.
+    """
+    height, width = (min(predictors.LARGEST, side) for side in x_NCHW.shape[2:])
+    x_NCHW = adaptive_avg_pool2d(x_NCHW, (height, width))
+    made = predictors.filters(x_NCHW, FILTERS, generator(seed, "audit"))
+    z_ND = predictors.responses(made, x_NCHW, mirror=False)
+    z_ND = normalize((z_ND - z_ND.mean(0)) / z_ND.std(0).clamp_min(1e-6))
+    f, shown = findings, findings.suspects[:SHOWN]
+    nearest: list[list[int | None]] = [[None, None] for _ in shown]
+    for k in range(len(f.class_names)):
+        mine_N = (f.noisy == k) & ~f.flagged
+        if not mine_N.any():
+            continue
+        mine_N &= f.trust >= f.trust[mine_N].median()
+        pool = mine_N.nonzero()[:, 0]
+        for side, label_N in enumerate((f.noisy, f.suggested)):
+            asked = (label_N[shown] == k).nonzero()[:, 0]
+            alike = z_ND[shown[asked]] @ z_ND[pool].T
+            alike[shown[asked, None] == pool] = -2  # a suspect that is not flagged is no example for itself
+            for m, best in zip(asked.tolist(), alike.argmax(1).tolist()):
+                nearest[m][side] = int(pool[best])
+    return [(of_noisy, of_suggested) for of_noisy, of_suggested in nearest]
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
+
+
+def reasons(findings: Findings, same: Sequence[Sequence[int]], alike: Sequence[Sequence[int]]) -> list[str]:
+    """Why to look at each image (N), in words; empty for most."""
+    f = findings
+    why: list[list[str]] = [[] for _ in f.places]
+    for i in f.flagged.nonzero()[:, 0].tolist():
+        why[i].append(f"probably {f.class_names[f.suggested[i]]}")
+    for groups, words in ((same, "same pixels as"), (alike, "nearly the same as")):
+        for group in groups:
+            for i in group:
+                j = next(j for j in group if f.noisy[j] != f.noisy[i])
+                why[i].append(f"{words} {f.places[j]}, which is labelled {f.class_names[f.noisy[j]]}")
+    for i in f.checked.nonzero()[:, 0].tolist():
+        why[i].append("checked by a person")
+    return ["; ".join(texts) for texts in why]
+
+
+def table(findings: Findings, by: str, why: Sequence[str]) -> pd.DataFrame:
+    """A row for every image, least trusted first; ``by``, path or index, names the column of places."""
+    f = findings
+    name = f.class_names.__getitem__
+    columns = {
+        by: f.places,
+        "label": map(name, f.noisy.tolist()),
+        "trust": f.trust.numpy().round(4),
+        "flagged": f.flagged.numpy(),
+        "suggested": map(name, f.suggested.tolist()),
+        "probability": f.probability.numpy().round(4),
+        "why": why,
+        CHECKED: [name(k) if done else "" for k, done in zip(f.noisy.tolist(), f.checked.tolist())],
+    }
+    return pd.DataFrame({name: list(values) for name, values in columns.items()}).iloc[f.order.numpy()]
+
+
+def tasks(findings: Findings, by: str, images: Sequence[str], why: Sequence[str]) -> list[dict[str, Any]]:
+    """Suspects as Label Studio's tasks with predictions (its guide, *Import pre-annotated data*), worst first.
+
+    ``images`` (M) are addresses. The control is called like the column of :func:`tadlib.noise.corrected`, so that
+    Label Studio's export as CSV is a file of corrections.
+    """
+    f = findings
+    made = []
+    for i, image in zip(f.suspects.tolist(), images, strict=True):
+        label, trust = f.class_names[f.noisy[i]], round(float(f.trust[i]), 4)
+        data = {"image": image, by: f.places[i], "label": label, "trust": trust, "why": why[i]}
+        value = {"choices": [f.class_names[f.suggested[i]]]}
+        about = {"id": f"suspect-{i}", "from_name": CHECKED, "to_name": "image", "type": "choices"}
+        prediction = {"model_version": f"tadlib-{__version__}", "score": round(float(f.probability[i]), 4)}
+        made.append({"data": data, "predictions": [prediction | {"result": [about | {"value": value}]}]})
+    return made
+
+
+def interface(class_names: Sequence[str]) -> str:
+    """Label Studio's labelling interface for :func:`tasks`, XML."""
+    choices = "\n".join(f'    <Choice value="{html.escape(name)}"/>' for name in class_names)
+    return f"""<View>
+  <Image name="image" value="$image"/>
+  <Header value="Label: $label. $why"/>
+  <Choices name="{CHECKED}" toName="image" choice="single" required="true">
+{choices}
+  </Choices>
+</View>
+"""
+
+
+# The report ----------------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Images of a data set as data URIs: from their files where it has them, else from the tensors."""
+
+    def __init__(self, data: Dataset):
+        self.data = data
+        self.of = lru_cache(maxsize=None)(self._of)  # trusted examples come again and again
+
+    def _of(self, i: int) -> str:
+        paths = getattr(self.data, "paths", None)
+        if paths is not None:
+            try:
+                with Image.open(paths[i]) as image:
+                    small = ImageOps.exif_transpose(image).convert("RGB")
+                    small.thumbnail((THUMBNAIL, THUMBNAIL))
+                    content = io.BytesIO()
+                    small.save(content, "JPEG", quality=85)
+                return _data_uri("jpeg", content.getvalue())
+            except OSError:  # gone since it was read
+                pass
+        pixels_CHW = (self.data.pixels(self.data.x_train[i : i + 1].cpu())[0] * 255).round().to(torch.uint8)
+        return _data_uri("png", encode_png(pixels_CHW).numpy().tobytes())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in whole per cent, to a tenth below 10 %."""
+    if fraction is None:
+        return "–"
+    value = 100 * fraction
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
+
+
+def confusions(findings: Findings) -> list[dict[str, Any]]:
+    """Pairs of true class and noisy label by the expected number of such labels, the largest first."""
+    f = findings
+    expected_KK = torch.zeros_like(f.transition).index_add_(0, f.noisy, f.q).T.clone()  # [true, noisy]
+    expected_KK.fill_diagonal_(0)
+    k = len(f.class_names)
+    pairs = []
+    for place in expected_KK.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
+        true, noisy = divmod(place, k)
+        if expected_KK[true, noisy] >= 0.5:
+            rate = f.transition[true, noisy].item()
+            pair = {"true": f.class_names[true], "noisy": f.class_names[noisy]}
+            pairs.append(pair | {"expected": expected_KK[true, noisy].item(), "rate": rate})
+    return pairs
+
+
+def per_class(findings: Findings) -> list[dict[str, Any]]:
+    """Figures of each noisy label."""
+    f = findings
+    rows = []
+    for k, name in enumerate(f.class_names):
+        mine = f.noisy == k
+        count, wrong_K = int(mine.sum()), f.q[mine].sum(0)
+        wrong_K[k] = 0
+        expected = (1 - f.trust)[mine].sum().item()
+        row = {"name": name, "count": count, "flagged": int(f.flagged[mine].sum()), "wrong": expected}
+        row |= {"share": expected / max(count, 1), "true": f.q[:, k].sum().item()}
+        rows.append(row | {"other": f.class_names[int(wrong_K.argmax())] if wrong_K.max() >= 0.5 else None})
+    return rows
+
+
+def changes(before: Findings, after: Findings) -> dict[str, Any]:
+    """What checked labels changed: ``before`` and ``after`` are of the same images."""
+    checked, changed = after.checked, before.noisy != after.noisy
+    asked = checked & before.flagged
+    open_N = ~checked
+    return {
+        "checked": int(checked.sum()),
+        "changed": int(changed.sum()),
+        "were_flagged": int(asked.sum()),
+        "flagged_and_changed": int((asked & changed).sum()),
+        "observed": (asked & changed).sum().item() / asked.sum().item() if asked.any() else None,
+        "expected": (1 - before.trust)[asked].mean().item() if asked.any() else None,
+        "flagged_before": int(before.flagged.sum()),
+        "flagged_after": int(after.flagged.sum()),
+        "newly_flagged": int((after.flagged & ~before.flagged & open_N).sum()),
+        "no_longer_flagged": int((before.flagged & ~after.flagged & open_N).sum()),
+        "rate_before": before.noise_rate[0],
+        "rate_after": after.noise_rate[0],
+    }
+
+
+def render(findings: Findings, **about: Any) -> str:
+    """The report as HTML; the template escapes every text."""
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(autoescape=True, **options)
+    environment.filters["percent"] = percent
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    rows = findings.transition.tolist() if len(findings.class_names) <= MATRIX else None
+    return template.render(
+        f=findings,
+        n=len(findings.places),
+        matrix=rows,
+        confusions=confusions(findings),
+        classes=per_class(findings),
+        version=__version__,
+        **about,
+    )
+
+
+def audit(config: Config) -> dict[str, Any]:
+    """Judge the labels of a configuration and write the report and the lists into its output folder.
+
+    Returns what was found, as figures. With ``corrections`` the labels are judged without them too, unless that is done
+    already, and the report says what changed. InputError where the arm does not tell probabilities.
+    """
+    known = "which the report needs: use arm tad-posterior"
+    require(config.arm == "tad-posterior", f"arm {config.arm} estimates no probability for each class, {known}")
+    data, out = plain_dataset(config), Path(config.out)
+    findings = _judged(config, data)
+    changed = (
+        None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
+    )
+    x_NCHW, paths = data.x_train.cpu(), getattr(data, "paths", None)
+    by = "index" if paths is None else "path"
+    same = identical(x_NCHW, findings.noisy)
+    known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
+    alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]
+    why, pictures = reasons(findings, same, alike), Pictures(data)
+
+    suspects = [
+        {"i": i, "place": findings.places[i], "why": why[i], "examples": examples}
+        for i, examples in zip(findings.suspects.tolist(), nearest_trusted(x_NCHW, findings, config.seed))
+    ]
+    groups = [{"exact": exact, "images": group} for exact, of in ((True, same), (False, alike)) for group in of]
+    command = ["tad", "audit", "--dataset", config.dataset, "--out", config.out, "--corrections"]
+    text = render(
+        findings,
+        config=config,
+        by=by,
+        shape="{} × {}".format(*data.image_shape[1:]),
+        suspects=suspects,
+        groups=groups[:GROUPS],
+        n_groups=len(groups),
+        in_group=IN_GROUP,
+        unreadable=getattr(data, "unreadable", ()),
+        picture=pictures.of,
+        changed=changed,
+        command=shlex.join([*command, str(out / "suspects.csv")]),
+    )
+    store.write_atomic(out / "report.html", text.encode("utf-8", "replace"))
+    lines = table(findings, by, why).to_csv(index=False, lineterminator="\n")
+    store.write_atomic(out / "suspects.csv", lines.encode("utf-8", "surrogateescape"))
+    places = [findings.places[i] for i in findings.suspects.tolist()]
+    images = [pictures.of(i) for i in findings.suspects.tolist()] if paths is None else [_local(p) for p in places]
+    store.write_atomic(out / "labelstudio.json", json.dumps(tasks(findings, by, images, why), indent=1).encode())
+    store.write_atomic(out / "labelstudio.xml", interface(findings.class_names).encode())
+    estimate, low, high = findings.noise_rate
+    return {
+        "images": len(findings.places),
+        "classes": len(findings.class_names),
+        "noise_rate": estimate,
+        "noise_rate_interval": [low, high],
+        "flagged": int(findings.flagged.sum()),
+        "precision": findings.precision,
+        "recall": findings.recall,
+        "duplicates": len(groups),
+        "changed": changed,
+        "out": config.out,
+        "files": ["report.html", "suspects.csv", "labelstudio.json", "labelstudio.xml"],
+    }
+
+
+def _judged(config: Config, data: Dataset) -> Findings:
+    refined = pipeline.load_refined(pipeline.divert(config))
+    return Findings.of(refined, data, pipeline.load_labels(pipeline.inject_noise(config)).checked_N)
+
+
+def _local(path: str) -> str:
+    """The address under which Label Studio serves a file below its LOCAL_FILES_DOCUMENT_ROOT."""
+    return f"/data/local-files/?d={quote(path, errors='surrogateescape')}"
