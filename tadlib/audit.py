@@ -37,7 +37,7 @@ from tadlib.config import Config
 from tadlib.data import Dataset
 from tadlib.errors import require
 from tadlib.materials import plain_dataset
-from tadlib.noise.corrections import CHECKED
+from tadlib.noise.corrections import CHECKED, read_corrections
 from tadlib.rng import generator
 from tadlib.trust import RefinedSet, predictors
 
@@ -45,12 +45,13 @@ SHOWN = 200  # most suspects in the gallery; the lists hold all
 LEAST = 24  # least trusted images that are shown where fewer are flagged
 GROUPS = 40  # most groups of duplicates in the report
 IN_GROUP = 6  # most images of a group
+FULL_SHADE = 0.1  # at least, of the errors of a class: the darkest cells of the matrix
 MATRIX = 20  # most classes of which the whole matrix is shown
 PAIRS = 20  # most pairs of classes in the list of confusions
 THUMBNAIL = 160  # pixels, of images read from files
 FILTERS = 64  # of the features in which trusted examples are the nearest
 SIDE = 16  # pixels to which images are averaged before they are compared for near duplicates
-ALIKE = 0.99  # least correlation of the pixels of near duplicates (our choice)
+ALIKE = 0.98  # least correlation of the pixels of near duplicates (our choice)
 CHUNK = 1000  # images compared with all others at a time
 SURE = 1.96  # standard deviations of a 95 % interval
 
@@ -98,11 +99,10 @@ class Findings:
             mean = (1 - trust_N).mean().item()
             half = SURE * (trust_N * (1 - trust_N)).sum().sqrt().item() / len(trust_N)
             rate = mean, max(mean - half, 0.0), min(mean + half, 1.0)
-        paths = getattr(data, "paths", None)
         assert refined.transition is not None
         return Findings(
             class_names=data.class_names,
-            places=tuple(map(str, data.index.tolist() if paths is None else paths)),
+            places=places_of(data),
             noisy=noisy_N,
             trust=trust_N,
             flagged=(trust_N < 0.5 if flagged_N is None else flagged_N) & ~checked_N,
@@ -174,8 +174,8 @@ def nearly_identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     return [list(pair) for pair in sorted(found, key=lambda pair: -found[pair])]
 
 
-def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[tuple[int | None, int | None]]:
-    """For each suspect the nearest trusted image of its noisy and of its suggested class; None where there is none.
+def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[dict[int, int]]:
+    """For each suspect that is shown: its noisy and its suggested class, and the nearest trusted image of each.
 
     Nearest by cosine in the responses of patches, each of unit variance. An image is trusted that is not flagged, and
     no less so than half of those of its class.
@@ -186,39 +186,42 @@ def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[tuple
     z_ND = predictors.responses(made, x_NCHW, mirror=False)
     z_ND = normalize((z_ND - z_ND.mean(0)) / z_ND.std(0).clamp_min(1e-6))
     f, shown = findings, findings.suspects[:SHOWN]
-    nearest: list[list[int | None]] = [[None, None] for _ in shown]
+    nearest: list[dict[int, int]] = [{} for _ in shown]
     for k in range(len(f.class_names)):
         mine_N = (f.noisy == k) & ~f.flagged
         if not mine_N.any():
             continue
         mine_N &= f.trust >= f.trust[mine_N].median()
         pool = mine_N.nonzero()[:, 0]
-        for side, label_N in enumerate((f.noisy, f.suggested)):
-            asked = (label_N[shown] == k).nonzero()[:, 0]
-            alike = z_ND[shown[asked]] @ z_ND[pool].T
-            alike[shown[asked, None] == pool] = -2  # a suspect that is not flagged is no example for itself
-            for m, best in zip(asked.tolist(), alike.argmax(1).tolist()):
-                nearest[m][side] = int(pool[best])
-    return [(of_noisy, of_suggested) for of_noisy, of_suggested in nearest]
+        asked = ((f.noisy[shown] == k) | (f.suggested[shown] == k)).nonzero()[:, 0]
+        alike = z_ND[shown[asked]] @ z_ND[pool].T
+        alike[shown[asked, None] == pool] = -2  # a suspect that is not flagged is no example for itself
+        for m, best in zip(asked.tolist(), alike.argmax(1).tolist()):
+            nearest[m][k] = int(pool[best])
+    return nearest
 
 
 # Lists ---------------------------------------------------------------------------------------------------------------
 
 
-def reasons(findings: Findings, same: Sequence[Sequence[int]], alike: Sequence[Sequence[int]]) -> list[str]:
-    """Why to look at each image (N), in words; empty for most."""
+def contradictions(findings: Findings, same: Sequence[Sequence[int]], alike: Sequence[Sequence[int]]) -> list[str]:
+    """For each image (N), in words, images like it with other labels; empty for most."""
     f = findings
-    why: list[list[str]] = [[] for _ in f.places]
-    for i in f.flagged.nonzero()[:, 0].tolist():
-        why[i].append(f"probably {f.class_names[f.suggested[i]]}")
+    texts: list[list[str]] = [[] for _ in f.places]
     for groups, words in ((same, "same pixels as"), (alike, "nearly the same as")):
         for group in groups:
             for i in group:
                 j = next(j for j in group if f.noisy[j] != f.noisy[i])
-                why[i].append(f"{words} {f.places[j]}, which is labelled {f.class_names[f.noisy[j]]}")
-    for i in f.checked.nonzero()[:, 0].tolist():
-        why[i].append("checked by a person")
-    return ["; ".join(texts) for texts in why]
+                texts[i].append(f"{words} {f.places[j]}, which is labelled {f.class_names[f.noisy[j]]}")
+    return ["; ".join(of_image) for of_image in texts]
+
+
+def reasons(findings: Findings, contradicted: Sequence[str]) -> list[str]:
+    """Why to look at each image (N), in words; empty for most."""
+    f = findings
+    suggested = [f"probably {f.class_names[k]}" if bad else "" for k, bad in zip(f.suggested, f.flagged.tolist())]
+    checked = ["checked by a person" if done else "" for done in f.checked.tolist()]
+    return ["; ".join(filter(None, texts)) for texts in zip(suggested, contradicted, checked)]
 
 
 def table(findings: Findings, by: str, why: Sequence[str]) -> pd.DataFrame:
@@ -300,13 +303,13 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in whole per cent, to a tenth below 10 %."""
+    """A fraction in whole per cent, near 0 and 1 to a tenth; a dash for None."""
     if fraction is None:
         return "–"
     value = 100 * fraction
-    if 0 < value < 0.1:
-        return "< 0.1 %"
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
+    if 0 < value < 0.05 or 99.95 <= value < 100:
+        return "< 0.1 %" if value < 1 else "> 99.9 %"
+    return f"{value:.0f} %" if 10 <= value <= 99 or value in (0, 100) else f"{value:.1f} %"
 
 
 def confusions(findings: Findings) -> list[dict[str, Any]]:
@@ -367,11 +370,13 @@ def render(findings: Findings, **about: Any) -> str:
     environment = jinja2.Environment(autoescape=True, **options)
     environment.filters["percent"] = percent
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    rows = findings.transition.tolist() if len(findings.class_names) <= MATRIX else None
+    errors_KK = findings.transition.clone().fill_diagonal_(0)
+    shade_KK = errors_KK / max(errors_KK.max().item(), FULL_SHADE)
     return template.render(
         f=findings,
         n=len(findings.places),
-        matrix=rows,
+        matrix=findings.transition.tolist() if len(findings.class_names) <= MATRIX else None,
+        shades=shade_KK.tolist(),
         confusions=confusions(findings),
         classes=per_class(findings),
         version=__version__,
@@ -388,6 +393,7 @@ def audit(config: Config) -> dict[str, Any]:
     known = "which the report needs: use arm tad-posterior"
     require(config.arm == "tad-posterior", f"arm {config.arm} estimates no probability for each class, {known}")
     data, out = plain_dataset(config), Path(config.out)
+    _require_kept(out / "suspects.csv", config, data)
     findings = _judged(config, data)
     changed = (
         None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
@@ -397,14 +403,14 @@ def audit(config: Config) -> dict[str, Any]:
     same = identical(x_NCHW, findings.noisy)
     known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
     alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]
-    why, pictures = reasons(findings, same, alike), Pictures(data)
+    contradicted, pictures = contradictions(findings, same, alike), Pictures(data)
+    why = reasons(findings, contradicted)
 
     suspects = [
-        {"i": i, "place": findings.places[i], "why": why[i], "examples": examples}
+        {"i": i, "place": findings.places[i], "note": contradicted[i], "examples": examples}
         for i, examples in zip(findings.suspects.tolist(), nearest_trusted(x_NCHW, findings, config.seed))
     ]
     groups = [{"exact": exact, "images": group} for exact, of in ((True, same), (False, alike)) for group in of]
-    command = ["tad", "audit", "--dataset", config.dataset, "--out", config.out, "--corrections"]
     text = render(
         findings,
         config=config,
@@ -417,7 +423,7 @@ def audit(config: Config) -> dict[str, Any]:
         unreadable=getattr(data, "unreadable", ()),
         picture=pictures.of,
         changed=changed,
-        command=shlex.join([*command, str(out / "suspects.csv")]),
+        corrections=shlex.join(["--corrections", str(out / "suspects.csv")]),
     )
     store.write_atomic(out / "report.html", text.encode("utf-8", "replace"))
     lines = table(findings, by, why).to_csv(index=False, lineterminator="\n")
@@ -445,6 +451,24 @@ def audit(config: Config) -> dict[str, Any]:
 def _judged(config: Config, data: Dataset) -> Findings:
     refined = pipeline.load_refined(pipeline.divert(config))
     return Findings.of(refined, data, pipeline.load_labels(pipeline.inject_noise(config)).checked_N)
+
+
+def _require_kept(file: Path, config: Config, data: Dataset) -> None:
+    """InputError where ``file``, which will be written anew, holds labels that a person checked and this run lacks."""
+    if file.is_file():
+        checked_N = pipeline.check(config).checked_N
+        places = places_of(data)
+        mine = set() if checked_N is None else {places[i] for i in checked_N.nonzero()[:, 0].tolist()}
+        table = read_corrections(file)
+        lost = set(table[table.columns[0]]) - mine
+        advice = f"give it as --corrections {file}, move it, or choose another --out"
+        require(not lost, f"{file} holds {len(lost)} labels that a person checked and this run would lose: {advice}")
+
+
+def places_of(data: Dataset) -> tuple[str, ...]:
+    """Of each training image (N): its path, or its place in the full training set."""
+    paths = getattr(data, "paths", None)
+    return tuple(map(str, data.index.tolist() if paths is None else paths))
 
 
 def _local(path: str) -> str:

@@ -4,7 +4,6 @@ A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
 
-import hashlib
 import resource
 import subprocess
 import sys
@@ -184,7 +183,7 @@ def _plan_noise(config: Config) -> Planned:
     if _noise_name(config) == "file":  # what counts is what the file says, not where it lies
         settings["noise"] = f"file:{noise.list_checksum(config.noise.partition(':')[2])}"
     if config.corrections is not None:
-        settings["corrections"] = hashlib.sha256(Path(config.corrections).expanduser().read_bytes()).hexdigest()
+        settings["corrections"] = noise.corrections_checksum(config.corrections)
     if is_own(config.dataset):  # what counts is what the files hold, and how many are held out where none are for tests
         settings["dataset"], files = "own", {"images": own.checksum(config.dataset)}
         if not own.listing(config.dataset).has_test:

@@ -1,7 +1,7 @@
 """Label noise: noisy labels made from true ones, or read from files."""
 
 from tadlib.data.class_maps import ASYMMETRIC_MAPS
-from tadlib.noise.corrections import corrected
+from tadlib.noise.corrections import corrected, corrections_checksum
 from tadlib.noise.files import HUMAN_LABELS, human_checksum, list_checksum
 from tadlib.noise.labels import NoisyLabels, transition
 from tadlib.noise.models import FIXED_RATE, NOISE_MODELS, check, inject
@@ -14,6 +14,7 @@ __all__ = [
     "NoisyLabels",
     "check",
     "corrected",
+    "corrections_checksum",
     "inject",
     "human_checksum",
     "list_checksum",
