@@ -15,6 +15,7 @@ import base64
 import html
 import io
 import json
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,14 +28,13 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.io import encode_png
 
 from tadlib import __version__, pipeline, store
 from tadlib.config import Config
-from tadlib.data import Dataset
+from tadlib.data import Dataset, is_own, own
 from tadlib.errors import require
 from tadlib.materials import plain_dataset
 from tadlib.noise.corrections import CHECKED, read_corrections
@@ -50,6 +50,7 @@ MATRIX = 20  # most classes of which the whole matrix is shown
 PAIRS = 20  # most pairs of classes in the list of confusions
 THUMBNAIL = 160  # pixels, of images read from files
 FILTERS = 64  # of the features in which trusted examples are the nearest
+RESOLUTION = 32  # pixels, of images that are larger
 SIDE = 16  # pixels to which images are averaged before they are compared for near duplicates
 ALIKE = 0.98  # least correlation of the pixels of near duplicates (our choice)
 CHUNK = 1000  # images compared with all others at a time
@@ -283,17 +284,11 @@ class Pictures:
         self.of = lru_cache(maxsize=None)(self._of)  # trusted examples come again and again
 
     def _of(self, i: int) -> str:
-        paths = getattr(self.data, "paths", None)
-        if paths is not None:
-            try:
-                with Image.open(paths[i]) as image:
-                    small = ImageOps.exif_transpose(image).convert("RGB")
-                    small.thumbnail((THUMBNAIL, THUMBNAIL))
-                    content = io.BytesIO()
-                    small.save(content, "JPEG", quality=85)
-                return _data_uri("jpeg", content.getvalue())
-            except OSError:  # gone since it was read
-                pass
+        if self.data.files is not None:
+            image, content = self.data.files.open(self.data.files.paths[i]), io.BytesIO()
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            image.save(content, "JPEG", quality=85)
+            return _data_uri("jpeg", content.getvalue())
         pixels_CHW = (self.data.pixels(self.data.x_train[i : i + 1].cpu())[0] * 255).round().to(torch.uint8)
         return _data_uri("png", encode_png(pixels_CHW).numpy().tobytes())
 
@@ -384,6 +379,18 @@ def render(findings: Findings, **about: Any) -> str:
     )
 
 
+def whole(config: Config, n_train: int | None, n_test: int | None, resolution: int | None) -> Config:
+    """``config`` with all training images, none of them held out for tests, at up to :data:`RESOLUTION` pixels, but for
+    what is not None: a preset takes a part, and smaller ones."""
+    if is_own(config.dataset):
+        found = own.listing(config.dataset)
+        n_test = n_test if n_test is not None or found.has_test else 0
+        resolution = resolution or min(RESOLUTION, own.look(found).side)
+        return replace(config, n_train=n_train, n_test=n_test, resolution=resolution)
+    of_preset = config.resolution if (config.resolution or 0) >= RESOLUTION else None
+    return replace(config, n_train=n_train, resolution=resolution or of_preset)
+
+
 def audit(config: Config) -> dict[str, Any]:
     """Judge the labels of a configuration and write the report and the lists into its output folder.
 
@@ -398,8 +405,7 @@ def audit(config: Config) -> dict[str, Any]:
     changed = (
         None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
     )
-    x_NCHW, paths = data.x_train.cpu(), getattr(data, "paths", None)
-    by = "index" if paths is None else "path"
+    x_NCHW, by = data.x_train.cpu(), "index" if data.files is None else "path"
     same = identical(x_NCHW, findings.noisy)
     known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
     alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]
@@ -420,7 +426,9 @@ def audit(config: Config) -> dict[str, Any]:
         groups=groups[:GROUPS],
         n_groups=len(groups),
         in_group=IN_GROUP,
-        unreadable=getattr(data, "unreadable", ()),
+        unreadable=data.unreadable,
+        folder=None if data.files is None else data.files.folder,
+        stage=shlex.quote(str(pipeline.divert(config))),
         picture=pictures.of,
         changed=changed,
         corrections=shlex.join(["--corrections", str(out / "suspects.csv")]),
@@ -428,8 +436,7 @@ def audit(config: Config) -> dict[str, Any]:
     store.write_atomic(out / "report.html", text.encode("utf-8", "replace"))
     lines = table(findings, by, why).to_csv(index=False, lineterminator="\n")
     store.write_atomic(out / "suspects.csv", lines.encode("utf-8", "surrogateescape"))
-    places = [findings.places[i] for i in findings.suspects.tolist()]
-    images = [pictures.of(i) for i in findings.suspects.tolist()] if paths is None else [_local(p) for p in places]
+    images = [pictures.of(i) if data.files is None else _served(data.files, i) for i in findings.suspects.tolist()]
     store.write_atomic(out / "labelstudio.json", json.dumps(tasks(findings, by, images, why), indent=1).encode())
     store.write_atomic(out / "labelstudio.xml", interface(findings.class_names).encode())
     estimate, low, high = findings.noise_rate
@@ -467,10 +474,10 @@ def _require_kept(file: Path, config: Config, data: Dataset) -> None:
 
 def places_of(data: Dataset) -> tuple[str, ...]:
     """Of each training image (N): its path, or its place in the full training set."""
-    paths = getattr(data, "paths", None)
-    return tuple(map(str, data.index.tolist() if paths is None else paths))
+    return tuple(map(str, data.index.tolist())) if data.paths is None else data.paths
 
 
-def _local(path: str) -> str:
-    """The address under which Label Studio serves a file below its LOCAL_FILES_DOCUMENT_ROOT."""
-    return f"/data/local-files/?d={quote(path, errors='surrogateescape')}"
+def _served(files: own.Files, i: int) -> str:
+    """The address under which Label Studio serves a file below its document root, which is the folder above that of
+    the images."""
+    return f"/data/local-files/?d={quote(os.path.relpath(files.folder / files.paths[i], files.folder.parent))}"

@@ -270,13 +270,15 @@ class Audit(RunOptions):
 
     def answer(self) -> Answer:
         from tadlib import audit, pipeline
+        from tadlib.data import is_own
 
         expected = f"expected one arm and one seed, got {self.arm} and {self.seed}"
         require(len(self.arm) == len(self.seed) == 1, f"tad audit judges the labels once: {expected}")
-        base = replace(configuration(self), arm=self.arm[0], seed=self.seed[0], n_train=self.n_train)
-        small = base.resolution is not None and base.resolution < 32  # of a preset
-        config = replace(base, resolution=None) if self.resolution is None and small else base
+        config = audit.whole(configuration(self), self.n_train, self.n_test, self.resolution)
+        config = replace(config, arm=self.arm[0], seed=self.seed[0])
         pipeline.check(config)
+        if is_own(config.dataset):
+            print(f"tad: {of_own_images(config)}", file=sys.stderr)
         found = audit.audit(config)
         return OK, found, f"{listing(found)}\n(noise_rate, precision and recall are fractions, as estimated)"
 

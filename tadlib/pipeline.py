@@ -234,6 +234,13 @@ def check(config: Config) -> NoisyLabels:
 
 
 def _labels(config: Config, data: Dataset) -> NoisyLabels:
+    labels = _uncorrected(config, data)
+    if config.corrections is None:
+        return labels
+    return noise.corrected(labels, config.corrections, data.class_names, data.index, data.paths)
+
+
+def _uncorrected(config: Config, data: Dataset) -> NoisyLabels:
     clean_N = data.y_train
     if data.files is not None:  # of own images the labels are noisy, unless noise is added to them
         if config.noise == "none":
@@ -242,10 +249,7 @@ def _labels(config: Config, data: Dataset) -> NoisyLabels:
     rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
     about: dict[str, Any] = {"n_classes": data.n_classes, "n_full": data.n_full, "index_N": data.index}
     about |= _values(config, "seed", "dataset", "root")
-    labels = noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
-    if config.corrections is None:
-        return labels
-    return noise.corrected(labels, config.corrections, data.class_names, data.index, getattr(data, "paths", None))
+    return noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
 
 
 def inject_noise(config: Config) -> Path:
