@@ -27,6 +27,7 @@ from tadbook.style import (
     array,
     figure,
     heat,
+    percent,
     show_image,
 )
 from tadlib.errors import require
@@ -373,4 +374,18 @@ def label_bars(noisy_N: Tensor, label_N: Tensor, space_N: Tensor, true_N: Tensor
     ax.tick_params(axis="y", length=0)
     ax.set(xlabel="samples", xlim=(0, len(noisy)))
     made.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return made
+
+
+def review_curve(orders: Mapping[str, Tensor]) -> Figure:
+    """Share of the wrong labels that a person has found against images looked at, a curve for each order of looking:
+    ``orders`` are masks (N,) of wrong labels in that order."""
+    made, axes = figure(2.3)
+    ax = axes[0, 0]
+    for (name, wrong_N), (colour, line) in zip(orders.items(), CYCLE):
+        found_N = array(wrong_N).astype(float).cumsum()
+        looked = np.arange(len(found_N) + 1)
+        ax.plot(looked, percent(np.append(0, found_N / max(found_N[-1], 1))), color=colour, linestyle=line, label=name)
+    ax.set(xlabel="images looked at", ylabel="wrong labels found (%)", xlim=(0, looked[-1]), ylim=(0, 102))
+    ax.legend(loc="lower right")
     return made

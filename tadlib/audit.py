@@ -379,7 +379,9 @@ def render(findings: Findings, **about: Any) -> str:
     )
 
 
-def whole(config: Config, n_train: int | None, n_test: int | None, resolution: int | None) -> Config:
+def whole(
+    config: Config, n_train: int | None = None, n_test: int | None = None, resolution: int | None = None
+) -> Config:
     """``config`` with all training images, none of them held out for tests, at up to :data:`RESOLUTION` pixels, but for
     what is not None: a preset takes a part, and smaller ones."""
     if is_own(config.dataset):
