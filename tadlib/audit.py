@@ -303,8 +303,10 @@ def percent(fraction: float | None) -> str:
         return "–"
     value = 100 * fraction
     if 0 < value < 0.05 or 99.95 <= value < 100:
-        return "< 0.1 %" if value < 1 else "> 99.9 %"
-    return f"{value:.0f} %" if 10 <= value <= 99 or value in (0, 100) else f"{value:.1f} %"
+        text = "< 0.1 %" if value < 1 else "> 99.9 %"
+    else:
+        text = f"{value:.0f} %" if 10 <= value <= 99 or value in (0, 100) else f"{value:.1f} %"
+    return text.replace(" ", "\xa0")  # no line breaks within
 
 
 def confusions(findings: Findings) -> list[dict[str, Any]]:
