@@ -145,18 +145,23 @@ class PosteriorConfig(Refining):
     """Most filters of the regression on patches."""
     ema: float = setting(0.99, least=0, below=1)
     """Decay, per step, of the average of the auditor's parameters, which predicts at the end; 0: the last ones do."""
+    predictors: str = "network patches"
+    """What predicts the true class, separated by spaces: network (the auditor), patches (ridge regression on patches),
+    embeddings:FILE (an N x D table: .npy, .safetensors, .parquet), embeddings:NAME of a pretrained network
+    (torchvision:resnet18, timm:NAME, efficientnet-lite0), probabilities:FILE (N x K, out of fold)."""
     mirror: bool = True
     """Average the last predictions over an image and its mirror image, where the augmentation flips images."""
     holdout: float = setting(0.1, least=0, below=1)
-    """Share of the labels that no predictor is trained on: they determine the inverse temperature."""
+    """Share of the labels that no predictor is trained on: they determine the weights of the predictors."""
     threshold: float = setting(0.3, least=0, below=1)
-    """A sample is trusted if its trust exceeds this."""
+    """A sample is trusted if its noisy label is the most probable one and its trust exceeds this."""
+    cost: float = setting(2.0, above=0)
+    """What a missed wrong label costs, in needless checks: a label is flagged if it is wrong with more than the
+    probability 1 / (1 + cost)."""
     error: float = setting(0.39, least=0, most=1)
     """Largest probability of error of a pseudo-label that is used."""
     purity: float = setting(0.93, least=0, most=1)
     """Share of hard training labels, by weight, that should be right."""
-    purity_alike: float = setting(0.986, least=0, most=1)
-    """The same where labels flip between classes that look alike: there the posterior is overconfident."""
     soft_weight: float = setting(0.5, least=0, most=1)
     """Weight of the posterior as a soft label, for what remains of a sample besides its hard label."""
 
@@ -364,7 +369,7 @@ OLD_NAMES = {
     **{"divert_average": "posterior_ema", "divert_patches_filters": "posterior_filters"},
     "divert_rest": "posterior_soft_weight",
     **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "minimum", "error", "drop")},
-    **{f"divert_{name}": f"posterior_{name}" for name in ("purity", "purity_alike")},
+    **{f"divert_{name}": f"posterior_{name}" for name in ("purity",)},
 }
 """Names of settings before they had a dataclass for each method, and what they are called now."""
 MACHINE = ("root", "out", "download", "device", "threads")

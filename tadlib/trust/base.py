@@ -35,8 +35,10 @@ class NoisyProblem:
 
     ``x`` (N, C, H, W) float32; ``noisy`` (N,) int64 in [0, K); ``true`` (N,) or None serves the metrics of the history
     and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. ``checked`` (N,)
-    bool marks labels that a person checked, which are certain; None: none is. InputError on images or labels of the
-    wrong type, length or range, images that are not finite, or a class without any label.
+    bool marks labels that a person checked, which are certain; None: none is. ``embeddings``, each (N, D) float, and
+    ``probabilities``, each (N, K) of the noisy labels and out of fold, are further predictors of the trust posterior.
+    InputError on images or labels of the wrong type, length or range, images that are not finite, or a class without
+    any label.
     """
 
     net: Network
@@ -47,6 +49,8 @@ class NoisyProblem:
     true: Tensor | None = None
     name: str = "auditor"
     checked: Tensor | None = None
+    embeddings: tuple[Tensor, ...] = ()
+    probabilities: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, dtype, ndim in (("images", self.x, torch.float32, 4), ("labels", self.noisy, torch.int64, 1)):
@@ -91,7 +95,9 @@ class RefinedSet:
     networks learn; ``trust`` (N,) float64, how far the noisy label is trusted; ``space`` (N,) int8, index into
     :data:`SPACES`; ``reliability`` (N,) of the candidate label; ``hard_weight`` (N,), the part of ``weight`` with which
     the most likely label is a hard training label, None where that is all of it; ``transition`` (K, K) estimated, or
-    None; ``history`` one row an epoch; ``space_history`` (E, N) int8 or None.
+    None; ``history`` one row an epoch; ``space_history`` (E, N) int8 or None. Of the trust posterior also:
+    ``posterior`` (N, K) float32, ``flagged`` (N,) bool, labels that a person should check, and ``noise_rate`` (3,)
+    float64, the share of wrong labels with the ends of its interval.
     """
 
     noisy: Tensor
@@ -104,6 +110,9 @@ class RefinedSet:
     transition: Tensor | None = None
     history: tuple[dict, ...] = ()
     space_history: Tensor | None = None
+    posterior: Tensor | None = None
+    flagged: Tensor | None = None
+    noise_rate: Tensor | None = None
 
     @staticmethod
     def of_labels(problem: NoisyProblem, label_N: Tensor) -> "RefinedSet":
@@ -150,7 +159,8 @@ class RefinedSet:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def table(self, true_N: Tensor | None = None, index_N: Tensor | None = None) -> pd.DataFrame:
-        """One row per sample: index, given_label, trust, space, label, weight, reliability, true_label if known.
+        """One row per sample: index, given_label, trust, space, label, weight, reliability, true_label if known; of the
+        trust posterior also flagged, suggested, the most probable class, and probability, that class's.
 
         ``index`` is the sample's place in the whole training set, ``index_N`` where that is not its place here.
         ``label`` is the most likely training label and ``weight`` its weight.
@@ -164,6 +174,9 @@ class RefinedSet:
             "weight": self.label_weight,
             "reliability": self.reliability,
         } | ({} if true_N is None else {"true_label": true_N})
+        if self.posterior is not None and self.flagged is not None:
+            probability_N, suggested_N = self.posterior.max(1)
+            columns |= {"flagged": self.flagged, "suggested": suggested_N, "probability": probability_N}
         table = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
         return table.assign(space=pd.Categorical.from_codes(table["space"], SPACES))
 
@@ -183,6 +196,20 @@ class RefinedSet:
             "relabel_recall": _ratio(relabelled & label_right & ~right, ~right),
             "label_accuracy": _ratio(self.label_weight * label_right, self.label_weight),
             "mass_accuracy": _ratio(of_true_N, self.weight),
+        } | ({} if self.flagged is None else self.decisions(right))
+
+    def decisions(self, right_N: Tensor) -> dict[str, float | None]:
+        """How good the flags, the probabilities and the noise rate are, where it is known which labels are right."""
+        assert self.flagged is not None
+        assert self.noise_rate is not None
+        caught = (self.flagged & ~right_N).sum()
+        return {
+            "flag_share": self.flagged.double().mean().item(),
+            "flag_f1": _ratio(2 * caught, self.flagged.sum() + (~right_N).sum()),
+            "brier": (self.trust - right_N.double()).square().mean().item(),
+            "noise_rate_estimate": self.noise_rate[0].item(),
+            "noise_rate_low": self.noise_rate[1].item(),
+            "noise_rate_high": self.noise_rate[2].item(),
         }
 
 

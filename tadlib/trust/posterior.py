@@ -6,25 +6,26 @@ A loss asks how unlikely the noisy label is. Where labels flip one way that is t
 that look like a class carry its wrong label, and the network learns the flip. This method asks which *true* class
 explains both the image and the noisy label:
 
-    q_i(y) ∝ p(y | x_i)^b · T[y, ỹ_i],      T[y, ỹ] = p(ỹ | y),      w_i = q_i(ỹ_i)
+    q_i(y) ∝ p(y | x_i) · T[y, ỹ_i]^a,      T[y, ỹ] = p(ỹ | y),      w_i = q_i(ỹ_i)
 
-p(y | x) is the normalised geometric mean of predictors: ridge regression on patches, leave-one-out
-(:mod:`tadlib.trust.predictors`), and the auditor network. T is the matrix that explains the leave-one-out predictions
-best (:mod:`tadlib.trust.transition`), b the inverse temperature on labels that nothing was trained on
-(:mod:`tadlib.trust.calibration`).
+p(y | x) is the weighted geometric mean of predictors, none of which knows the sample's own label: ridge regression on
+patches or on embeddings, leave-one-out (:mod:`tadlib.trust.predictors`), out-of-fold probabilities of any classifier
+(:mod:`tadlib.trust.confident`), and the auditor network. T is the matrix that explains the labels best
+(:mod:`tadlib.trust.transition`), the weights are those under which labels that nothing was trained on are likeliest
+(:mod:`tadlib.trust.pooling`), and a says how far T is to be believed (:mod:`tadlib.trust.decisions`).
 
-1. Before the first epoch: leave-one-out predictions, T, and the q of that one predictor.
+1. Before the first epoch: predictions without a network, T, and the q of them.
 2. In every epoch the auditor learns q of all samples whose labels are not held out. After warm-up q is computed anew
    from what the auditor predicted while it trained, each prediction made before the step that learns from it.
 3. In the last epoch the auditor predicts every image, and its mirror image where images are flipped, with averaged
    parameters.
-4. Trusted iff w_i exceeds the threshold; otherwise the most likely label replaces the noisy one if its probability of
-   error is small, or recalls it where it is the same. Hard training labels weigh max q^c, where c makes them as pure as
-   asked if q is right; what remains of a sample is learned with q as soft label.
+4. Trusted iff the noisy label is the most probable one and w_i exceeds the threshold; otherwise the most probable label
+   replaces it if its probability of error is small, or recalls it where it is the same. Hard training labels weigh
+   max q^c, where c makes them as pure as asked if q is right; what remains of a sample is learned with q as soft label.
+5. Flagged, for a person to check, iff 1 − w_i exceeds what a check is worth.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,46 +35,26 @@ from tadlib.config import AuditorConfig, PosteriorConfig
 from tadlib.errors import require
 from tadlib.nn.training import predict
 from tadlib.rng import generator
-from tadlib.trust import base, calibration, mixture, predictors, transition
+from tadlib.trust import base, calibration, decisions, mixture, pooling, predictors
 from tadlib.trust.base import UNTRUSTED, Auditor, NoisyProblem, RefinedSet
+from tadlib.trust.pooling import Prediction
 
-FLOOR = 1e-6  # of a probability: no predictor rules a class out alone
 WARM_UP_OF_AVERAGE = 10  # steps; the average of parameters soon forgets where it began
-
-
-def pool(p_VNK: Sequence[Tensor]) -> Tensor:
-    """log p(y | x) (N, K), float64: the normalised geometric mean of several predictors' class probabilities.
-
-    InputError without a predictor, or where a probability is not finite.
-    """
-    require(len(p_VNK) > 0, "pool needs at least one predictor, got 0")
-    finite = all(bool(p_NK.isfinite().all()) for p_NK in p_VNK)
-    require(finite, "predictions must be finite, got NaN or infinite values")
-    log_p_VNK = torch.stack([p_NK.double().clamp_min(FLOOR).log() for p_NK in p_VNK])
-    return (log_p_VNK.sum(0) / len(p_VNK)).log_softmax(1)
-
-
-def posterior(log_p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor, b: float = 1.0) -> Tensor:
-    """q (N, K) float64: q_i(y) ∝ p(y | x_i)^b T[y, ỹ_i]."""
-    return (log_p_NK.double() * b + transition_KK.clamp_min(base.TINY).log()[:, noisy_N].T).softmax(1)
 
 
 @dataclass
 class PosteriorState:
     """State between two epochs.
 
-    ``average`` (P,) of the auditor's parameters; ``trained_on`` (N,) mask of labels that are not held out; ``patches``
-    (N, K) leave-one-out predictions; ``transition`` (K, K) and whether it is of the kind ``alike``; ``target`` (N, K)
-    what the auditor learns.
+    ``average`` (P,) of the auditor's parameters; ``trained_on`` (N,) mask of labels that are not held out;
+    ``predictions`` of all predictors but the network; ``target`` (N, K) what the auditor learns.
     """
 
     auditor: Auditor
     refined: RefinedSet
     average: Tensor
     trained_on: Tensor
-    patches: Tensor
-    transition: Tensor
-    alike: bool
+    predictions: list[Prediction]
     target: Tensor
     space_history: Tensor
     rows: list[dict]
@@ -87,9 +68,14 @@ class TrustPosterior:
     settings: PosteriorConfig = PosteriorConfig()
 
     @property
+    def names(self) -> list[str]:
+        """The predictors' names."""
+        return self.settings.predictors.split()
+
+    @property
     def epochs(self) -> int:
-        """E."""
-        return self.auditor.epochs
+        """E; without a network one, which trains nothing."""
+        return self.auditor.epochs if "network" in self.names else 1
 
     @property
     def flips(self) -> bool:
@@ -97,56 +83,68 @@ class TrustPosterior:
         return "flip" in self.auditor.augmentation.split("_")
 
     def init(self, problem: NoisyProblem) -> PosteriorState:
-        """Leave-one-out predictions, T and the first targets; a fresh auditor."""
+        """Predictions without a network, T and the first targets; a fresh auditor. InputError without a predictor."""
         auditor = Auditor.new(problem)
-        trained_on_N = self.trained_on(problem)
-        random = generator(problem.seed, problem.name, "patches")
-        r_NK = predictors.leave_one_out_of_patches(
-            problem.x, problem.noisy_NK, trained_on_N, count=self.settings.filters, mirror=self.flips, generator=random
-        )
-        statistics = predictors.lda_statistics(r_NK, problem.noisy)
-        fit = transition.estimate(statistics)
-        p_NK = statistics.probabilities(fit.transition, fit.scale)
-        return PosteriorState(
+        group_N = predictors.copies(problem.x)
+        trained_on_N = self.trained_on(problem, group_N)
+        found = []
+        if "patches" in self.names:
+            random = generator(problem.seed, problem.name, "patches")
+            labels = problem.noisy_NK, trained_on_N, group_N
+            r_NK = predictors.leave_one_out_of_patches(
+                problem.x, *labels, count=self.settings.filters, mirror=self.flips, generator=random
+            )
+            found.append(pooling.regressed(r_NK, problem.noisy, group_N))
+        for z_ND in problem.embeddings:
+            r_NK = predictors.leave_one_out(z_ND.float(), problem.noisy_NK, trained_on_N, group_N)
+            found.append(pooling.regressed(r_NK, problem.noisy, group_N))
+        found += [pooling.unmixed(p_NK, problem.noisy) for p_NK in problem.probabilities]
+        require(len(found) > 0, f"predictors must name another one than the network, got {self.settings.predictors!r}")
+        state = PosteriorState(
             auditor=auditor,
             refined=RefinedSet.of_labels(problem, problem.noisy),
             average=auditor.theta,
             trained_on=trained_on_N,
-            patches=p_NK,
-            transition=fit.transition,
-            alike=fit.alike,
-            target=problem.held(posterior(p_NK.double().log(), problem.noisy, fit.transition)).float(),
+            predictions=found,
+            target=problem.noisy_NK,
             space_history=base.no_history(problem),
             rows=[],
         )
+        state.target = self.posterior(problem, state, None)[0].float()
+        return state
 
-    def trained_on(self, problem: NoisyProblem) -> Tensor:
-        """Mask (N,) of the labels that predictors are trained on: all but a share ``holdout`` of every class."""
+    def trained_on(self, problem: NoisyProblem, group_N: Tensor | None = None) -> Tensor:
+        """Mask (N,) of the labels that predictors are trained on: all but a share ``holdout`` of every class, and the
+        copies of what is held out. Without a network none needs to be held out."""
+        if "network" not in self.names:
+            return torch.ones_like(problem.noisy, dtype=torch.bool)
         random = generator(problem.seed, problem.name, "holdout")
         order_N = torch.randperm(len(problem), generator=random).to(problem.x.device)
         result_N = torch.ones_like(order_N, dtype=torch.bool)
         for k in range(problem.n_classes):
             of_class = order_N[problem.noisy[order_N] == k]
             result_N[of_class[: int(self.settings.holdout * len(of_class))]] = False
+        if group_N is not None:
+            result_N &= ~torch.isin(group_N, group_N[~result_N])
         return result_N
 
     def step(self, problem: NoisyProblem, state: PosteriorState) -> None:
         """One epoch: train the auditor; after warm-up compute q and the refined set anew."""
         epoch = len(state.rows)
-        p_NK = self.train(problem, state)
+        p_NK = self.train(problem, state) if "network" in self.names else None
         row: dict = {"epoch": epoch}
-        if epoch >= self.auditor.warmup - 1:
-            if epoch == self.epochs - 1:
+        if p_NK is None or epoch >= self.auditor.warmup - 1:
+            if p_NK is not None and epoch == self.epochs - 1:
                 p_NK = self.predicted(problem, state)
             q_NK, estimated = self.posterior(problem, state, p_NK)
             state.target = q_NK.float()
-            state.refined, counts = self.divided(problem, state, q_NK, p_NK)
-            row |= estimated | counts
+            state.refined, counts = self.divided(problem, state, q_NK, p_NK, estimated["noise_rate"])
+            row |= {name: estimated[name] for name in ("exponent", "kept")} | counts
         base.note(problem, state, row)
 
     def result(self, problem: NoisyProblem, state: PosteriorState) -> RefinedSet:
         """The refined set after the last epoch, and T."""
-        return replace(base.with_history(state), transition=state.transition)
+        return replace(base.with_history(state), transition=pooling.best(state.predictions).transition)
 
     def train(self, problem: NoisyProblem, state: PosteriorState) -> Tensor:
         """The auditor takes one epoch; returns its predictions on the way (N, K), each made before its step: they cost
@@ -173,34 +171,47 @@ class TrustPosterior:
         logits = (predict(problem.net, state.average, x_NCHW)[0] for x_NCHW in sides)
         return sum(logits_NK.softmax(1) for logits_NK in logits) / len(sides)  # type: ignore[return-value]
 
-    def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor) -> tuple[Tensor, dict]:
-        """q (N, K) of the auditor's predictions ``p`` and those on patches, one-hot where labels are checked; and what
-        was estimated."""
-        log_p_NK = pool([p_NK, state.patches])
-        held_out_N = state.trained_on if bool(state.trained_on.all()) else ~state.trained_on
-        held_out = log_p_NK[held_out_N], problem.noisy[held_out_N]
-        b = calibration.inverse_temperature(*held_out, state.transition)
+    def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor | None) -> tuple[Tensor, dict]:
+        """q (N, K), one-hot where labels are checked, of all predictions and, where there are any, the auditor's ``p``;
+        and what was estimated."""
+        chosen = pooling.best(state.predictions)
+        p_VNK = [prediction.p for prediction in state.predictions] + ([] if p_NK is None else [p_NK])
+        # only the network needs labels that it was not trained on: regressions leave each sample out
+        use_N = None if p_NK is None or bool(state.trained_on.all()) else ~state.trained_on
+        w_V = pooling.weights(p_VNK, problem.noisy, chosen.transition, use_N)
+        log_p_NK = pooling.pool(p_VNK, w_V)
+        rate = pooling.noise_rate(log_p_NK, problem.noisy, chosen, problem.checked)
         estimated = {
-            "inverse_temperature": b,
-            "kept": state.transition.diagonal().mean().item(),
-            "held_out_log_likelihood": calibration.log_likelihoods(*held_out, state.transition, b).mean().item(),
+            "weights": w_V.tolist(),
+            "exponent": chosen.exponent,
+            "kept": chosen.transition.diagonal().mean().item(),
+            "noise_rate": [rate.estimate, rate.low, rate.high],
         }
-        return problem.held(posterior(log_p_NK, problem.noisy, state.transition, b)), estimated
+        q_NK = pooling.posterior(log_p_NK, problem.noisy, chosen.transition, chosen.exponent)
+        return problem.held(q_NK), estimated
 
     def divided(
-        self, problem: NoisyProblem, state: PosteriorState, q_NK: Tensor, p_NK: Tensor
+        self, problem: NoisyProblem, state: PosteriorState, q_NK: Tensor, p_NK: Tensor | None, rate: list[float]
     ) -> tuple[RefinedSet, dict]:
         """The refined set under q, and counts for the history."""
         c, noisy_N = self.settings, problem.noisy
         trust_N = q_NK.gather(1, noisy_N[:, None])[:, 0]
-        trusted_N = trust_N > c.threshold
-        trusted_N |= mixture.smallest(-trust_N, noisy_N, problem.n_classes, problem.minimum(c.minimum))
         rho_N, label_N = q_NK.max(1)
+        trusted_N = (label_N == noisy_N) & (trust_N > c.threshold)
+        least_N = mixture.smallest(-trust_N, noisy_N, problem.n_classes, problem.minimum(c.minimum))
+        trusted_N |= least_N & (label_N == noisy_N)
         candidate = {"label_N": label_N, "q_NK": q_NK.float(), "rho_N": rho_N.float()}
         candidate["believed_N"] = candidate["rho_N"] > 1 - c.error
-        refined = replace(state.refined, trust=trust_N)
+        refined = replace(
+            state.refined,
+            trust=trust_N,
+            posterior=q_NK.float(),
+            flagged=decisions.flagged(trust_N, c.cost),
+            noise_rate=torch.tensor(rate, dtype=torch.float64, device=trust_N.device),
+        )
+        p_NK = q_NK if p_NK is None else p_NK
         refined, counts = base.recalibrated(refined, trusted_N, **candidate, p_NK=p_NK, drop=c.drop)
-        exponent = calibration.weight_exponent(rho_N, c.purity_alike if state.alike else c.purity)
+        exponent = calibration.weight_exponent(rho_N, c.purity)
         hard_N = torch.where(refined.space == UNTRUSTED, 0.0, rho_N**exponent)
         y_NK, weight_N = calibration.training_targets(q_NK, hard_N, c.soft_weight)
         refined = replace(refined, y=y_NK.float(), weight=weight_N.float(), hard_weight=hard_N.float())

@@ -115,14 +115,21 @@ def _cells(height: int, width: int) -> Tensor:
     return adaptive_avg_pool2d(pixels, GRID).flatten(1).T.contiguous()
 
 
-def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, ridge: tuple[float, ...] = RIDGE) -> Tensor:
+def leave_one_out(
+    z_ND: Tensor, y_NK: Tensor, use_N: Tensor, group_N: Tensor | None = None, ridge: tuple[float, ...] = RIDGE
+) -> Tensor:
     """r (N, K): ridge regression of ``y`` on ``z`` over the samples in ``use_N`` (bool), each predicted without itself.
+
+    Copies of an image, samples of the same ``group`` (N,), are left out together: a copy's label would tell the own.
 
     Samples not in use are predicted from all that are. λ is the one of a grid, N times ``ridge``, with the least
     squared error of the predictions r on every :data:`PROBED`-th sample in use (Allen's PRESS of a part).
     """
     n = int(use_N.sum())
     require(n >= 2, f"leave-one-out predictions need at least 2 samples, got {n}")
+    _, group_n, size_G = torch.unique(
+        torch.arange(n).to(use_N.device) if group_N is None else group_N[use_N], return_inverse=True, return_counts=True
+    )
     z_ND = z_ND - z_ND[use_N].mean(0)
     z_ND = z_ND / z_ND[use_N].square().mean(0).sqrt().clamp_min(1e-6)
     used_nD, y_nK = z_ND[use_N], y_NK[use_N]
@@ -131,7 +138,10 @@ def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, ridge: tuple[float,
 
     def without_itself(factor_DD: Tensor, predicted_nK: Tensor, part: slice) -> Tensor:
         h_n = torch.linalg.solve_triangular(factor_DD, used_nD[part].T, upper=False).square().sum(0) + 1 / n
-        return y_nK[part] - (y_nK[part] - predicted_nK[part]) / (1 - h_n)[:, None]
+        error_GK = y_nK.new_zeros(len(size_G), y_nK.shape[1]).index_add_(0, group_n, y_nK - predicted_nK)
+        # equal rows of Z have equal h: (I − h 1 1ᵀ)⁻¹ = I + h 1 1ᵀ / (1 − m h)
+        pull_n = h_n / (1 - size_G[group_n[part]] * h_n).clamp_min(1e-3)
+        return predicted_nK[part] - pull_n[:, None] * error_GK[group_n[part]]
 
     best, least, probed = (gram_DD, y_NK), torch.inf, slice(None, None, PROBED)
     for share in ridge:
@@ -149,7 +159,14 @@ def leave_one_out(z_ND: Tensor, y_NK: Tensor, use_N: Tensor, ridge: tuple[float,
 
 
 def leave_one_out_of_patches(
-    x_NCHW: Tensor, y_NK: Tensor, use_N: Tensor, *, count: int, mirror: bool, generator: torch.Generator
+    x_NCHW: Tensor,
+    y_NK: Tensor,
+    use_N: Tensor,
+    group_N: Tensor | None = None,
+    *,
+    count: int,
+    mirror: bool,
+    generator: torch.Generator,
 ) -> Tensor:
     """r (N, K), linear estimates of p(ỹ | x) by :func:`leave_one_out` on patch features; may leave [0, 1].
 
@@ -160,7 +177,7 @@ def leave_one_out_of_patches(
         height, width = (max(1, round(side * s)) for s in x_NCHW.shape[2:])
         x_NCHW = adaptive_avg_pool2d(x_NCHW, (height, width))
     made = filters(x_NCHW, max(2, min(count, len(x_NCHW) // SAMPLES_A_FILTER)), generator)
-    return leave_one_out(responses(made, x_NCHW, mirror=mirror), y_NK, use_N)
+    return leave_one_out(responses(made, x_NCHW, mirror=mirror), y_NK, use_N, group_N)
 
 
 @dataclass(frozen=True)
@@ -197,8 +214,11 @@ class LdaStatistics:
         return self.b @ (u_KK.T @ series_KK).to(self.b) + offset_K.to(self.b)
 
 
-def lda_statistics(r_NK: Tensor, noisy_N: Tensor) -> LdaStatistics:
-    """What :meth:`LdaStatistics.probabilities` needs for any T, from ``r``, predictions of the noisy labels."""
+def lda_statistics(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None) -> LdaStatistics:
+    """What :meth:`LdaStatistics.probabilities` needs for any T, from ``r``, predictions of the noisy labels.
+
+    The mean of a class leaves out the copies of a sample, those of the same ``group`` (N,).
+    """
     n, k = r_NK.shape
     r_NK = (r_NK - r_NK.mean(0)).double()
     count_K = torch.bincount(noisy_N, minlength=k).double()
@@ -216,7 +236,22 @@ def lda_statistics(r_NK: Tensor, noisy_N: Tensor) -> LdaStatistics:
     keep_KK = vectors_KK * kept_K @ vectors_KK.T
     m_KK = at_its_word_KK + beyond_KK @ keep_KK
     b_NK = r_NK @ m_KK.T
-    # the mean of a sample's given class, without the sample
-    others_N = (r_NK @ keep_KK * (mean_KK[noisy_N] - r_NK)).sum(1) / (count_K[noisy_N] - 1).clamp_min(1)
-    b_NK.scatter_add_(1, noisy_N[:, None], others_N[:, None])
+    if group_N is None:  # the mean of a sample's own class, without the sample
+        others_N = (r_NK @ keep_KK * (mean_KK[noisy_N] - r_NK)).sum(1) / (count_K[noisy_N] - 1).clamp_min(1)
+        b_NK.scatter_add_(1, noisy_N[:, None], others_N[:, None])
+    else:  # the means of the classes of all its copies, without them
+        _, place_N = torch.unique(group_N, return_inverse=True)
+        own_GK = r_NK.new_zeros(int(place_N.max()) + 1, k).index_put_(
+            (place_N, noisy_N), torch.ones_like(r_NK[:, 0]), accumulate=True
+        )
+        own_NK = own_GK[place_N]
+        along_NK = r_NK @ keep_KK @ mean_KK.T - (r_NK @ keep_KK * r_NK).sum(1, keepdim=True)
+        b_NK += along_NK * own_NK / (count_K - own_NK).clamp_min(1)
     return LdaStatistics(b_NK.float(), m_KK @ m_KK.T, share_K, noisy_N)
+
+
+def copies(x_NCHW: Tensor) -> Tensor | None:
+    """Group (N,) of every image, where images with the same pixels share one; None where all images differ."""
+    places: dict[bytes, int] = {}
+    groups = [places.setdefault(x_CHW.numpy().tobytes(), len(places)) for x_CHW in x_NCHW.cpu()]
+    return torch.tensor(groups, device=x_NCHW.device) if len(places) < len(groups) else None
