@@ -18,6 +18,7 @@ _PUBLIC = {
     "evaluate": ("tadlib.evaluate", "evaluate"),
     "load_distilled": ("tadlib.distilled", "load_distilled"),
     "Config": ("tadlib.config", "Config"),
+    "find_label_errors": ("tadlib.find", "find_label_errors"),
 }
 __all__ = ["__version__", *_PUBLIC]
 

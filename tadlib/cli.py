@@ -6,6 +6,7 @@ torch is imported only after the arguments have been read, so that ``--help`` is
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,9 @@ class RunOptions(Essentials, Output):
 
     arm: tuple[str, ...] = (Essentials.arm,)  # type: ignore[assignment]
     seed: tuple[int, ...] = (Essentials.seed,)  # type: ignore[assignment]
+    predictors: tuple[str, ...] = ()
+    """Of arm tad-posterior: what predicts the true class, one or several of network, patches, embeddings:FILE,
+    embeddings:NAME and probabilities:FILE (setting posterior_predictors; default: network patches)."""
     set: tuple[str, ...] = ()
     """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ..."""
 
@@ -59,8 +63,10 @@ def configurations(options: RunOptions) -> list[Config]:
 
 def configuration(options: RunOptions) -> Config:
     """The configuration that the options define, but for arm and seed."""
-    names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set")]
+    names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set", "predictors")]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.predictors:
+        given["posterior_predictors"] = shlex.join(options.predictors)
     return Config.from_params(**(given | settings(options.set)))
 
 

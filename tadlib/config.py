@@ -7,6 +7,7 @@ Importing this module does not import torch.
 import difflib
 import math
 import operator
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -146,9 +147,9 @@ class PosteriorConfig(Refining):
     ema: float = setting(0.99, least=0, below=1)
     """Decay, per step, of the average of the auditor's parameters, which predicts at the end; 0: the last ones do."""
     predictors: str = "network patches"
-    """What predicts the true class, separated by spaces: network (the auditor), patches (ridge regression on patches),
-    embeddings:FILE (an N x D table: .npy, .safetensors, .parquet), embeddings:NAME of a pretrained network
-    (torchvision:resnet18, timm:NAME, efficientnet-lite0), probabilities:FILE (N x K, out of fold)."""
+    """What predicts the true class, separated by spaces: network (the auditor; without it nothing is trained), patches
+    (ridge regression on patches), embeddings:FILE (a table N x D: .npy, .safetensors, .parquet), embeddings:NAME of a
+    pretrained network (torchvision:resnet18, timm:NAME, efficientnet-lite0), probabilities:FILE (N x K)."""
     mirror: bool = True
     """Average the last predictions over an image and its mirror image, where the augmentation flips images."""
     holdout: float = setting(0.1, least=0, below=1)
@@ -164,6 +165,45 @@ class PosteriorConfig(Refining):
     """Share of hard training labels, by weight, that should be right."""
     soft_weight: float = setting(0.5, least=0, most=1)
     """Weight of the posterior as a soft label, for what remains of a sample besides its hard label."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.names
+        for name in names:
+            kind, _, rest = name.partition(":")
+            fits = name in ("network", "patches") or (kind in ("embeddings", "probabilities") and rest)
+            expected = "network, patches, embeddings:FILE, embeddings:NAME or probabilities:FILE"
+            require(bool(fits), f"predictors must be {expected}, got {name!r}")
+            if kind == "embeddings" and not _is_file(rest):
+                library, _, model = rest.partition(":")
+                known_name = rest == "efficientnet-lite0" or (library in ("torchvision", "timm") and model)
+                expected = f"a file {', '.join(TABLES)}, torchvision:NAME, timm:NAME or efficientnet-lite0"
+                require(bool(known_name), f"embeddings must be {expected}, got {rest!r}")
+        others = any(name != "network" for name in names)
+        require(others, f"predictors must name one besides the network, got {self.predictors!r}")
+
+    @property
+    def names(self) -> list[str]:
+        """The predictors; one with spaces in its path stands in quotes."""
+        return shlex.split(self.predictors)
+
+    @property
+    def pretrained(self) -> list[str]:
+        """Names of the pretrained networks whose embeddings are asked for."""
+        rests = (name.partition(":")[2] for name in self.names if name.startswith("embeddings:"))
+        return [rest for rest in rests if not _is_file(rest)]
+
+    def files(self, kind: str) -> list[str]:
+        """Paths of the tables of a kind, embeddings or probabilities."""
+        rests = (name.partition(":")[2] for name in self.names if name.startswith(f"{kind}:"))
+        return [rest for rest in rests if _is_file(rest)]
+
+
+TABLES = (".npy", ".safetensors", ".parquet")
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(TABLES)
 
 
 # Experts -------------------------------------------------------------------------------------------------------------
@@ -474,6 +514,8 @@ class Config(Essentials, Settings):
             if self.own_loops:
                 name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
                 require(name is None, f"expert_{name} is not for experts that judge labels (loops 'per-expert')")
+                judges = self.arm != "tad-posterior" or "network" in self.posterior.names
+                require(judges, f"loops 'per-expert' needs the predictor network, got {self.posterior.predictors!r}")
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):

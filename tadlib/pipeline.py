@@ -4,6 +4,7 @@ A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
 
+import hashlib
 import resource
 import subprocess
 import sys
@@ -23,14 +24,14 @@ import tadlib
 from tadlib import evaluate as evaluation
 from tadlib import experts, noise, store, trust
 from tadlib.config import Config
-from tadlib.data import Dataset, is_own, own, tiny_imagenet
+from tadlib.data import Dataset, is_own, matrices, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled, save_distilled
 from tadlib.errors import require, required
 from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, plain_dataset
-from tadlib.nn import speed
+from tadlib.nn import pretrained, speed
 from tadlib.noise import NoisyLabels
 from tadlib.state import checkpoint
 from tadlib.store import StageFolder, claim_output
@@ -38,7 +39,9 @@ from tadlib.store import StageFolder, claim_output
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # the module that carries out each stage; its code and all that it imports are part of the key
-CODE = {"noise": "noise", "divert": "trust", "experts": "experts", "distill": "distill", "evaluate": "evaluate"}
+CODE = {"noise": "noise", "embed": "nn.pretrained", "divert": "trust", "experts": "experts", "distill": "distill"}
+CODE |= {"evaluate": "evaluate"}
+MATRICES = ("embeddings", "probabilities")  # kinds of predictors that may come from files
 
 
 class Work:
@@ -165,11 +168,14 @@ def plan(config: Config) -> dict[str, Planned]:
     def add(name: str, settings: Mapping[str, Any], *inputs: str) -> None:
         stages[name] = Planned(name, settings, {i: stages[i].key for i in inputs}, config.out)
 
-    learned = {"method": asdict(judge)} | common if judge.epochs else {}
-    add("divert", {"arm": config.arm} | learned, "noise")
+    embedded = ["embed"] if config.arm == "tad-posterior" and config.posterior.pretrained else []
+    if embedded:
+        stages["embed"] = _plan_embed(config)
+    learned = {"method": _portable(asdict(judge), config)} | common if judge.epochs else {}
+    add("divert", {"arm": config.arm} | learned, "noise", *embedded)
     inputs = ["divert"]
     if own.needs_experts:
-        loops, judged = (asdict(judge), ["noise"]) if config.own_loops else (None, [])
+        loops, judged = (_portable(asdict(judge), config), ["noise", *embedded]) if config.own_loops else (None, [])
         add("experts", {"expert": asdict(config.expert), "loops": loops} | common, "divert", *judged)
         inputs.append("experts")
     add("distill", {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common, *inputs)
@@ -191,6 +197,29 @@ def _plan_noise(config: Config) -> Planned:
     else:
         files = _files(config.dataset, _noise_name(config), config.root)
     return Planned("noise", settings | ({"files": files} if files else {}), {}, config.out)
+
+
+def _plan_embed(config: Config) -> Planned:
+    about = _plan_noise(replace(config, noise="none", rate=0.0, corrections=None)).settings
+    about = {name: value for name, value in about.items() if name not in ("resolution", "noise", "rate", "seed")}
+    return Planned("embed", about | {"networks": config.posterior.pretrained}, {}, config.out)
+
+
+def _portable(method: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Settings of a trust method in which files are named by what they hold, not by where they lie."""
+    if config.arm == "tad-posterior":
+        settings = config.posterior
+        paths = [path for kind in MATRICES for path in settings.files(kind)]
+        held = {path: hashlib.sha256(_existing(path).read_bytes()).hexdigest() for path in paths}
+        parts = [name.partition(":") for name in settings.names]
+        method["settings"]["predictors"] = [kind + colon + held.get(rest, rest) for kind, colon, rest in parts]
+    return method
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    require(found.is_file(), f"no such file: {path}")
+    return found
 
 
 @lru_cache
@@ -229,6 +258,10 @@ def check(config: Config) -> NoisyLabels:
     name = rarest if data.files is None else repr(data.class_names[rarest])
     least = f"class {name} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
     require(int(counts.min()) >= config.ipc, f"ipc must not exceed the images of a class: {least}")
+    if config.arm == "tad-posterior":
+        _tables(config, data, labels.noisy_N)
+        for network_name in config.posterior.pretrained:
+            pretrained.load(network_name, config.download)
     claim_output(config.out)
     return labels
 
@@ -270,10 +303,30 @@ def load_labels(path: Path) -> NoisyLabels:
     return NoisyLabels.load(path / "labels.safetensors")
 
 
+def embed(config: Config) -> Path:
+    """Stage ``embed``: embeddings of the training images, at their own resolution, by pretrained networks."""
+    names = config.posterior.pretrained
+
+    def work(w: Work) -> dict:
+        data = dataset(replace(config, resolution=None, zca=False))
+        mean, std = (torch.tensor(v, device=data.x_train.device)[:, None, None] for v in (data.mean, data.std))
+        found = {}
+        with w.progress(len(names) * pretrained.batches(len(data.x_train))) as step:
+            for name in names:
+                network = pretrained.load(name, config.download, config.torch_device)
+                found[name] = network.embed(data.x_train * std + mean, step)
+        store.save_tensors(w.folder.path / "embeddings.safetensors", found)
+        return {}
+
+    return _stage(config, _plan_embed(config), work)
+
+
 def divert(config: Config) -> Path:
     """Stage ``divert``: carry out the arm; ``labels.parquet``, ``history.parquet``, ``refined.safetensors``."""
     config = as_used(config)
     source, method = inject_noise(config), trust_method(config)
+    if config.arm == "tad-posterior" and config.posterior.pretrained:
+        embed(config)
 
     def work(w: Work) -> dict:
         data = dataset(config)
@@ -305,7 +358,30 @@ def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.N
     checked_N = None if labels.checked_N is None else labels.checked_N.to(config.torch_device)
     name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
     about = config.seed, true_N, name, checked_N
-    return trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, *about)
+    problem = trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, *about)
+    if config.arm != "tad-posterior":
+        return problem
+    tables, embedded = _tables(config, data, noisy_N), {}
+    if config.posterior.pretrained:
+        embedded = store.load_tensors(embed(config) / "embeddings.safetensors")
+    z = tables["embeddings"] + tuple(z_ND.to(config.torch_device) for z_ND in embedded.values())
+    return replace(problem, embeddings=z, probabilities=tables["probabilities"])
+
+
+def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Embeddings and probabilities of the images, from files. InputError where a file does not fit."""
+    n, found = len(data.y_train), {}
+    for kind in MATRICES:
+        read = {path: matrices.read_matrix(path) for path in config.posterior.files(kind)}
+        read = {path: matrices.rows_of(matrix, data.index, data.n_full, path) for path, matrix in read.items()}
+        if kind == "embeddings":
+            read = {path: matrices.require_embeddings(z_ND, n, path) for path, z_ND in read.items()}
+        else:
+            read = {path: matrices.require_probabilities(p_NK, n, data.n_classes, path) for path, p_NK in read.items()}
+            for path, p_NK in read.items():
+                matrices.warn_of_in_sample(p_NK, noisy_N.cpu(), path)
+        found[kind] = tuple(matrix.to(config.torch_device) for matrix in read.values())
+    return found
 
 
 def load_refined(path: Path) -> trust.RefinedSet:

@@ -46,7 +46,9 @@ def regressed(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None) -> P
     p_NK = statistics.probabilities(fit.transition, fit.scale)
     exponent = decisions.LIKENESS if fit.kind == "alike" else 1.0
     likelihood = transition.log_likelihood(p_NK, noisy_N, fit.transition).item()
-    return Prediction(p_NK, fit.transition, exponent, likelihood, transition.uniform_range(statistics))
+    # of few samples no noise is found, however much there is
+    unsure = transition.uniform_range(statistics) if fit.kind == "uniform" else (0.0, 0.0)
+    return Prediction(p_NK, fit.transition, exponent, likelihood, unsure)
 
 
 def unmixed(p_NK: Tensor, noisy_N: Tensor) -> Prediction:

@@ -1,0 +1,103 @@
+"""Tables of numbers about images, one row an image: embeddings and predicted probabilities, from arrays and files."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tadlib.errors import InputError, require
+
+ROUNDING = 1e-3  # by which probabilities of a row may miss 1; then they are divided by their sum
+IN_SAMPLE = (
+    0.999  # share of labels that are the most probable class, from which probabilities are taken to be in-sample
+)
+
+
+def read_matrix(path: Path | str) -> Tensor:
+    """The table (N, D) float32 of a file .npy, .safetensors (one tensor) or .parquet (its numeric columns, but for
+    ``index``, which orders the rows). InputError where the file is missing, damaged or of another form."""
+    path = Path(path).expanduser()
+    expected = f"expected a table of numbers in .npy, .safetensors or .parquet: {path}"
+    require(path.is_file(), f"no such file: {path}")
+    try:
+        if path.suffix == ".npy":
+            found = torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False).astype(np.float32)))
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors = load_file(path)
+            require(len(tensors) == 1, f"{path} must hold one tensor, got {', '.join(tensors) or 'none'}")
+            found = next(iter(tensors.values())).float()
+        elif path.suffix == ".parquet":
+            import pandas as pd
+
+            table = pd.read_parquet(path)
+            table = table.sort_values("index") if "index" in table.columns else table
+            found = torch.from_numpy(table.drop(columns="index", errors="ignore").to_numpy(np.float32))
+        else:
+            raise InputError(expected)
+    except InputError:
+        raise
+    except Exception as error:  # each reader has its own, and a damaged file may raise any of them
+        raise InputError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    require(found.ndim == 2 and found.numel() > 0, f"{path} must hold a table (N, D), got shape {tuple(found.shape)}")
+    return found
+
+
+def rows_of(matrix: Tensor, index_N: Tensor, n_full: int | None, name: str) -> Tensor:
+    """The rows of the images at ``index``: of a table of the full training set, or of just these images."""
+    if n_full is not None and len(matrix) == n_full:
+        return matrix[index_N]
+    expected = f"{len(index_N)}" + (f" (images used) or {n_full} (full training set)" if n_full else "")
+    require(len(matrix) == len(index_N), f"{name} has {len(matrix)} rows, expected {expected}")
+    return matrix
+
+
+def require_embeddings(z_ND: Tensor, n: int, name: str) -> Tensor:
+    """Embeddings (N, D) as float32. InputError where their form is wrong, a value is not finite, or all are alike."""
+    require(z_ND.ndim == 2, f"{name} must be (N, D), got shape {tuple(z_ND.shape)}")
+    require(len(z_ND) == n, f"{name} has {len(z_ND)} rows, expected {n}, one for each label")
+    z_ND = z_ND.float()
+    _require_finite(z_ND, name)
+    require(bool((z_ND.std(0) > 0).any()), f"{name}: all rows are the same")
+    return z_ND
+
+
+def require_probabilities(p_NK: Tensor, n: int, n_classes: int | None, name: str) -> Tensor:
+    """Probabilities (N, K) as float32, rows summing to 1. InputError where they cannot be such; within rounding they
+    are divided by their sum."""
+    require(p_NK.ndim == 2, f"{name} must be (N, K), got shape {tuple(p_NK.shape)}")
+    require(len(p_NK) == n, f"{name} has {len(p_NK)} rows, expected {n}, one for each label")
+    columns = p_NK.shape[1]
+    require(n_classes in (None, columns), f"{name} has {columns} columns, expected {n_classes}, one for each class")
+    p_NK = p_NK.float()
+    _require_finite(p_NK, name)
+    row = int(p_NK.min(1).values.argmin())
+    least = p_NK[row].min().item()
+    require(least >= 0, f"{name} must not be negative, got {least:.4g} in row {row}")
+    off_N = (p_NK.double().sum(1) - 1).abs()
+    row = int(off_N.argmax())
+    total = p_NK[row].double().sum().item()
+    require(off_N[row].item() <= ROUNDING, f"{name} must sum to 1 in every row, got {total:.6g} in row {row}")
+    require(bool((p_NK.std(0) > 0).any()) or n == 1, f"{name}: all rows are the same")
+    return p_NK / p_NK.sum(1, keepdim=True)
+
+
+def warn_of_in_sample(p_NK: Tensor, label_N: Tensor, name: str) -> None:
+    """A warning where a model agrees with nearly every label: it was probably trained on them."""
+    agree = (p_NK.argmax(1) == label_N).double().mean().item()
+    if agree >= IN_SAMPLE and p_NK.gather(1, label_N[:, None]).mean() > 0.98:
+        warnings.warn(
+            f"{name} agree with {agree:.1%} of the labels and are certain of them: they seem to be in-sample; a model "
+            "that was trained on a label cannot judge it, so use out-of-fold (cross-validated) predictions",
+            stacklevel=3,
+        )
+
+
+def _require_finite(matrix: Tensor, name: str) -> None:
+    bad = (~matrix.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise InputError(f"{name} must be finite, got {matrix[row, column].item()} in row {row}, column {column}")

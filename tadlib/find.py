@@ -1,0 +1,137 @@
+"""Label errors from arrays alone: probabilities, embeddings or images, without a data set, a network or a folder."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tadlib.config import PosteriorConfig
+from tadlib.data.matrices import require_embeddings, require_probabilities, warn_of_in_sample
+from tadlib.errors import require
+from tadlib.nn.training import one_hot
+from tadlib.rng import generator
+from tadlib.trust import decisions, pooling, predictors
+
+
+def find_label_errors(
+    labels: Any,
+    probabilities: Any = None,
+    embeddings: Any = None,
+    images: Any = None,
+    *,
+    seed: int = 0,
+    cost: float = PosteriorConfig.cost,
+) -> pd.DataFrame:
+    """Which labels are probably wrong, by the trust posterior of one or several predictors; nothing is trained.
+
+    Args:
+        labels: (N,) integers in [0, K), as a list, NumPy array or tensor.
+        probabilities: (N, K) of the labels by any classifier, each row by a model that was not trained on it.
+        embeddings: (N, D) of any frozen network.
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C), of which patches are taken; not mirrored.
+        seed: of the choice of patches.
+        cost: what a missed wrong label costs, in needless checks; decides ``flagged``.
+
+    Returns:
+        One row for each label: ``index, label, trust`` (probability that the label is right), ``flagged, suggested``
+        (most probable class), ``probability`` (of that class). In ``attrs``: ``noise_rate`` (estimated share of wrong
+        labels), ``interval`` (low, high), ``transition`` (K, K; row: true class), and ``expected_precision`` and
+        ``expected_recall`` of ``flagged``.
+
+    Raises:
+        InputError: where an array has the wrong form or length, or none is given.
+    """
+    given = {"probabilities": probabilities, "embeddings": embeddings, "images": images}
+    require(any(v is not None for v in given.values()), f"give at least one of {', '.join(given)}")
+    label_N = _labels(labels)
+    n, k = len(label_N), int(label_N.max()) + 1
+    found, group_N = [], None
+    if probabilities is not None:
+        p_NK = require_probabilities(_array("probabilities", probabilities), n, None, "probabilities")
+        require(p_NK.shape[1] >= k, f"probabilities have {p_NK.shape[1]} columns, and labels go to {k - 1}")
+        k = p_NK.shape[1]
+        warn_of_in_sample(p_NK, label_N, "probabilities")
+        found.append(pooling.unmixed(p_NK, label_N))
+    regressions, random = [], generator(seed, "find", "patches")
+    use_N, y_NK = torch.ones(n, dtype=torch.bool), one_hot(label_N, k)
+    if embeddings is not None:
+        z_ND = require_embeddings(_array("embeddings", embeddings), n, "embeddings")
+        group_N = predictors.copies(z_ND)
+        regressions.append(lambda: predictors.leave_one_out(z_ND, y_NK, use_N, group_N))
+    if images is not None:
+        x_NCHW = _images(images, n)
+        group_N = predictors.copies(x_NCHW)
+        regressions.append(
+            lambda: predictors.leave_one_out_of_patches(
+                x_NCHW, y_NK, use_N, group_N, count=PosteriorConfig.filters, mirror=False, generator=random
+            )
+        )
+    if regressions:
+        counts_K = torch.bincount(label_N, minlength=k)
+        require(
+            int(counts_K.min()) > 0, f"class {int(counts_K.argmin())} has no label; number classes from 0 without gaps"
+        )
+    found += [pooling.regressed(regress(), label_N, group_N) for regress in regressions]
+    return _table(label_N, found, cost)
+
+
+def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.DataFrame:
+    chosen, p_VNK = pooling.best(found), [prediction.p for prediction in found]
+    w_V = pooling.weights(p_VNK, label_N, chosen.transition) if len(found) > 1 else torch.ones(1)
+    log_p_NK = pooling.pool(p_VNK, w_V)
+    q_NK = pooling.posterior(log_p_NK, label_N, chosen.transition, chosen.exponent)
+    rate = pooling.noise_rate(log_p_NK, label_N, chosen)
+    trust_N, (probability_N, suggested_N) = q_NK.gather(1, label_N[:, None])[:, 0], q_NK.max(1)
+    flagged_N = decisions.flagged(trust_N, cost)
+    precision, recall = decisions.expected(trust_N, flagged_N)
+    if rate.uncertain:
+        warnings.warn(
+            f"the data cannot tell how many labels are wrong: {rate.estimate:.0%} by estimate, "
+            f"{rate.low:.0%} to {rate.high:.0%} are as likely",
+            stacklevel=3,
+        )
+    columns = {"index": torch.arange(len(label_N)), "label": label_N, "trust": trust_N, "flagged": flagged_N}
+    columns |= {"suggested": suggested_N, "probability": probability_N}
+    table = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
+    table.attrs = {
+        "noise_rate": rate.estimate,
+        "interval": (rate.low, rate.high),
+        "transition": chosen.transition.numpy(),
+        "expected_precision": precision,
+        "expected_recall": recall,
+    }
+    return table
+
+
+def _array(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values))
+    except (TypeError, ValueError) as error:
+        require(False, f"{name} must be an array of numbers, got {type(values).__name__}: {error}")
+        raise
+
+
+def _labels(labels: Any) -> Tensor:
+    label_N = _array("labels", labels)
+    whole = label_N.ndim == 1 and not label_N.is_floating_point() and label_N.dtype != torch.bool and len(label_N) > 1
+    require(whole, f"labels must be two or more integers (N,), got {label_N.dtype} of shape {tuple(label_N.shape)}")
+    require(int(label_N.min()) >= 0, f"labels must not be negative, got {int(label_N.min())}")
+    require(int(label_N.max()) > 0, "labels must have two classes or more, got one")
+    return label_N.long()
+
+
+def _images(images: Any, n: int) -> Tensor:
+    x = _array("images", images)
+    require(x.ndim in (3, 4), f"images must be (N, H, W), (N, C, H, W) or (N, H, W, C), got shape {tuple(x.shape)}")
+    require(len(x) == n, f"got {len(x)} images and {n} labels; expected as many")
+    x_NCHW = x[:, None] if x.ndim == 3 else x
+    if x_NCHW.shape[1] not in (1, 3) and x_NCHW.shape[3] in (1, 3):
+        x_NCHW = x_NCHW.permute(0, 3, 1, 2)
+    x_NCHW = x_NCHW.float()
+    bad = int((~x_NCHW.flatten(1).sum(1).isfinite()).sum())
+    require(bad == 0, f"images must be finite, got NaN or infinity in {bad} of {n}")
+    mean, std = x_NCHW.mean((0, 2, 3), keepdim=True), x_NCHW.std((0, 2, 3), keepdim=True)
+    return ((x_NCHW - mean) / std.clamp_min(1e-3 * std.max().clamp_min(1e-12))).contiguous()
