@@ -79,11 +79,8 @@ def find_label_errors(
 
 
 def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.DataFrame:
-    chosen, p_VNK = pooling.best(found), [prediction.p for prediction in found]
-    w_V = pooling.weights(p_VNK, label_N, chosen.transition) if len(found) > 1 else torch.ones(1)
-    log_p_NK = pooling.pool(p_VNK, w_V)
-    q_NK = pooling.posterior(log_p_NK, label_N, chosen.transition, chosen.exponent)
-    rate = pooling.noise_rate(log_p_NK, label_N, chosen)
+    posterior = pooling.combined(found, label_N)
+    q_NK, rate = posterior.q, posterior.noise_rate
     trust_N, (probability_N, suggested_N) = q_NK.gather(1, label_N[:, None])[:, 0], q_NK.max(1)
     flagged_N = decisions.flagged(trust_N, cost)
     precision, recall = decisions.expected(trust_N, flagged_N)
@@ -99,7 +96,7 @@ def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.
     table.attrs = {
         "noise_rate": rate.estimate,
         "interval": (rate.low, rate.high),
-        "transition": chosen.transition.numpy(),
+        "transition": posterior.transition.numpy(),
         "expected_precision": precision,
         "expected_recall": recall,
     }

@@ -6,8 +6,8 @@ Flips that depend on the class alone cannot be foreseen from the image, and T sa
 image is ambiguous, and there a predictor is in doubt as well: T is then estimated from the clear images, where labels
 are right, and trusts the others too much. An exponent a on T corrects that, q ∝ p T^a: with p(ỹ | x, y) ∝
 T[y, ỹ]^a p(ỹ | x)^(1 − a) the image itself explains part of the label, and that part does not depend on y. Which of the
-two it is shows in two ways: flips follow the likeness of classes (the kind of T), or, where predictors are strong,
-labels disagree where the prediction is in doubt. All of this is our choice.
+two it is shows in two ways: flips follow the likeness of classes (the kind of T), or labels disagree with predictions
+in cases of doubt more than T explains (overdispersion). All of this is our choice.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,33 @@ from dataclasses import dataclass
 from torch import Tensor
 
 LIKENESS = 0.7  # a where flips follow the likeness of classes
-DOUBT = 0.45  # a where labels disagree with strong predictors in cases of doubt
-OVERDISPERSED = (0.55, 0.65)  # between these values of overdispersion a falls from 1 to DOUBT
+DOUBT = 0.45  # a where labels disagree in cases of doubt
+OVERDISPERSED = (0.02, 0.035)  # between these values of overdispersion a falls to DOUBT
 UNCERTAIN = 0.2  # by which a may be wrong, for the interval of the noise rate
 
 
-def overdispersion(p_NK: Tensor, noisy_N: Tensor) -> float:
-    """How well doubt, 1 − max p, foresees that a label is not the most likely class: an AUROC, .5 where not at all."""
-    from tadlib.trust.base import auroc
+def overdispersion(p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor) -> float:
+    """How much better doubt, 1 − max p, foresees that a label is not the most likely class than it would under T.
 
-    most_N, class_N = p_NK.max(1)
-    found = auroc(1 - most_N, class_N != noisy_N)
-    return 0.5 if found is None else found
+    The difference of two AUROCs: of the labels, and of labels drawn from p T, in expectation.
+    """
+    most_N, class_N = p_NK.double().max(1)
+    disagree_N = class_N != noisy_N
+    expected_N = 1 - (p_NK.double() * transition_KK.double()[:, class_N].T).sum(1)
+    order_N = most_N.argsort(descending=True, stable=True)  # by rising doubt
+
+    def area(positive_N: Tensor) -> Tensor:
+        negative_N = 1 - positive_N
+        below_N = negative_N.cumsum(0) - negative_N / 2
+        return (below_N * positive_N).sum() / (positive_N.sum() * negative_N.sum()).clamp_min(1e-12)
+
+    return (area(disagree_N.double()[order_N]) - area(expected_N[order_N])).item()
 
 
-def exponent_of_doubt(value: float) -> float:
-    """a for strong predictors, from :func:`overdispersion`."""
+def exponent(of_kind: float, excess: float) -> float:
+    """a, from that of the kind of T and from :func:`overdispersion`."""
     low, high = OVERDISPERSED
-    return 1 - (1 - DOUBT) * min(max((value - low) / (high - low), 0.0), 1.0)
+    return of_kind - max(0.0, of_kind - DOUBT) * min(max((excess - low) / (high - low), 0.0), 1.0)
 
 
 def flagged(trust_N: Tensor, cost: float) -> Tensor:

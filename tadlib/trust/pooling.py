@@ -55,9 +55,8 @@ def unmixed(p_NK: Tensor, noisy_N: Tensor) -> Prediction:
     """From out-of-fold probabilities ``p`` of the noisy labels."""
     transition_KK = confident.confident_transition(p_NK, noisy_N)
     true_NK = confident.unmixed(p_NK, transition_KK)
-    exponent = decisions.exponent_of_doubt(decisions.overdispersion(true_NK, noisy_N))
     likelihood = transition.log_likelihood(true_NK, noisy_N, transition_KK).item()
-    return Prediction(true_NK.float(), transition_KK, exponent, likelihood, (0.0, 0.0))
+    return Prediction(true_NK.float(), transition_KK, 1.0, likelihood, (0.0, 0.0))
 
 
 def best(predictions: Sequence[Prediction]) -> Prediction:
@@ -97,16 +96,52 @@ def posterior(log_p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor, exponent
     return (log_p_NK.double() + exponent * transition_KK.clamp_min(base.TINY).log()[:, noisy_N].T).softmax(1)
 
 
-def noise_rate(
-    log_p_NK: Tensor, noisy_N: Tensor, chosen: Prediction, checked_N: Tensor | None = None
-) -> decisions.NoiseRate:
-    """The share of wrong labels under the posterior of ``log p`` and T of the chosen prediction, with its interval;
-    ``checked`` labels (N,) are right."""
+@dataclass(frozen=True)
+class Posterior:
+    """``q`` (N, K) float64, p(y | x, ỹ), and what it was made of: ``weights`` (V,), ``transition`` (K, K), its
+    ``exponent``; and the share of wrong labels."""
 
-    def trust_N(exponent: float) -> Tensor:
-        trust_N = posterior(log_p_NK, noisy_N, chosen.transition, exponent).gather(1, noisy_N[:, None])[:, 0]
-        return trust_N if checked_N is None else trust_N.masked_fill(checked_N, 1.0)
+    q: Tensor
+    weights: Tensor
+    transition: Tensor
+    exponent: float
+    noise_rate: decisions.NoiseRate
 
-    a = chosen.exponent
-    ends = trust_N(a + decisions.UNCERTAIN), trust_N(a - decisions.UNCERTAIN)
-    return decisions.noise_rate(trust_N(a), ends, chosen.range)
+
+def combined(
+    predictions: Sequence[Prediction],
+    noisy_N: Tensor,
+    network_NK: Tensor | None = None,
+    held_out_N: Tensor | None = None,
+    checked_N: Tensor | None = None,
+) -> Posterior:
+    """The posterior of all predictions, and of a network's ``p`` (N, K), which was not trained on ``held_out`` (N,).
+
+    ``checked`` labels (N,) are right. Out-of-fold probabilities alone are taken as they are; the weight that they would
+    get serves to tell overdispersion.
+    """
+    chosen = best(predictions)
+    p_VNK = [prediction.p for prediction in predictions] + ([] if network_NK is None else [network_NK])
+    w_V = weights(p_VNK, noisy_N, chosen.transition, held_out_N)
+    log_p_NK = pool(p_VNK, w_V)
+    excess = decisions.overdispersion(log_p_NK.exp(), noisy_N, chosen.transition)
+    a = decisions.exponent(chosen.exponent, excess)
+    if len(p_VNK) == 1:
+        w_V = torch.ones_like(w_V)
+        log_p_NK = pool(p_VNK, w_V)
+
+    def q_NK(a: float) -> Tensor:
+        q_NK = posterior(log_p_NK, noisy_N, chosen.transition, a)
+        return (
+            q_NK
+            if checked_N is None
+            else torch.where(checked_N[:, None], base.one_hot(noisy_N, q_NK.shape[1]).to(q_NK), q_NK)
+        )
+
+    def trust_N(q_NK: Tensor) -> Tensor:
+        return q_NK.gather(1, noisy_N[:, None])[:, 0]
+
+    found = q_NK(a)
+    ends = trust_N(q_NK(a + decisions.UNCERTAIN)), trust_N(q_NK(a - decisions.UNCERTAIN))
+    rate = decisions.noise_rate(trust_N(found), ends, chosen.range)
+    return Posterior(found, w_V, chosen.transition, a, rate)

@@ -37,7 +37,7 @@ from tadlib.nn.training import predict
 from tadlib.rng import generator
 from tadlib.trust import base, calibration, decisions, mixture, pooling, predictors
 from tadlib.trust.base import UNTRUSTED, Auditor, NoisyProblem, RefinedSet
-from tadlib.trust.pooling import Prediction
+from tadlib.trust.pooling import Posterior, Prediction
 
 WARM_UP_OF_AVERAGE = 10  # steps; the average of parameters soon forgets where it began
 
@@ -110,7 +110,7 @@ class TrustPosterior:
             space_history=base.no_history(problem),
             rows=[],
         )
-        state.target = self.posterior(problem, state, None)[0].float()
+        state.target = self.posterior(problem, state, None).q.float()
         return state
 
     def trained_on(self, problem: NoisyProblem, group_N: Tensor | None = None) -> Tensor:
@@ -136,10 +136,11 @@ class TrustPosterior:
         if p_NK is None or epoch >= self.auditor.warmup - 1:
             if p_NK is not None and epoch == self.epochs - 1:
                 p_NK = self.predicted(problem, state)
-            q_NK, estimated = self.posterior(problem, state, p_NK)
-            state.target = q_NK.float()
-            state.refined, counts = self.divided(problem, state, q_NK, p_NK, estimated["noise_rate"])
-            row |= {name: estimated[name] for name in ("exponent", "kept")} | counts
+            found = self.posterior(problem, state, p_NK)
+            state.target = found.q.float()
+            state.refined, counts = self.divided(problem, state, found, p_NK)
+            kept = found.transition.diagonal().mean().item()
+            row |= {"exponent": found.exponent, "kept": kept, "noise_rate": found.noise_rate.estimate} | counts
         base.note(problem, state, row)
 
     def result(self, problem: NoisyProblem, state: PosteriorState) -> RefinedSet:
@@ -171,30 +172,17 @@ class TrustPosterior:
         logits = (predict(problem.net, state.average, x_NCHW)[0] for x_NCHW in sides)
         return sum(logits_NK.softmax(1) for logits_NK in logits) / len(sides)  # type: ignore[return-value]
 
-    def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor | None) -> tuple[Tensor, dict]:
-        """q (N, K), one-hot where labels are checked, of all predictions and, where there are any, the auditor's ``p``;
-        and what was estimated."""
-        chosen = pooling.best(state.predictions)
-        p_VNK = [prediction.p for prediction in state.predictions] + ([] if p_NK is None else [p_NK])
+    def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor | None) -> Posterior:
+        """Of all predictions and, where there are any, the auditor's ``p``; certain where labels are checked."""
         # only the network needs labels that it was not trained on: regressions leave each sample out
-        use_N = None if p_NK is None or bool(state.trained_on.all()) else ~state.trained_on
-        w_V = pooling.weights(p_VNK, problem.noisy, chosen.transition, use_N)
-        log_p_NK = pooling.pool(p_VNK, w_V)
-        rate = pooling.noise_rate(log_p_NK, problem.noisy, chosen, problem.checked)
-        estimated = {
-            "weights": w_V.tolist(),
-            "exponent": chosen.exponent,
-            "kept": chosen.transition.diagonal().mean().item(),
-            "noise_rate": [rate.estimate, rate.low, rate.high],
-        }
-        q_NK = pooling.posterior(log_p_NK, problem.noisy, chosen.transition, chosen.exponent)
-        return problem.held(q_NK), estimated
+        held_out_N = None if p_NK is None or bool(state.trained_on.all()) else ~state.trained_on
+        return pooling.combined(state.predictions, problem.noisy, p_NK, held_out_N, problem.checked)
 
     def divided(
-        self, problem: NoisyProblem, state: PosteriorState, q_NK: Tensor, p_NK: Tensor | None, rate: list[float]
+        self, problem: NoisyProblem, state: PosteriorState, found: Posterior, p_NK: Tensor | None
     ) -> tuple[RefinedSet, dict]:
-        """The refined set under q, and counts for the history."""
-        c, noisy_N = self.settings, problem.noisy
+        """The refined set under the posterior, and counts for the history."""
+        c, noisy_N, q_NK, rate = self.settings, problem.noisy, found.q, found.noise_rate
         trust_N = q_NK.gather(1, noisy_N[:, None])[:, 0]
         rho_N, label_N = q_NK.max(1)
         trusted_N = (label_N == noisy_N) & (trust_N > c.threshold)
@@ -207,7 +195,7 @@ class TrustPosterior:
             trust=trust_N,
             posterior=q_NK.float(),
             flagged=decisions.flagged(trust_N, c.cost),
-            noise_rate=torch.tensor(rate, dtype=torch.float64, device=trust_N.device),
+            noise_rate=torch.tensor([rate.estimate, rate.low, rate.high], dtype=torch.float64, device=trust_N.device),
         )
         p_NK = q_NK if p_NK is None else p_NK
         refined, counts = base.recalibrated(refined, trusted_N, **candidate, p_NK=p_NK, drop=c.drop)

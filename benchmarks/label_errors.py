@@ -1,0 +1,204 @@
+"""Label errors by the same predictors: the trust posterior beside cleanlab's filter, disagreement and the loss.
+
+    python benchmarks/label_errors.py --root DATA
+    python benchmarks/label_errors.py --root DATA --sets cifar10:human:worse roman-numerals --predictors patches
+
+A set is a data set with injected or human noise (``cifar10:human:worse``, ``cifar100:symmetric:.4``), the folder
+``roman-numerals`` with its review, or a file of published out-of-fold probabilities under ``DATA/label-errors``. For
+sets of images each of ``--predictors`` is a list joined by ``+``: ``patches``, ``embeddings:efficientnet-lite0``,
+``patches+embeddings:efficientnet-lite0``. Nothing is trained. Rows are kept as they come; those that are there are not
+made again. Rivals get the probabilities of the noisy labels that the same predictor gives; of several predictors their
+geometric mean.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torch import Tensor
+from trust import SETTINGS, parse
+
+from tadlib import pipeline, store
+from tadlib.config import Config, PosteriorConfig
+from tadlib.materials import dataset
+from tadlib.rng import generator
+from tadlib.trust import NoisyProblem, decisions, pooling, predictors, transition
+
+PUBLISHED = ("cifar10-sparse20", "cifar10n-aggre", "cifar10n-worse", "roman-numerals")
+LITE = "embeddings:efficientnet-lite0"
+PREDICTORS = ("patches", LITE, f"patches+{LITE}")
+SETS = (*SETTINGS, "cifar10:human:aggre", "roman-numerals")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``p`` (N, K) of the noisy labels, for rivals; trust (N,) and the noise rate of the posterior."""
+
+    noisy: Tensor
+    wrong: np.ndarray
+    p: Tensor
+    trust: Tensor
+    rate: decisions.NoiseRate
+
+
+def published(root: Path, name: str) -> Judged:
+    """A set of published probabilities."""
+    with np.load(root / "label-errors" / f"{name}.npz", allow_pickle=False) as file:
+        p_NK, noisy_N, wrong_N = (file[part] for part in ("pred_probs", "labels", "wrong"))
+    p_NK, noisy_N = torch.from_numpy(p_NK), torch.from_numpy(noisy_N).long()
+    p_NK = p_NK / p_NK.sum(1, keepdim=True)
+    found = pooling.unmixed(p_NK, noisy_N)
+    return _judged(noisy_N, wrong_N, p_NK, [found])
+
+
+def of_images(name: str, names: str, seed: int, common: dict[str, Any]) -> Judged:
+    """A set of images, by leave-one-out regressions on patches and embeddings."""
+    what = {} if name == "roman-numerals" else parse(name)
+    if name == "roman-numerals":
+        what = {"dataset": f"folder:{common['root']}/roman-numerals", "n_train": None}
+    words = names.replace("+", " ")
+    config = Config.from_params(**common, **what, arm="tad-posterior", seed=seed, posterior_predictors=words)
+    data = dataset(config)
+    problem = pipeline.noisy_problem(config, data, pipeline.load_labels(pipeline.inject_noise(config)))
+    return _judged(problem.noisy, _wrong(name, problem, data, common), *_regressed(config, problem))
+
+
+def _regressed(config: Config, problem: NoisyProblem) -> tuple[Tensor, list[pooling.Prediction]]:
+    """Probabilities of the noisy labels, and the predictions of the posterior."""
+    method = pipeline.trust_method(config)
+    found = method.init(problem).predictions
+    group_N, use_N = predictors.copies(problem.x), torch.ones(len(problem), dtype=torch.bool)
+    regressions = [predictors.leave_one_out(z, problem.noisy_NK, use_N, group_N) for z in problem.embeddings]
+    if "patches" in method.names:
+        random = generator(problem.seed, problem.name, "patches")
+        more = {"count": PosteriorConfig.filters, "mirror": method.flips, "generator": random}
+        labels = problem.noisy_NK, use_N, group_N
+        regressions.append(predictors.leave_one_out_of_patches(problem.x, *labels, **more))
+    logs = torch.zeros_like(problem.noisy_NK)
+    for r_NK in regressions:  # LDA under T = I models the noisy labels
+        statistics = predictors.lda_statistics(r_NK, problem.noisy, group_N)
+        logs += _of_noisy(statistics).clamp_min(1e-6).log() / len(regressions)
+    return logs.softmax(1), found
+
+
+def _of_noisy(statistics: predictors.LdaStatistics) -> Tensor:
+    """p(ỹ | x) (N, K) at the likeliest scale."""
+    eye_KK = torch.eye(len(statistics.share))
+
+    def value(log_scale: Tensor) -> Tensor:
+        p_NK = statistics.probabilities(eye_KK, log_scale.exp())
+        return transition.log_likelihood(p_NK, statistics.noisy, eye_KK)
+
+    [log_scale] = transition.ascend(value, [torch.tensor(0.0)], transition.STEPS)
+    return statistics.probabilities(eye_KK, log_scale.exp())
+
+
+def _wrong(name: str, problem: NoisyProblem, data: Any, common: dict[str, Any]) -> np.ndarray:
+    if name != "roman-numerals":
+        assert problem.true is not None
+        return torch.ne(problem.noisy, problem.true).numpy()
+    review = pd.read_csv(Path(common["root"], "roman-numerals", "verified.csv"))
+    wrong = dict(zip((Path(path).name for path in review["path"]), review["label_is_wrong"], strict=True))
+    return np.array([wrong[Path(path).name] for path in data.paths], dtype=bool)
+
+
+def _judged(noisy_N: Tensor, wrong_N: np.ndarray, p_NK: Tensor, found: list[pooling.Prediction]) -> Judged:
+    posterior = pooling.combined(found, noisy_N)
+    trust_N = posterior.q.gather(1, noisy_N[:, None])[:, 0]
+    return Judged(noisy_N, wrong_N, p_NK, trust_N, posterior.noise_rate)
+
+
+def scores(judged: Judged) -> Iterator[tuple[str, np.ndarray, np.ndarray, float | None]]:
+    """Method, doubt in each label (N,), flagged (N,), and the estimated share of wrong labels."""
+    trust_N, noisy_N, p_NK = judged.trust.numpy(), judged.noisy, judged.p.double()
+    flagged_N = decisions.flagged(judged.trust, PosteriorConfig.cost).numpy()
+    yield "trust posterior", 1 - trust_N, flagged_N, judged.rate.estimate
+    own_N = p_NK.gather(1, noisy_N[:, None])[:, 0].numpy()
+    yield "argmax differs", 1 - own_N, torch.ne(p_NK.argmax(1), noisy_N).numpy(), None
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        print("cleanlab is not installed: its rows are left out", file=sys.stderr)
+        return
+    labels, p = noisy_N.numpy(), p_NK.numpy()
+    quality_N = get_label_quality_scores(labels, p, method="normalized_margin")
+    flagged_N = find_label_issues(labels, p, n_jobs=1)
+    yield "cleanlab", 1 - quality_N, flagged_N, float(flagged_N.mean())
+
+
+def rows(name: str, words: str, seed: int, judged: Judged) -> Iterator[dict[str, Any]]:
+    """A row for each method."""
+    wrong_N = judged.wrong.astype(bool)
+    known = 0 < wrong_N.sum() < len(wrong_N)
+    for method, doubt_N, flagged_N, rate in scores(judged):
+        yield {
+            "set": name,
+            "predictors": words,
+            "method": method,
+            "seed": seed,
+            "n": len(wrong_N),
+            "n_classes": judged.p.shape[1],
+            "wrong": wrong_N.mean(),
+            "auroc": roc_auc_score(wrong_N, doubt_N) if known else None,
+            "average_precision": average_precision_score(wrong_N, doubt_N) if known else None,
+            "f1": f1_score(wrong_N, flagged_N) if known else None,
+            "flagged": flagged_N.mean(),
+            "brier": np.square(np.clip(doubt_N, 0, 1) - wrong_N).mean() if method != "cleanlab" else None,
+            "noise_rate": rate,
+            "noise_rate_low": judged.rate.low if method == "trust posterior" else None,
+            "noise_rate_high": judged.rate.high if method == "trust posterior" else None,
+        }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--root", required=True, help="folder of the data sets' files")
+    made.add_argument("--sets", nargs="+", metavar="SET", help="default: all")
+    made.add_argument("--predictors", nargs="+", default=PREDICTORS, help="of sets of images")
+    made.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    made.add_argument("--preset", default="lite")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--out", default="runs/label_errors", help="folder of the stages")
+    made.add_argument("--results", type=Path, default=Path("results", "label_errors.parquet"))
+    options, failed = made.parse_args(arguments), 0
+    common = {name: getattr(options, name) for name in ("root", "preset", "device", "out")} | {"method": "random"}
+    todo: list[tuple[str, str, int]] = []
+    for name in options.sets or [f"published:{name}" for name in PUBLISHED] + list(SETS):
+        if name.startswith("published:"):
+            todo.append((name, "probabilities", 0))
+        else:
+            todo += [(name, words, seed) for words in options.predictors for seed in options.seeds]
+    there = pd.read_parquet(options.results) if options.results.exists() else None
+    for name, words, seed in todo:
+        if there is not None and len(there.query("set == @name and predictors == @words and seed == @seed")):
+            continue
+        started = time.monotonic()
+        try:
+            judged = (
+                published(Path(options.root), name.partition(":")[2])
+                if words == "probabilities"
+                else of_images(name, words, seed, common)
+            )
+            table = pd.DataFrame(list(rows(name, words, seed, judged)))
+        except Exception as error:  # one failing set must not stop the others
+            failed += 1
+            print(f"{name} {words} {seed}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        there = table if there is None else pd.concat([there, table], ignore_index=True)
+        store.save_table(options.results, there)
+        f1 = ", ".join(f"{m} {v:.3f}" for m, v in zip(table["method"], table["f1"], strict=True) if v is not None)
+        print(f"{name} {words} {seed}: F1 {f1}; {time.monotonic() - started:.0f} s", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
