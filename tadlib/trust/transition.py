@@ -165,12 +165,10 @@ def best_uniform(lda: LdaStatistics) -> TransitionFit:
 def uniform_range(lda: LdaStatistics) -> tuple[float, float]:
     """By how much less and how much more uniform noise than the likeliest explains the labels about as well: within two
     units of log-likelihood, a 95 % interval of one parameter."""
-    part = _part(lda)
-    fits = []
+    part, found = _part(lda), []
     for rate in torch.linspace(0, 0.8, 9).tolist():
-        value = _value(part, lambda: uniform(rate, len(lda.share), lda.b.device))  # noqa: B023
-        fits.append((ascend(value, _start(part, 1.0), STEPS // 5), rate, value))
-    found = [(value(*numbers).item() * len(lda.b), rate) for numbers, rate, value in fits]
+        value = _value(part, partial(uniform, rate, len(lda.share), lda.b.device))
+        found.append((value(*ascend(value, _start(part, 1.0), STEPS // 5)).item() * len(lda.b), rate))
     most, likeliest = max(found)
     rates = [rate for value, rate in found if value > most - 2]
     return likeliest - min(rates), max(rates) - likeliest
