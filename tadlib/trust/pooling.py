@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tadlib.errors import require
 from tadlib.trust import base, confident, decisions, predictors, transition
+from tadlib.trust.ascent import ascend
 
 FLOOR = 1e-6  # of a probability: no predictor rules a class out alone
 STEPS = 60  # of the search for weights
@@ -82,7 +83,7 @@ def weights(p_VNK: Sequence[Tensor], noisy_N: Tensor, transition_KK: Tensor, use
         return transition.log_likelihood(p_nK, noisy_n, transition_KK)
 
     start_V = torch.full((len(p_VNK),), 1 / len(p_VNK), device=noisy_N.device).log()
-    return transition.ascend(value, [start_V], STEPS)[0].exp()
+    return ascend(value, [start_V], STEPS)[0].exp()
 
 
 def pool(p_VNK: Sequence[Tensor], w_V: Tensor) -> Tensor:

@@ -2,62 +2,47 @@
 
 Legend: N samples, K classes.
 
-Leave-one-out predictions (:mod:`tadlib.trust.predictors`) give p(y | x) under any T, so that the fit of a matrix can be
-measured on every label:
+Leave-one-out predictions p(y | x) (:mod:`tadlib.trust.predictors`) measure the fit of a matrix on every label:
 
     L(T) = max_s 1/N Σ_i log Σ_y p_i(y; T, s) T[y, ỹ_i].
 
-Labels that are wrong at random cannot be predicted from any image: a T with too little noise meets labels that it calls
-impossible, a T with too much fails to predict those that can be predicted. Matrices of four kinds compete:
+Labels that are wrong at random cannot be predicted from any image: a T with too little noise calls them impossible, a
+T with too much fails to predict the others. Matrices of four kinds compete:
 
 1. uniform (:func:`best_uniform`): wrong labels are spread over all other classes;
 2. free (:func:`free`): every entry, then only those above a rising cut-off, while the others share one value;
 3. one way (:func:`one_way`): wrong labels of a class go to one other class, or to none, at a rate that all classes
-   share, and a few go anywhere. That class is found from the labels, or it is the one that images of the class are
-   most confused with. Among many classes no single direction is significant; one shared rate can be;
-4. alike (:func:`alike`): the more alike two classes are, the more often labels flip between them.
+   share (among many classes no single direction is significant, one rate can be), and a few go anywhere;
+4. alike (:func:`alike`, :func:`nearest`): the more alike two classes are, the more often labels flip between them.
 
-The matrix with the best score is taken,
-
-    L(T) − f · ((½ log N + log K(K−1)) / N + ν) − w,
-
-where f is the number of free parameters. That is an extended Bayesian information criterion (Chen & Chen 2008): a
-direction is one of K(K−1) that could have been found. Whatever N is, it also has to gain ν per sample, because p_i is
-wrong by more than chance. One of K choices for every class costs w = K log K / N, but no less than with N = 10,000, for
-the same reason, and .15 ν for every class that flips (kind 3). Kind 4 costs as much, and flips to the most confused
-class cost a tenth: which classes are alike is read from the p_i, and is wrong where they are. All of this is our
-choice.
+The matrix with the best score is taken: L(T) less :func:`penalties` of its parameters, as in an extended Bayesian
+information criterion (Chen & Chen 2008), and of one choice for every class. Both ask for a gain per sample, however
+large N is: p_i is wrong by more than chance. All of this is our choice.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 
 import torch
 from torch import Tensor
 
+from tadlib.trust.ascent import STEP, Function, ascend
 from tadlib.trust.predictors import LdaStatistics
 
-# Scores
 REQUIRED_GAIN = 1e-3  # ν, log-likelihood per sample
 GAIN_OF_CHOICE = 1e-4  # required gain of one choice for every class, as a part of K log K, however many the samples
-GAIN_OF_NEAREST = 0.1  # part of such a choice that flips to the most alike class have to gain
-GAIN_OF_ONE_WAY = 1.5e-4  # of a class whose wrong labels go one way: it shares its rate with others
-SCORE = attrgetter("score")
-# Searches
+GAIN_OF_NEAREST = 0.1  # the same for flips to the most confused class, as a part of such a choice
+GAIN_OF_ONE_WAY = 1.5e-4  # of a class whose wrong labels go one way, besides: it shares its rate with others
 UNIFORM = (-4.0, -1.0, 0.5)  # log odds of wrong labels that kind 1 starts from
-STEPS = 50  # of Adam; a fifth of them between two choices
-STEP, STEP_OF_FEW = 0.1, 0.2  # its learning rates, in log odds: of all entries, and of few numbers
+STEPS = 50  # of ascent; a fifth of them between two choices
 SEARCHED = 400_000  # probabilities, samples times classes, on which few numbers are fitted
 START = 0.1  # rate of wrong labels that searches for directions start from
 CUTS = (0.02, 0.05, 0.1, 0.2)  # below which an entry has no parameter of its own
 ONE_WAY = (-0.8, -3.0)  # log odds that labels flip and stray, which kind 3 starts from
 TURNS = 4  # of finding where labels go, given how often, and how often, given where
 ALIKE = (-1.5, 1.5, -2.0, 0.0, 0.0)  # numbers that kind 4 starts from: see alike
-
-Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,15 +57,13 @@ class TransitionFit:
 
 def estimate(lda: LdaStatistics) -> TransitionFit:
     """The matrix with the best score among all kinds."""
-    k, first = len(lda.share), best_uniform(lda)
-    found = [first]
-    if k > 2:  # with two classes there is one other to go to
-        found += [nearest(lda, first.scale), alike(lda, first.scale)]
-    if k > 1:
-        found += free(lda, first.scale)
-    if k > 2:
-        found.append(one_way(lda, found, first.scale))
-    return max(found, key=SCORE)
+    found = [best_uniform(lda)]
+    scale = found[0].scale
+    found += free(lda, scale)
+    if len(lda.share) > 2:  # with two classes there is one other to go to
+        found += [nearest(lda, scale), alike(lda, scale)]
+        found.append(one_way(lda, found, scale))
+    return max(found, key=lambda fit: fit.score)
 
 
 def log_likelihood(p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor) -> Tensor:
@@ -89,56 +72,29 @@ def log_likelihood(p_NK: Tensor, noisy_N: Tensor, transition_KK: Tensor) -> Tens
     return at_noisy_N.clamp_min(1e-9).log().mean()
 
 
-def penalty(n: int, n_classes: int) -> float:
-    """Penalty of one free parameter of T, per sample: (½ log N + log K(K−1)) / N + ν."""
-    return (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + REQUIRED_GAIN
+def penalties(n: int, n_classes: int) -> tuple[float, float]:
+    """Per sample: of a parameter (½ log N + log K(K−1)) / N + ν, of a choice for every class K log K / N or more."""
+    parameter = (0.5 * math.log(n) + math.log(max(2, n_classes * (n_classes - 1)))) / n + REQUIRED_GAIN
+    return parameter, n_classes * math.log(n_classes) * max(1 / n, GAIN_OF_CHOICE)
 
 
-def penalty_of_choice(n: int, n_classes: int) -> float:
-    """Penalty of one choice among K for every class, per sample: K log K / N, or :data:`GAIN_OF_CHOICE`."""
-    return n_classes * math.log(n_classes) * max(1 / n, GAIN_OF_CHOICE)
-
-
-def _value(lda: LdaStatistics, family: Function) -> Function:
-    """L as a function of the numbers of which ``family`` makes T (K, K), and log s."""
+def _value(lda: LdaStatistics, family: Function, searched: float = math.inf) -> Function:
+    """L as a function of the numbers of which ``family`` makes T (K, K), and log s, on evenly spaced samples."""
+    step = max(1, math.ceil(lda.b.numel() / searched))
+    part = replace(lda, b=lda.b[::step], noisy=lda.noisy[::step])
 
     def value(*numbers: Tensor) -> Tensor:
         transition_KK = family(*numbers[:-1])
-        return log_likelihood(lda.probabilities(transition_KK, numbers[-1].exp()), lda.noisy, transition_KK)
+        return log_likelihood(part.probabilities(transition_KK, numbers[-1].exp()), part.noisy, transition_KK)
 
     return value
 
 
-def _fit(lda: LdaStatistics, family: Function, numbers: list[Tensor], kind: str, free: int, choices=0.0):
-    """The matrix of a family with these numbers, and its score on all labels."""
-    best = _value(lda, family)(*numbers).item()
-    score = best - free * penalty(*lda.b.shape) - choices * penalty_of_choice(*lda.b.shape)
+def _fit(lda: LdaStatistics, family: Function, numbers: list[Tensor], kind: str, free: int, choices=0.0, more=0.0):
+    """The matrix of a family with these numbers, and its score on all labels: L less its penalties, and ``more``."""
+    parameter, choice = penalties(*lda.b.shape)
+    score = _value(lda, family)(*numbers).item() - free * parameter - choices * choice - more
     return TransitionFit(family(*numbers[:-1]).double(), numbers[-1].exp().item(), score, kind)
-
-
-def ascend(value: Function, numbers: list[Tensor], steps: int, below_0=slice(0), above_0=slice(0)) -> list[Tensor]:
-    """Where Adam (Kingma & Ba 2015) on ``value`` ends; numbers of some places stay below or above 0.
-
-    Written out: importing torch's takes longer than all steps do. A quasi-Newton method does worse where every entry is
-    free: it fits chance before Adam, whose steps are alike for all entries, does.
-    """
-    values, means, squares = list(numbers), *([torch.zeros_like(v) for v in numbers] for _ in range(2))
-    for step in range(1, steps + 1):
-        asked = [v.detach().requires_grad_() for v in values]
-        for i, gradient in enumerate(torch.autograd.grad(value(*asked), asked)):
-            means[i].lerp_(gradient, 1 - 0.9)
-            squares[i].lerp_(gradient.square(), 1 - 0.999)
-            ahead = means[i] / (1 - 0.9**step) / ((squares[i] / (1 - 0.999**step)).sqrt() + 1e-8)
-            values[i] = values[i] + (STEP if values[i].ndim else STEP_OF_FEW) * ahead
-        values[below_0] = [v.clamp_max(0) for v in values[below_0]]
-        values[above_0] = [v.clamp_min(0) for v in values[above_0]]
-    return values
-
-
-def _part(lda: LdaStatistics) -> LdaStatistics:
-    """Evenly spaced samples, :data:`SEARCHED` probabilities at most: enough to fit a few parameters."""
-    step = math.ceil(lda.b.numel() / SEARCHED)
-    return lda if step == 1 else replace(lda, b=lda.b[::step], noisy=lda.noisy[::step])
 
 
 def _start(lda: LdaStatistics, scale: float, *numbers: float) -> list[Tensor]:
@@ -157,18 +113,17 @@ def best_uniform(lda: LdaStatistics) -> TransitionFit:
     def family(odds: Tensor) -> Tensor:
         return uniform(odds.sigmoid(), len(lda.share), odds.device)
 
-    value = _value(_part(lda), family)
+    value = _value(lda, family, SEARCHED)
     tried = [ascend(value, _start(lda, 1.0, odds), STEPS) for odds in UNIFORM]
     return _fit(lda, family, max(tried, key=lambda numbers: value(*numbers).item()), "uniform", free=1)
 
 
 def uniform_range(lda: LdaStatistics) -> tuple[float, float]:
-    """By how much less and how much more uniform noise than the likeliest explains the labels about as well: within two
-    units of log-likelihood, a 95 % interval of one parameter."""
-    part, found = _part(lda), []
+    """By how much less and more uniform noise explains labels within two units of the most log-likelihood (95 %)."""
+    found = []
     for rate in torch.linspace(0, 0.8, 9).tolist():
-        value = _value(part, partial(uniform, rate, len(lda.share), lda.b.device))
-        found.append((value(*ascend(value, _start(part, 1.0), STEPS // 5)).item() * len(lda.b), rate))
+        value = _value(lda, partial(uniform, rate, len(lda.share), lda.b.device), SEARCHED)
+        found.append((value(*ascend(value, _start(lda, 1.0), STEPS // 5)).item() * len(lda.b), rate))
     most, likeliest = max(found)
     rates = [rate for value, rate in found if value > most - 2]
     return likeliest - min(rates), max(rates) - likeliest
@@ -176,10 +131,9 @@ def uniform_range(lda: LdaStatistics) -> tuple[float, float]:
 
 def free(lda: LdaStatistics, scale: float) -> Iterator[TransitionFit]:
     """Matrices with fewer and fewer free entries, from :data:`START` and a ``scale``."""
-    k = len(lda.share)
-    off_KK = ~torch.eye(k, dtype=torch.bool, device=lda.b.device)
+    off_KK = ~torch.eye(len(lda.share), dtype=torch.bool, device=lda.b.device)
     # log odds against the diagonal; entries that are not free share one value
-    odds_KK = lda.b.new_full((k, k), math.log(START / max(1, k - 1) / (1 - START)))
+    odds_KK = lda.b.new_full(off_KK.shape, math.log(START / max(1, len(off_KK) - 1) / (1 - START)))
     numbers = [odds_KK, odds_KK[0, 0], lda.b.new_tensor(scale).log()]
     free_KK, transition_KK = off_KK, (~off_KK).to(lda.b)
 
@@ -189,8 +143,7 @@ def free(lda: LdaStatistics, scale: float) -> Iterator[TransitionFit]:
     for cut in (0.0, *CUTS):
         if cut:
             free_KK = (transition_KK > cut) & off_KK
-            rest = transition_KK[~free_KK & off_KK]
-            if not len(rest):
+            if not len(rest := transition_KK[~free_KK & off_KK]):
                 continue
             numbers[1] = (rest.mean().clamp_min(1e-4) / transition_KK.diagonal().mean()).log()
         # a class keeps its label more often than it gets any other: log odds stay below 0
@@ -210,24 +163,21 @@ def _to(to_KK: Tensor, odds: Tensor, stray: Tensor) -> Tensor:
 def one_way(lda: LdaStatistics, fits: list[TransitionFit], scale: float) -> TransitionFit:
     """The best matrix whose flips fall on one class for every class, or else on any, from a ``scale``.
 
-    Which class that is, if any, is first what the best of ``fits`` says; then, between searches, what explains the
-    labels best for every class by itself.
+    That class is first what the best of ``fits`` says; then, between searches, what explains the labels best.
     """
-    part, numbers = _part(lda), _start(lda, scale, *ONE_WAY)
-    eye_KK = torch.eye(len(lda.share)).to(lda.b)
+    numbers, eye_KK = _start(lda, scale, *ONE_WAY), torch.eye(len(lda.share)).to(lda.b)
     tried = []
     for found in fits:
         most_K, to_K = (found.transition.to(eye_KK) * (1 - eye_KK)).max(1)
         flips_K = most_K > max(START, most_K.median().item() / 2)
         tried.append(partial(_to, torch.where(flips_K[:, None], eye_KK[to_K], eye_KK)))
-    family = max(tried, key=lambda family: _value(part, family)(*numbers).item())
+    family = max(tried, key=lambda family: _value(lda, family, SEARCHED)(*numbers).item())
     for _ in range(TURNS):
-        numbers = ascend(_value(part, family), numbers, STEPS // 5, below_0=slice(1))
+        numbers = ascend(_value(lda, family, SEARCHED), numbers, STEPS // 5, below_0=slice(1))
         family = partial(_to, _turned(lda, *family.args, *numbers))
-    numbers = ascend(_value(part, family), numbers, STEPS, below_0=slice(1))
-    best = _fit(lda, family, numbers, "one way", free=2, choices=1)
+    numbers = ascend(_value(lda, family, SEARCHED), numbers, STEPS, below_0=slice(1))
     flips = int((family.args[0].diagonal() == 0).sum())
-    return replace(best, score=best.score - GAIN_OF_ONE_WAY * flips)
+    return _fit(lda, family, numbers, "one way", free=2, choices=1, more=GAIN_OF_ONE_WAY * flips)
 
 
 def _turned(lda: LdaStatistics, to_KK: Tensor, odds: Tensor, stray: Tensor, log_scale: Tensor) -> Tensor:
@@ -255,54 +205,46 @@ def nearest(lda: LdaStatistics, scale: float) -> TransitionFit:
     Where all classes flip one way, half of the images with a label look like the class that it comes *from*. Flips the
     other way, of half of the labels, explain that hardly worse; so where rates end at a half, there is no score.
     """
-    family = partial(_to, torch.eye(len(lda.share)).to(lda.b)[_likeness(_confusion(lda, None, scale)).argmax(1)])
-    numbers = ascend(_value(_part(lda), family), _start(lda, scale, *ONE_WAY), STEPS, below_0=slice(1))
-    found = _fit(lda, family, numbers, "alike", free=2, choices=GAIN_OF_NEAREST)
-    return found if numbers[0] < -STEP else replace(found, score=-math.inf)
+    _, log_KK = _confusion(lda, torch.eye(len(lda.share)), scale)
+    family = partial(_to, torch.eye(len(log_KK)).to(log_KK)[log_KK.argmax(1)])
+    numbers = ascend(_value(lda, family, SEARCHED), _start(lda, scale, *ONE_WAY), STEPS, below_0=slice(1))
+    at_half = math.inf if numbers[0] >= -STEP else 0.0
+    return _fit(lda, family, numbers, "alike", free=2, choices=GAIN_OF_NEAREST, more=at_half)
 
 
 def alike(lda: LdaStatistics, scale: float) -> TransitionFit:
     """The best matrix whose flips are the more frequent, the more alike two classes are, from a ``scale``.
 
-    T = I + diag(e) (F − I), F = (1 − u) softmax(γ log S + η log π) + u / (K − 1) off the diagonal, log odds of e = ε +
-    δ (log odds that images of the class are taken for others), of the numbers ε, γ, log odds of u, δ ≥ 0 and η ≥ 0. The
-    likeness S is counted under T = I first, then once more under the T that was found.
+    T = I + diag(e) (F − I), F = (1 − u) softmax(γ log S + η log π) + u / (K − 1) off the diagonal, logit e = ε + δ c,
+    of the numbers ε, γ, logit u, δ ≥ 0 and η ≥ 0; π is the share of each noisy label. S, how alike classes are, and c,
+    how often they are confused, are counted under T = I first, then once more under the T that was found.
     """
-    numbers, confusion_KK = _start(lda, scale, *ALIKE), _confusion(lda, None, scale)
+    numbers, share_K = _start(lda, scale, *ALIKE), (lda.share * len(lda.share)).clamp_min(1 / len(lda.share)).log()
+    confusion = _confusion(lda, torch.eye(len(share_K)), scale)
     for _ in range(2):
-        family = _alike(lda, confusion_KK)
-        numbers = ascend(_value(_part(lda), family), numbers, STEPS, above_0=slice(3, 5))
+        family = partial(_alike, *confusion, share_K.to(lda.b) - share_K.to(lda.b).mean())
+        numbers = ascend(_value(lda, family, SEARCHED), numbers, STEPS, above_0=slice(3, 5))
         found = _fit(lda, family, numbers, "alike", free=5, choices=1)
-        confusion_KK = _confusion(lda, found, scale)
+        confusion = _confusion(lda, found.transition, found.scale)
     return found
 
 
-def _alike(lda: LdaStatistics, confusion_KK: Tensor) -> Function:
-    k, eye_KK = len(confusion_KK), torch.eye(len(confusion_KK)).to(lda.b)
-    log_KK = _likeness(confusion_KK).masked_fill(eye_KK.bool(), 0)
-    own_K = confusion_KK.diagonal() / confusion_KK.sum(1).clamp_min(1e-9)
-    doubt_K = -own_K.clamp(1e-3, 1 - 1e-3).logit()
-    share_K = (lda.share * k).clamp_min(1 / k).log().to(lda.b)
-    doubt_K, share_K = doubt_K - doubt_K.mean(), share_K - share_K.mean()
-
-    def matrix(rate: Tensor, power: Tensor, spread: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        flips_KK = (power * log_KK + column * share_K).masked_fill(eye_KK.bool(), -torch.inf).softmax(1)
-        flips_KK = torch.lerp(flips_KK, (1 - eye_KK) / (k - 1), spread.sigmoid())
-        return eye_KK + (rate + row * doubt_K).sigmoid()[:, None] * (flips_KK - eye_KK)
-
-    return matrix
+def _alike(doubt_K: Tensor, log_KK: Tensor, share_K: Tensor, *numbers: Tensor) -> Tensor:
+    (rate, power, spread, row, column), eye_KK = numbers, torch.eye(len(log_KK)).to(log_KK)
+    flips_KK = power * log_KK.masked_fill(eye_KK.bool(), 0) + column * share_K
+    flips_KK = flips_KK.masked_fill(eye_KK.bool(), -torch.inf).softmax(1)
+    flips_KK = torch.lerp(flips_KK, (1 - eye_KK) / (len(eye_KK) - 1), spread.sigmoid())
+    return eye_KK + (rate + row * doubt_K).sigmoid()[:, None] * (flips_KK - eye_KK)
 
 
-def _likeness(confusion_KK: Tensor) -> Tensor:
-    """log S (K, K) float32, rows sum to 1: what images of a class are taken for besides; −∞ on the diagonal."""
-    log_KK = (confusion_KK / confusion_KK.sum(1, keepdim=True).clamp_min(1e-9)).clamp_min(1e-5).log()
-    return log_KK.masked_fill(torch.eye(len(log_KK), dtype=torch.bool, device=log_KK.device), -torch.inf).log_softmax(1)
-
-
-def _confusion(lda: LdaStatistics, found: TransitionFit | None, scale: float) -> Tensor:
-    """Predicted class probabilities (K, K), summed over images of a class: the true one under what was found, the noisy
-    one under T = I before anything is."""
-    transition_KK = torch.eye(len(lda.share)).to(lda.share) if found is None else found.transition
-    p_NK = lda.probabilities(transition_KK, scale if found is None else found.scale)
+def _confusion(lda: LdaStatistics, transition_KK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What images of a class, the true one or, if T = I, the noisy one, are taken for: log odds (K,) that it is another
+    class, less their mean, and log S (K, K) float32, which one that is; −∞ on the diagonal, rows of S sum to 1."""
+    transition_KK = transition_KK.to(lda.share)
+    p_NK = lda.probabilities(transition_KK, scale)
     q_NK = p_NK * transition_KK[:, lda.noisy].T.to(p_NK)
-    return (q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-9)).T @ p_NK
+    counts_KK = (q_NK / q_NK.sum(1, keepdim=True).clamp_min(1e-9)).T @ p_NK
+    part_KK = counts_KK / counts_KK.sum(1, keepdim=True).clamp_min(1e-9)
+    doubt_K = -part_KK.diagonal().clamp(1e-3, 1 - 1e-3).logit()
+    own_KK = torch.eye(len(part_KK), dtype=torch.bool, device=part_KK.device)
+    return doubt_K - doubt_K.mean(), part_KK.clamp_min(1e-5).log().masked_fill(own_KK, -torch.inf).log_softmax(1)
