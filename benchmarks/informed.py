@@ -32,11 +32,11 @@ from tadlib.nn.training import one_hot, predict
 from tadlib.noise import transition
 from tadlib.rng import generator
 from tadlib.store import load_table
-from tadlib.trust.calibration import INVERSE_TEMPERATURES
-from tadlib.trust.posterior import posterior
+from tadlib.trust.pooling import posterior
 
 FOLDS = 5
 RIGHT = 0.85  # of pseudo-labels
+INVERSE_TEMPERATURES = [0.5 * 1.05**i for i in range(43)]  # up to 3.9
 
 
 def held_out(config: Config, true_N: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def judged(p_NK: Tensor, noisy_N: Tensor, true_N: Tensor) -> dict[str, float | N
     transition_KK = transition(true_N, noisy_N, p_NK.shape[1]).to(p_NK.device).double()
     found = []
     for b in INVERSE_TEMPERATURES:
-        q_NK = posterior(p_NK.double().log(), noisy_N, transition_KK, b)
+        q_NK = posterior(b * p_NK.double().log(), noisy_N, transition_KK)
         certainty_N, label_N = q_NK.max(1)
         auroc = trust.auroc(q_NK.gather(1, noisy_N[:, None])[:, 0], noisy_N == true_N)
         found.append((auroc, corrected(certainty_N, label_N, noisy_N, true_N)))

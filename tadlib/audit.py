@@ -54,7 +54,6 @@ RESOLUTION = 32  # pixels, of images that are larger
 SIDE = 16  # pixels to which images are averaged before they are compared for near duplicates
 ALIKE = 0.98  # least correlation of the pixels of near duplicates (our choice)
 CHUNK = 1000  # images compared with all others at a time
-SURE = 1.96  # standard deviations of a 95 % interval
 
 
 # What was found ------------------------------------------------------------------------------------------------------
@@ -85,31 +84,20 @@ class Findings:
     @staticmethod
     def of(refined: RefinedSet, data: Dataset, checked_N: Tensor | None) -> "Findings":
         """Read off a refined set of arm ``tad-posterior``."""
-        noisy_N, trust_N = refined.noisy, refined.trust.double()
-        checked_N = torch.zeros(len(noisy_N), dtype=torch.bool) if checked_N is None else checked_N
-        # TODO temporary: until the refined set itself has posterior, flagged and noise_rate
-        q_NK: Tensor | None = getattr(refined, "posterior", None)
-        if q_NK is None:  # the soft labels, with the trust as the probability of the noisy label
-            others_NK = refined.y.double().scatter(1, noisy_N[:, None], 0).clamp_min(1e-12)
-            others_NK = others_NK.scatter(1, noisy_N[:, None], 0)
-            q_NK = others_NK / others_NK.sum(1, keepdim=True) * (1 - trust_N)[:, None]
-            q_NK = q_NK.scatter(1, noisy_N[:, None], trust_N[:, None])
-        flagged_N: Tensor | None = getattr(refined, "flagged", None)
-        rate = getattr(refined, "noise_rate", None)
-        if rate is None:
-            mean = (1 - trust_N).mean().item()
-            half = SURE * (trust_N * (1 - trust_N)).sum().sqrt().item() / len(trust_N)
-            rate = mean, max(mean - half, 0.0), min(mean + half, 1.0)
+        checked_N = torch.zeros(len(refined.noisy), dtype=torch.bool) if checked_N is None else checked_N
+        assert refined.posterior is not None
+        assert refined.flagged is not None
+        assert refined.noise_rate is not None
         assert refined.transition is not None
         return Findings(
             class_names=data.class_names,
             places=places_of(data),
-            noisy=noisy_N,
-            trust=trust_N,
-            flagged=(trust_N < 0.5 if flagged_N is None else flagged_N) & ~checked_N,
-            q=q_NK.double(),
+            noisy=refined.noisy,
+            trust=refined.trust.double(),
+            flagged=refined.flagged & ~checked_N,
+            q=refined.posterior.double(),
             transition=refined.transition.double(),
-            noise_rate=tuple(float(value) for value in rate),  # type: ignore[arg-type]
+            noise_rate=tuple(refined.noise_rate.tolist()),  # type: ignore[arg-type]
             checked=checked_N,
         )
 
