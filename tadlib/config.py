@@ -4,17 +4,20 @@ Every field has its meaning under it and its bounds beside its default; they hol
 Importing this module does not import torch.
 """
 
+import ast
 import difflib
 import math
 import operator
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from tadlib import presets
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, require, usable
 
 if TYPE_CHECKING:
     import torch
@@ -503,6 +506,9 @@ class Config(Essentials, Settings):
         from tadlib.nn.networks import NETWORKS
 
         super().__post_init__()
+        for place in ("root", "out"):
+            if getattr(self, place) is not None:
+                object.__setattr__(self, place, str(usable(getattr(self, place))))
         require_known(self.dataset)
         known("network", self.evaluate_network, NETWORKS)
         noise.check(self.noise, self.rate, self.dataset)
@@ -523,7 +529,7 @@ class Config(Essentials, Settings):
 
             try:
                 torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:
+            except Exception as error:  # of as many types as there are kinds of devices
                 raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     @staticmethod
@@ -555,6 +561,20 @@ class Config(Essentials, Settings):
         values = presets.settings(*scale) | given
         nested = {name: _section(name, values) for name in SECTIONS}
         return Config(**(values | nested))
+
+    @staticmethod
+    def from_variables(variables: Mapping[str, Any], fixed: Collection[str] = ()) -> "Config":
+        """A configuration from the variables of a notebook up to here (``globals()``): those in lower case that hold a
+        scalar are its parameters, also those that papermill added.
+
+        Raises:
+            InputError: as :meth:`from_params`, and for a parameter that the notebook has ``fixed``.
+        """
+        scalars = {name: v for name, v in variables.items() if isinstance(v, str | int | float | None)}
+        given = {name: v for name, v in scalars.items() if name.islower() and not name.startswith("_")}
+        for name in fixed:
+            require(name not in given, f"{name} has no effect in this notebook, which sets it itself")
+        return Config.from_params(**given)
 
     def to_params(self) -> dict[str, Any]:
         """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit, without those of other methods."""
@@ -618,6 +638,21 @@ def _section(section: str, values: dict[str, Any]) -> Any:
     except InputError as error:
         text = str(error)
         raise InputError(f"{section}_{text}" if text.partition(" ")[0] in names else text) from None
+
+
+@lru_cache
+def meanings() -> dict[str, str]:
+    """What every flat parameter means: the text under its field."""
+    texts: dict[tuple[str, str], str] = {}
+    for part in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        for statement, after in pairwise(getattr(part, "body", [])):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = " ".join(ast.literal_eval(after.value).split())
+                texts[getattr(part, "name", ""), ast.unparse(statement.target)] = text
+    owners = {(f.name, f.name): Config for f in fields(Config) if f.name not in SECTIONS}
+    owners |= {(f"{s}_{f.name}", f.name): kind for s, kind in SECTIONS.items() for f in fields(kind)}
+    bases = {key: [base.__name__ for base in kind.__mro__] for key, kind in owners.items()}
+    return {flat: next(texts[b, name] for b in of if (b, name) in texts) for (flat, name), of in bases.items()}
 
 
 @lru_cache

@@ -4,6 +4,7 @@ Legend: S synthetic images, K classes, C H W image.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from tadlib import materials
-from tadlib.config import Config, stored_params
+from tadlib.checks import require_distributions, require_images
+from tadlib.config import MACHINE, Config, converted, known_param, stored_params
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
-from tadlib.errors import require
+from tadlib.errors import InputError, require, some, usable
 from tadlib.evaluate import evaluate
 from tadlib.nn import speed
 from tadlib.store import StageFolder, load_metadata, load_tensors, save_tensors
+
+ESSENTIAL = ("dataset", "noise", "rate", "arm", "method", "ipc", "seed", "zca")
+"""Settings that the file of a distilled set has to have."""
+OF_EVALUATION = ("n_test", "seed", "width", "depth", "norm")
+"""Settings, beside ``evaluate_*`` and those of the machine, that the evaluation of a finished set depends on."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,14 @@ class Distilled:
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the protocol of the run that made the set.
 
-        ``params`` change flat settings of it; the file stays as it is.
+        ``params`` change flat settings of it; the file stays as it is. InputError for settings that made the set and
+        have no meaning any more (``zca``, ``ipc``, ``noise`` ...).
         """
+        for name in params:
+            known_param(name)
+            fits = name.startswith("evaluate_") or name in OF_EVALUATION or name in MACHINE
+            why = f"which was made with its own; settings that count are evaluate_* and {', '.join(OF_EVALUATION)}"
+            require(fits, f"{name} is not for a distilled set, {why}")
         with TemporaryDirectory() as out:  # decoded images of the user's own are kept no longer than this takes
             given = {"root": root, "device": device, "out": out, **params}
             config = Config.from_params(**{**self.params, **given})
@@ -69,7 +82,7 @@ def load_distilled(path: Path | str) -> Distilled:
 
     Raises InputError where the file is missing, damaged or holds something else.
     """
-    path = Path(path)
+    path = usable(path)
     path = path / "distilled.safetensors" if path.is_dir() else path
     stage = StageFolder(path.parent)
     if stage.is_complete():
@@ -77,8 +90,32 @@ def load_distilled(path: Path | str) -> Distilled:
     tensors, metadata = load_tensors(path), load_metadata(path)
     holds = "distilled" in metadata and {"x", "pixels", "y"} <= tensors.keys()
     require(holds, f"{path} does not hold a distilled set")
-    about = json.loads(metadata["distilled"])
-    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
-    more: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
-    more |= {"params": stored_params(about["params"]), "provenance": about["provenance"]}
-    return Distilled(synthetic, tensors["pixels"], **more)
+    try:
+        about = json.loads(metadata["distilled"])
+        synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
+        more: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
+        more |= {"params": stored_params(about["params"]), "provenance": dict(about["provenance"])}
+        held = Distilled(synthetic, tensors["pixels"], **more)
+        _check(held)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # InputError among them
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} does not hold a distilled set: {reason}") from error
+    return held
+
+
+def _check(held: Distilled) -> None:
+    """InputError where what a file holds does not fit together."""
+    x_SCHW, y_SK, lr = held.synthetic.x, held.synthetic.y, held.synthetic.lr
+    require_images("images", x_SCHW)
+    shape, names = tuple(x_SCHW.shape[1:]), held.class_names
+    require_images("pixels", held.pixels, shape, len(x_SCHW))
+    require_distributions("labels", y_SK, len(names), len(x_SCHW))
+    for what, values in (("mean", held.mean), ("std", held.std), ("learning rate", [lr] * shape[0])):
+        fits = len(values) == shape[0] and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        require(fits, f"{what} must be finite, one number a channel, got {values}")
+    require(lr > 0 and all(s > 0 for s in held.std), f"learning rate and std must be positive, got {lr}, {held.std}")
+    require(all(isinstance(name, str) for name in names), f"names of classes must be text, got {some(names)}")
+    for name in ESSENTIAL:
+        require(name in held.params, f"params must have {name}")
+    for name, value in held.params.items():
+        converted(name, value)

@@ -14,6 +14,7 @@ import torch
 from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 from torch import Tensor
 
+from tadlib.checks import require_fit, require_labels, require_refined
 from tadlib.config import Protocol
 from tadlib.distill.synthetic import Synthetic
 from tadlib.nn.networks import Network
@@ -77,6 +78,7 @@ def train_networks(
 
     ``on_epoch`` is called after every epoch of all; ``resume`` is what :func:`tadlib.state.checkpoint` gave then.
     """
+    require_refined(net, synthetic.x, synthetic.y, synthetic.x.new_ones(len(synthetic.x)))
     loop = start(net, protocol, seed=seed, device=synthetic.x.device)
     if resume is not None:
         loop = restored(loop, *resume, synthetic.x.device)
@@ -90,6 +92,8 @@ def evaluate(
     net: Network, synthetic: Synthetic, x_test_NCHW: Tensor, y_test_N: Tensor, protocol: Protocol, **options
 ) -> list[float]:
     """Last-epoch test accuracy (fraction) of every network (R); ``options`` as in :func:`train_networks`."""
+    require_fit(net, "test images", x_test_NCHW)
+    require_labels("test labels", y_test_N, net.spec.n_classes, len(x_test_NCHW))
     theta_RP = train_networks(net, synthetic, protocol, **options)
     return [accuracy(net, theta_P, x_test_NCHW, y_test_N) for theta_P in theta_RP]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tadlib.checks import require_refined
 from tadlib.config import AuditorConfig, ExpertConfig
 from tadlib.errors import InputError, require
 from tadlib.nn.networks import Network
@@ -37,6 +38,7 @@ def train_expert(
 
     Samples of weight 0 are not used. The random numbers of an expert depend on ``seed`` and its number alone.
     """
+    require_refined(net, x_NCHW, y_NK, w_N)
     state = State(net.init(seed, "expert", expert))
     trajectory_EP = state.theta.new_empty(config.epochs + 1, net.n_parameters)
     trajectory_EP[0] = state.theta

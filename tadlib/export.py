@@ -77,7 +77,7 @@ def png(distilled: Distilled, out: Path) -> None:
     """``png/<class>/<number>.png``, one picture for each image."""
     contents, label_S = pngs_of(distilled), distilled.synthetic.y.argmax(1).tolist()
     for k, name in enumerate(distilled.class_names):
-        safe = "".join(c if c.isalnum() else "_" for c in name)
+        safe = "".join(c if c.isalnum() else "_" for c in name)[:50]  # a file's name has at most 255 bytes
         of_class = [content for content, label in zip(contents, label_S) if label == k]
         for i, content in enumerate(of_class):
             write_atomic(out / "png" / f"{k:03d}_{safe}" / f"{i:03d}.png", content)

@@ -28,7 +28,7 @@ from tadlib.data import Dataset, is_own, matrices, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real
 from tadlib.distilled import load_distilled, save_distilled
-from tadlib.errors import require, required
+from tadlib.errors import require, required, some
 from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, plain_dataset
 from tadlib.nn import pretrained, speed
@@ -243,8 +243,10 @@ def trust_method(config: Config) -> Any:
     return trust.method(config.arm, config.auditor, config.tad, config.posterior)
 
 
-def check(config: Config) -> NoisyLabels:
-    """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
+def check(config: Config, *, distilled: bool = True) -> NoisyLabels:
+    """Everything that can be known to fail before work starts: files, sizes, noise, and, where the labels are to be
+    ``distilled``, IPC against class sizes."""
+    speed.prepare(config.threads)
     data = plain_dataset(config)
     network(config), evaluated_network(config)
     labels = _labels(config, data)
@@ -254,10 +256,13 @@ def check(config: Config) -> NoisyLabels:
         message += " (a table may have a column true_label)" if data.files is not None else ""
         used_N, whose = required(labels.true_N, message), "true"
     counts = torch.bincount(used_N, minlength=data.n_classes)
+    empty = [k if data.files is None else repr(data.class_names[k]) for k in (counts == 0).nonzero()[:, 0].tolist()]
+    require(not empty, f"every class needs an image; under the {whose} labels none has class {some(empty)}")
     rarest = int(counts.argmin())
     name = rarest if data.files is None else repr(data.class_names[rarest])
     least = f"class {name} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
-    require(int(counts.min()) >= config.ipc, f"ipc must not exceed the images of a class: {least}")
+    enough = not distilled or int(counts.min()) >= config.ipc
+    require(enough, f"ipc must not exceed the images of a class: {least}")
     if config.arm == "tad-posterior":
         _tables(config, data, labels.noisy_N)
         for network_name in config.posterior.pretrained:
@@ -300,6 +305,7 @@ def inject_noise(config: Config) -> Path:
 
 def load_labels(path: Path) -> NoisyLabels:
     """The labels that stage ``noise`` wrote."""
+    _verify(path)
     return NoisyLabels.load(path / "labels.safetensors")
 
 
@@ -319,6 +325,18 @@ def embed(config: Config) -> Path:
         return {}
 
     return _stage(config, _plan_embed(config), work)
+
+
+def load_accuracies(path: Path) -> list[float]:
+    """The accuracies that stage ``evaluate`` wrote."""
+    _verify(path)
+    return store.load_json(path / "accuracies.json")
+
+
+def _verify(path: Path) -> None:
+    """InputError where a file of a finished stage is damaged."""
+    if StageFolder(path).is_complete():
+        StageFolder(path).verify()
 
 
 def divert(config: Config) -> Path:
@@ -386,6 +404,7 @@ def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, t
 
 def load_refined(path: Path) -> trust.RefinedSet:
     """The refined set that stage ``divert`` wrote, on the CPU."""
+    _verify(path)
     history = path / "history.parquet"
     rows = store.load_table(history).to_dict("records") if history.exists() else []
     return trust.RefinedSet(**store.load_tensors(path / "refined.safetensors"), history=tuple(rows))
@@ -489,7 +508,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     """The row of a finished run, read from the manifests of its stages."""
     manifests = {name: StageFolder(planned.path).manifest() for name, planned in plan(config).items()}
     found = manifests["divert"]["extra"] | manifests["evaluate"]["extra"]
-    found["n_networks"] = len(store.load_json(evaluated_at / "accuracies.json"))
+    found["n_networks"] = len(load_accuracies(evaluated_at))
     for name in ("divert", "experts", "distill", "evaluate"):
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
@@ -551,11 +570,26 @@ ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", 
 
 
 def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a table of results and return it; a row of the same configuration is replaced."""
+    """Add rows to a table of results and return it; a row of the same configuration is replaced.
+
+    Where the table has the rows already nothing is written, so that a finished folder may be read-only.
+    """
+    if path.exists() and _has(table := store.load_table(path), rows):
+        return table
     with store.locked(path.parent / ".results.lock"):
         table = result_table([store.load_table(path), rows] if path.exists() else [rows])
         store.save_table(path, table)
     return table
+
+
+def _has(table: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether every one of ``rows`` is in ``table`` with the same values, whatever the types of its columns."""
+    if not rows.columns.isin(table.columns).all() or not rows["config_hash"].isin(table["config_hash"]).all():
+        return False
+    found = table.set_index("config_hash").loc[rows["config_hash"], rows.columns.drop("config_hash")]
+    mine = rows.drop(columns="config_hash")
+    same = [[(a == b) or (pd.isna(a) and pd.isna(b)) for a, b in zip(*pair)] for pair in zip(found.values, mine.values)]
+    return all(map(all, same))
 
 
 def result_table(tables: list[pd.DataFrame]) -> pd.DataFrame:

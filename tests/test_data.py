@@ -150,7 +150,7 @@ def test_sizes_that_the_data_set_lacks_are_refused(bad, message):
 @pytest.mark.parametrize(
     "field, change, message",
     [
-        ("x_train", lambda x: spoilt(x, (3, 0, 1, 2), torch.nan), "be finite.* in 1 of 1297 images, first at 3"),
+        ("x_train", lambda x: spoilt(x, (3, 0, 1, 2), torch.nan), "be finite.* in 1 of 1297, first at 3"),
         ("x_test", lambda x: spoilt(x, (7, 0, 1, 2), -torch.inf), "be finite.* first at 7"),
         ("x_train", lambda x: x[:, 0], r"be \(N, C, H, W\) float32, got \(1297, 8, 8\) float32"),
         ("x_train", lambda x: x.double(), r"be .* got \(1297, 1, 8, 8\) float64"),

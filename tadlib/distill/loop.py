@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tadlib.checks import require_refined
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
 from tadlib.nn import augment
@@ -166,8 +167,10 @@ def driver(
 
         ``experts`` is None for methods that match no trajectories. ``on_iteration`` is called with the state after each
         iteration; ``resume`` is what :func:`tadlib.state.checkpoint` gave then, from which the run ends with the same
-        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`).
+        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`). InputError where images,
+        labels, weights and network do not belong together.
         """
+        require_refined(net, x_NCHW, y_NK, w_N)
         problem = Problem(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), experts, config, ipc, seed)
         state = start(problem)
         if resume is not None:
