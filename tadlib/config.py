@@ -479,9 +479,9 @@ class Config(Essentials, Settings):
 
     zca: bool = False
     """ZCA-whitened images instead of normalised ones."""
-    width: int = 128
+    width: int = setting(128, least=1, most=2**16)
     """Channels of the ConvNet."""
-    depth: int = 3
+    depth: int = setting(3, least=1, most=16)
     """Blocks of the ConvNet."""
     norm: str = "instance"
     """Normalisation layer of the ConvNet."""
