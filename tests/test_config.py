@@ -199,6 +199,16 @@ def test_an_unknown_arm_is_answered_with_the_known_ones():
         Config.from_params(arm="tda")
 
 
+def test_the_variables_of_a_notebook_are_its_parameters():
+    variables = {"rate": 0.4, "noise": "pairflip", "n_train": 200, "root": None, "In": [], "_": "", "ast": ast, "K": 3}
+    made = Config.from_variables(variables)
+    assert (made.rate, made.noise, made.n_train) == (0.4, "pairflip", 200)
+    with pytest.raises(InputError, match="unknown parameter 'raet'; did you mean 'rate'"):
+        Config.from_variables(variables | {"raet": 0.1})
+    with pytest.raises(InputError, match="arm has no effect in this notebook"):
+        Config.from_variables(variables | {"arm": "tad"}, fixed=("arm",))
+
+
 @pytest.mark.parametrize(
     "name, near", [("auditor_epoch", "auditor_epochs"), ("tad_alhpa", "tad_alpha"), ("posterior_ena", "posterior_ema")]
 )

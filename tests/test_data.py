@@ -257,6 +257,21 @@ def test_wrong_md5_names_the_file_and_nothing_is_unpickled(tmp_path, monkeypatch
     assert not (tmp_path / "sprung").exists()
 
 
+def test_download_fetches_a_damaged_file_anew(tmp_path, monkeypatch):
+    write_cifar(CIFAR10, tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(InputError, match="data_batch_3 is damaged: .*--download"):
+        load_dataset("cifar10", root=tmp_path)
+    monkeypatch.setattr(CIFAR10, "download", lambda self: path.write_bytes(whole))
+    assert len(load_dataset("cifar10", root=tmp_path, download=True).x_train) == 500
+    path.write_bytes(b"")
+    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
+    with pytest.raises((InputError, RuntimeError), match="damaged|corrupted"):
+        load_dataset("cifar10", root=tmp_path, download=True)
+
+
 def test_download_fetches_missing_files_keeps_stdout_clean_and_may_fail(tmp_path, monkeypatch, capsys):
     write_cifar(CIFAR10, tmp_path / "there", monkeypatch)
 

@@ -110,6 +110,7 @@ def asked(function: Callable, *arguments: Any, **options: Any) -> Any:
 
 def damaged(draw: random.Random, content: bytes, trap: Path) -> bytes:
     """Truncated, with flipped bits, with a part repeated, zeroed or replaced, or something else altogether."""
+    content = content or b"\0"
     n = len(content)
     way = draw.choice(["cut", "cut", "flip", "flip", "flip", "part", "zero", "noise", "empty", "pickle", "text"])
     if way == "cut":

@@ -422,6 +422,27 @@ def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
         listed(tmp_path / "first.parquet", index_N % 10, index_N=index_N, n_full=40)
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("label\n1\n\n3\n", "line 3 has ''"),
+        ("index,given_label\n0,1\n1,\n", "line 3 has ''"),
+        ("index,given_label\n0,1\n1\n", "line 3 has '1'"),
+        ("1\nnan\n", "line 2 has 'nan'"),
+        ("given_label,path\n1,a.png\n", "must name images by index, their place in the full training set, not by path"),
+    ],
+)
+def test_what_is_missing_in_a_table_is_told_with_its_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        listed(tmp_path / "a.csv", torch.arange(3))
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfIndex, Given_Label\r\n1,2\r\n0,0\r\n2,2\r\n\r\n")
+    assert listed(tmp_path / "a.csv", torch.arange(3)).noisy_N.tolist() == [0, 2, 2]
+
+
 def test_labels_that_agree_with_the_true_ones_by_chance_bring_a_warning(tmp_path):
     true_N = labels([100] * 10)
     path = write_list(tmp_path / "a.npy", true_N[torch.randperm(1000, generator=generator(0, "test"))].tolist())
@@ -522,6 +543,15 @@ def test_human_labels_follow_the_index(human_root):
     assert part.noisy_N.tolist() == [9, 1, 1, 6]
     assert (part.rate, part.rate_realised) == (pytest.approx(0.3), 0.5)  # of the file; of these four
     assert torch.equal(part.transition_nominal, whole.transition_realised)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_human_labels_may_be_integers_of_any_size(human_root, kind):
+    expected, path = human(human_root).checksum, human_root / "cifar-n" / "CIFAR-10_human.pt"
+    clean = np.arange(100) % 10
+    worse = np.where(np.arange(100) < 30, (clean + 1) % 10, clean)
+    torch.save({"clean_label": clean.astype(kind), "worse_label": worse.astype(kind)}, path)
+    assert human(human_root).checksum == expected
 
 
 def test_human_labels_need_a_root_and_may_lie_in_it(human_root):

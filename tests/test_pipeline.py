@@ -544,6 +544,11 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(copy, finished, stag
     assert not list(copy.rglob("checkpoint.safetensors"))
 
 
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits():
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("kill_stages.py")), "6"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_two_processes_at_once_do_the_work_once(tmp_path, finished):
     out = tmp_path / "runs"
     with start(out) as one, start(out) as other:
