@@ -167,14 +167,9 @@ def _block(entries: Any, folder: Path) -> Block:
 
 def _value(name: str, value: Any, folder: Path) -> Any:
     value = converted(name, value)
-<<<<<<< HEAD
     kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
     if (name, kind) in (("noise", "file"), ("dataset", "folder"), ("dataset", "table")) and colon:
-        return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"  # beside the grid, wherever the jobs run
-=======
-    if name == "noise" and value.startswith("file:"):  # beside the grid, wherever the jobs run
-        return f"file:{(folder / usable(value.removeprefix('file:'))).resolve()}"
->>>>>>> 6668f40 (Fuzz labels, images, settings, grids, paths and artefacts; bound sizes of networks; other people's image files are told apart)
+        return f"{kind}:{(folder / usable(path)).resolve()}"  # beside the grid, wherever the jobs run
     return value
 
 
