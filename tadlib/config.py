@@ -7,7 +7,7 @@ Importing this module does not import torch.
 import difflib
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -80,6 +80,31 @@ class Training(Settings):
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     """Augmentation of training images, a DSA strategy: operations joined by underscores, or none. The default is the
     published strategy of DSA."""
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "half": lambda epoch, epochs: 0.1 if epoch > (epochs - 1) // 2 + 1 else 1.0,
+    "steps": lambda epoch, epochs: 0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)),
+    "fifths": lambda epoch, epochs: 0.5 ** sum(epoch >= i * epochs // 5 for i in range(1, 5)),
+}
+"""Factors of the learning rate in an epoch (from 0) of so many: none; a tenth after half of them (DC, DM, MTT); a fifth
+at 2/3 and again at 5/6 (IDC, DANCE); halved after each fifth (NCFM)."""
+
+
+@dataclass(frozen=True)
+class Scheduled(Training):
+    """What experts and evaluated networks have in common: a schedule and CutMix."""
+
+    schedule: str = setting("constant", of=tuple(SCHEDULES))
+    """Learning rate over the epochs: constant; half (a tenth after half of them, where an evaluated network's momentum
+    starts anew); steps (a fifth at 2/3 and again at 5/6); fifths (halved after each fifth)."""
+    cutmix: float = setting(0.0, least=0, most=1)
+    """Probability that a batch is mixed by CutMix; 0: none is."""
+
+    def factor(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, from 0, in units of the first one."""
+        return SCHEDULES[self.schedule](epoch, self.epochs)  # type: ignore[attr-defined]
 
 
 # Trust ---------------------------------------------------------------------------------------------------------------
@@ -165,15 +190,15 @@ class PosteriorConfig(Refining):
 
 
 @dataclass(frozen=True)
-class ExpertConfig(Training, momentum=0.0, weight_decay=0.0):
-    """How experts are trained. Defaults are those of MTT's code."""
+class ExpertConfig(Scheduled, momentum=0.0, weight_decay=0.0):
+    """How experts are trained. Defaults are those of MTT's code. DANCE and NCFM read initial and final networks."""
 
     count: int = setting(100, least=1)
     """Number of experts."""
     epochs: int = setting(50, least=1)
     """Epochs of an expert."""
     lr: float = setting(0.01, above=0)
-    """Learning rate of SGD, constant."""
+    """Learning rate of SGD at the start."""
     rho: float = setting(0.0, least=0)
     """Radius of GSAM's ascent step (FTD, DATM: .01); 0 is plain SGD."""
     alpha: float = 0.3
@@ -213,6 +238,9 @@ class Learning(Drawing):
     """Momentum of the images and of the student's learning rate."""
     augmentation: str = Training.augmentation
     """Augmentation of synthetic images, and of real ones that are matched: a DSA strategy."""
+    formation: int = setting(1, least=1)
+    """f of multi-formation (IDC): every stored image holds f x f smaller ones, which are enlarged to full size before
+    they are augmented, matched or trained on. It must divide the side of the images; 1: images are used as they are."""
 
 
 @dataclass(frozen=True)
@@ -311,10 +339,44 @@ class DsaConfig(DmConfig, iterations=1000, lr_img=0.1):
 
 
 @dataclass(frozen=True)
+class DanceConfig(
+    DmConfig, iterations=10000, lr_img=1.6, batch_real=128, augmentation="color_crop_cutout", formation=2
+):
+    """Settings of DANCE; defaults are those of its code for 10 images per class (``lr_img``: presets.toml)."""
+
+    needs_experts: ClassVar[bool] = True
+
+    final_epoch: int = setting(60, least=1)
+    """The epoch of an expert whose parameters are θ_final."""
+    calibration: float = setting(1.0, least=0)
+    """Weight of the cross entropy of the synthetic images under θ_final, on which each iteration takes a second step;
+    0: it takes none."""
+    weighted: bool = True
+    """Weigh real images by trust in the statistics that are matched (our choice); otherwise they count alike."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of an expert that is read."""
+        return self.final_epoch
+
+
+@dataclass(frozen=True)
+class NcfmConfig(DanceConfig, iterations=20000, lr_img=0.004, momentum=0.9, batch_real=1024, lr_net=0.001):
+    """Settings of NCFM: those of DANCE and its own, with the defaults of its code. Images are learned by AdamW, whose
+    β₁ is ``momentum``."""
+
+    frequencies: int = setting(4096, least=1)
+    """Random frequencies t at which the characteristic functions are compared, drawn anew for each class."""
+    weight_decay: float = setting(5e-4, least=0)
+    """Weight decay of the images."""
+
+
+@dataclass(frozen=True)
 class RandomConfig(Drawing):
     """Settings of the baseline of random real images."""
 
     iterations: ClassVar[int] = 0
+    formation: ClassVar[int] = 1
 
     lr_net: float = setting(0.01, above=0)
     """Learning rate of networks that are trained on the images (DC's evaluation)."""
@@ -322,7 +384,7 @@ class RandomConfig(Drawing):
 
 METHODS: dict[str, type[Drawing]] = {
     **{"mtt": MttConfig, "tesla": TeslaConfig, "ftd": FtdConfig, "datm": DatmConfig},
-    **{"dsa": DsaConfig, "dm": DmConfig, "random": RandomConfig},
+    **{"dsa": DsaConfig, "dm": DmConfig, "dance": DanceConfig, "ncfm": NcfmConfig, "random": RandomConfig},
 }
 """Settings of each distillation method by its name; ``tadlib.distill.METHODS`` has the functions."""
 
@@ -331,11 +393,10 @@ METHODS: dict[str, type[Drawing]] = {
 
 
 @dataclass(frozen=True)
-class Protocol(Training):
+class Protocol(Scheduled, schedule="half"):
     """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
 
-    The learning rate is divided by ten after half the epochs, where momentum starts anew, as in the codes of DC, DM and
-    MTT. ``tadlib.evaluate.PROTOCOLS`` holds the published protocols.
+    ``tadlib.evaluate.PROTOCOLS`` holds the published protocols.
     """
 
     networks: int = setting(5, least=1)
@@ -343,13 +404,14 @@ class Protocol(Training):
     epochs: int = setting(1001, least=2)
     """Epochs of each."""
     lr: float | None = setting(None, above=0)
-    """Learning rate of SGD; None: the synthetic set's own."""
+    """Learning rate at the start; None: the synthetic set's own."""
+    optimiser: str = setting("sgd", of=("sgd", "adamw"))
+    """Optimiser: sgd, or adamw, of which ``momentum`` is β₁."""
     compile: bool = False
     """Compile the training step on a CPU: worthwhile for many epochs of wide networks."""
-
-    def late(self, epoch: int) -> bool:
-        """Whether ``epoch`` lies after the learning rate was divided."""
-        return epoch > (self.epochs - 1) // 2 + 1
+    controls: bool = False
+    """Evaluate two controls as well, which triples the time at most: the set with hard labels only, and random real
+    images with the labels and the recipe of the set."""
 
 
 # A whole run ---------------------------------------------------------------------------------------------------------
@@ -403,7 +465,8 @@ class Essentials:
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
     oracle; as an option one or several."""
     method: str = setting("mtt", of=tuple(METHODS))
-    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
+    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm, dance, ncfm (distributions), or
+    random."""
     ipc: int = setting(10, least=1)
     """Synthetic images per class."""
     seed: int = 0
@@ -449,6 +512,8 @@ class Config(Essentials, Settings):
     datm: DatmConfig = field(default_factory=DatmConfig)
     dsa: DsaConfig = field(default_factory=DsaConfig)
     dm: DmConfig = field(default_factory=DmConfig)
+    dance: DanceConfig = field(default_factory=DanceConfig)
+    ncfm: NcfmConfig = field(default_factory=NcfmConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
     evaluate: Protocol = field(default_factory=Protocol)
 
@@ -464,10 +529,12 @@ class Config(Essentials, Settings):
         m, epochs = self.method, self.expert.epochs
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
-            needed = f"{m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more"
+            read = f"{m}_final_epoch" if m in ("dance", "ncfm") else f"{m}_max_start - 1 + {m}_expert_epochs"
+            needed = f"{read} = {last} epochs or more"
             require(last <= epochs, f"experts must be trained for {needed}, got expert_epochs {epochs}")
             if self.own_loops:
-                name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
+                plain = ("rho", "compile", "bfloat16", "schedule", "cutmix")
+                name = next((name for name in plain if getattr(self.expert, name) != getattr(ExpertConfig, name)), None)
                 require(name is None, f"expert_{name} is not for experts that judge labels (loops 'per-expert')")
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")

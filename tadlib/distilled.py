@@ -26,7 +26,8 @@ class Distilled:
     """A distilled set with what is needed to use it.
 
     ``synthetic`` holds the images as networks take them: normalised by ``mean`` and ``std``, or ZCA-whitened where
-    ``params["zca"]`` is true. ``pixels`` (S, C, H, W) are the same images as pixels, not clamped to [0, 1].
+    ``params["zca"]`` is true. ``pixels`` (S f², C, H, W) are its decoded images (f: its formation, mostly 1) as pixels,
+    not clamped to [0, 1].
     ``params`` are the flat settings of the run, without those of the machine; ``provenance`` says what made the file.
     """
 
@@ -59,8 +60,9 @@ def save_distilled(
 ) -> None:
     """Write a distilled set as one safetensors file."""
     about: dict[str, Any] = {"mean": data.mean, "std": data.std, "class_names": data.class_names, "lr": synthetic.lr}
-    about |= {"params": config.portable(), "provenance": provenance or {}}
-    tensors = {"x": synthetic.x, "pixels": data.pixels(synthetic.x, clamp=False), "y": synthetic.y}
+    about |= {"formation": synthetic.formation, "params": config.portable(), "provenance": provenance or {}}
+    pixels = data.pixels(synthetic.decoded().x, clamp=False)
+    tensors = {"x": synthetic.x, "pixels": pixels, "y": synthetic.y}
     save_tensors(path, tensors, {"distilled": json.dumps(about)})
 
 
@@ -78,7 +80,7 @@ def load_distilled(path: Path | str) -> Distilled:
     holds = "distilled" in metadata and {"x", "pixels", "y"} <= tensors.keys()
     require(holds, f"{path} does not hold a distilled set")
     about = json.loads(metadata["distilled"])
-    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
+    synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"], about.get("formation", 1))
     more: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
     more |= {"params": stored_params(about["params"]), "provenance": about["provenance"]}
     return Distilled(synthetic, tensors["pixels"], **more)

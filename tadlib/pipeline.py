@@ -25,7 +25,7 @@ from tadlib import experts, noise, store, trust
 from tadlib.config import Config
 from tadlib.data import Dataset, is_own, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Real, divisible
 from tadlib.distilled import load_distilled, save_distilled
 from tadlib.errors import require, required
 from tadlib.evaluate import mean_ci95
@@ -218,6 +218,7 @@ def check(config: Config) -> NoisyLabels:
     """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
     data = plain_dataset(config)
     network(config), evaluated_network(config)
+    divisible(data.image_shape, config.method_config.formation)
     labels = _labels(config, data)
     used_N, whose = labels.noisy_N, "noisy"
     if config.arm == "oracle":
@@ -379,21 +380,36 @@ def distill(config: Config) -> Path:
 
 
 def evaluate(config: Config) -> Path:
-    """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions."""
+    """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions.
+
+    With controls, their mean accuracies are in the manifest beside the set's (:func:`tadlib.evaluate.hard_labels`,
+    :func:`tadlib.evaluate.random_real`).
+    """
     config = as_used(config)
     require(config.n_test != 0, "evaluation needs test images, got n_test 0")
-    source = distill(config)
+    source, diverted_at = distill(config), divert(config)
 
     def work(w: Work) -> dict:
         data, net = dataset(config), evaluated_network(config)
         held = load_distilled(source).synthetic.to(config.torch_device)
-        with w.progress(config.evaluate.epochs) as step:
-            how = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
-            accuracies = evaluation.evaluate(net, held, data.x_test, data.y_test, config.evaluate, **how)
-        store.save_json(w.folder.path / "accuracies.json", accuracies)
-        mean, half = mean_ci95(accuracies)
-        found = {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
-        return found | {"evaluated_on": own.TEST if data.files is None else data.files.evaluated_on}
+        sets = [held]
+        if config.evaluate.controls:
+            StageFolder(diverted_at).verify()
+            refined = load_refined(diverted_at).to(config.torch_device)
+            real = Real.of(data.x_train, refined.y, refined.weight, config.method_config.draw_power)
+            sets = [held, evaluation.random_real(held, real, config.seed), evaluation.hard_labels(held)]
+            sets = sets[:2] if torch.equal(sets[2].y, held.y) else sets  # hard labels already
+        with w.progress(config.evaluate.epochs * len(sets)) as step:
+            how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
+            found = evaluation.evaluate_each(net, sets, data.x_test, data.y_test, config.evaluate, **how)
+        store.save_json(w.folder.path / "accuracies.json", found[0])
+        mean, half = mean_ci95(found[0])
+        extra = {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
+        extra["evaluated_on"] = own.TEST if data.files is None else data.files.evaluated_on
+        if config.evaluate.controls:
+            means = [mean_ci95(accuracies)[0] for accuracies in found]
+            extra |= {"accuracy_random_real": means[1], "accuracy_hard_labels": means[2] if len(means) > 2 else mean}
+        return extra
 
     return _stage(config, plan(config)["evaluate"], work)
 
@@ -407,6 +423,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 TRUST = ("trust_auroc", "trust_precision", "trust_recall")
+CONTROLS = ("accuracy_hard_labels", "accuracy_random_real")  # where evaluate_controls asks for them
 
 
 def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
@@ -417,7 +434,8 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     for name in ("divert", "experts", "distill", "evaluate"):
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
-    columns = ["accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *TRUST]
+    found["formation"] = config.method_config.formation
+    columns = ["formation", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *CONTROLS, *TRUST]
     columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
     return _row(config, settings, found, columns, manifests["distill"], evaluated_at)

@@ -20,6 +20,7 @@ IPC = 2
 SEGMENTS = {"iterations": 4, "syn_steps": 3, "expert_epochs": 1, "max_start": 3, "batch_syn": 4, "draw_power": 1.0}
 SEGMENTS |= {"lr_img": 1.0, "lr_lr": 1e-6, "lr_teacher": 0.05}
 DSA = {"outer_steps": 2, "inner_epochs": 1, "batch_real": 5, "batch_train": 4, "lr_net": 0.05}
+BANK = {"iterations": 4, "batch_real": 5, "final_epoch": 3, "draw_power": 1.0, "weighted": False}
 CONFIGS = {
     "mtt": config.MttConfig(**SEGMENTS),
     "tesla": config.TeslaConfig(**SEGMENTS),
@@ -27,6 +28,8 @@ CONFIGS = {
     "datm": config.DatmConfig(**SEGMENTS, max_start_initial=1, expansion_end=3, lr_y=5.0, threshold=2.0),
     "dsa": config.DsaConfig(iterations=4, draw_power=1.0, **DSA),
     "dm": config.DmConfig(iterations=4, batch_real=5, draw_power=1.0),
+    "dance": config.DanceConfig(lr_img=0.1, **BANK),
+    "ncfm": config.NcfmConfig(lr_img=0.01, frequencies=16, **BANK),
     "random": config.RandomConfig(draw_power=1.0),
 }
 LEARNING = [name for name in METHODS if name != "random"]
@@ -69,6 +72,8 @@ GOLDEN: dict[str, tuple] = {
     "datm": (26.8934, 1.16798, 4.07174, 0.0499218, 1.62422),
     "dsa": (25.7734, -0.261861, 6, 0.05, 9.80388),
     "dm": (27.0766, -0.00645028, 6, 0.01, 1.46652),
+    "dance": (13.0013, -1.43603, 6, 0.01, 1.310646),
+    "ncfm": (13.0225, -1.45165, 6, 0.001, 165.287),
     "random": (27.6859, 1.31917, 6, 0.01, 0),
 }
 
