@@ -169,7 +169,7 @@ def test_experts_are_trained_as_long_as_they_are_read(method):
     ok = Config.from_params(method=method)
     last = ok.method_config.last_epoch
     assert ok.with_params(expert_epochs=last).expert.epochs == last
-    with pytest.raises(InputError, match=f"must be trained for {method}_.* = {last} epochs or more, got expert_epochs {last - 1}"):
+    with pytest.raises(InputError, match=f"must be trained for {method}_.* = {last} .* got expert_epochs {last - 1}"):
         ok.with_params(expert_epochs=last - 1)
 
 
