@@ -211,6 +211,24 @@ class ExpertConfig(Scheduled, momentum=0.0, weight_decay=0.0):
     """Store trajectories in half precision."""
 
 
+# Observers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ObserverConfig(Training, weight_decay=0.01, batch=128):
+    """How the observer of RDED and CIM is trained, a network with batch norm, by AdamW (``momentum`` is its β₁). All
+    but optimiser and weight decay is our choice: the authors load trained networks."""
+
+    network: str = setting("convnet", of=("convnet", "resnet18", "vgg11"))
+    """Architecture; width and depth of a ConvNet are those of the run."""
+    labels: str = setting("arm", of=("arm", "vanilla", "oracle"))
+    """Labels it is trained on: those of the run's arm, the noisy ones, or the true ones."""
+    epochs: int = setting(30, least=1)
+    """Passes over the training set."""
+    lr: float = setting(0.001, above=0)
+    """Learning rate at the start; it falls to zero along a cosine."""
+
+
 # Distillation --------------------------------------------------------------------------------------------------------
 
 
@@ -219,11 +237,16 @@ class Drawing(Settings):
     """What the settings of all methods have in common: each draws real images, to start from or to match."""
 
     needs_experts: ClassVar[bool] = False
+    needs_observer: ClassVar[bool] = False
 
     draw_power: float = setting(8.0, least=0)
     """An image of a class is drawn with a chance in proportion to (weight · probability of its label) to this power
     (our choice): images that are copied or matched should be typical. It has no effect where weights are 0 or 1 and
     labels are hard."""
+
+    def mosaic(self, side: int) -> int:
+        """Patches along the side of an image of the set, of ``side`` pixels, between which students do not tell."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -382,9 +405,45 @@ class RandomConfig(Drawing):
     """Learning rate of networks that are trained on the images (DC's evaluation)."""
 
 
+@dataclass(frozen=True)
+class RdedConfig(Drawing):
+    """Settings of RDED; defaults are those of its code."""
+
+    needs_observer: ClassVar[bool] = True
+    iterations: ClassVar[None] = None  # one for each class
+    formation: ClassVar[int] = 1  # students see mosaics as they are
+
+    factor: int = setting(0, least=0)
+    """f, an image of the set is a mosaic of f x f patches; 0: 2 from 128 pixels on, else 1."""
+    candidates: int = setting(300, least=0)
+    """Real images of a class that are looked at; 0: all."""
+    crops: int = setting(5, least=1)
+    """Random crops of each."""
+    lr_net: float = setting(0.001, above=0)
+    """Learning rate of students."""
+
+    def mosaic(self, side: int) -> int:
+        return self.factor or (2 if side >= 128 else 1)
+
+
+@dataclass(frozen=True)
+class CimConfig(RdedConfig, factor=2, candidates=0):
+    """Settings of CIM: those of RDED (it crops nothing) and its own."""
+
+    steps: int = setting(200, least=0)
+    """Steps of AdamW on the residual of a mosaic."""
+    lr_img: float = setting(0.01, above=0)
+    """Learning rate of the residual."""
+    layer: float = setting(0.5, above=0, most=1)
+    """The inner layer, as a share of the observer's layers before its head (our choice)."""
+    augmentation: str = Training.augmentation
+    """Augmentation of patches and anchors alike: a DSA strategy (our choice)."""
+
+
 METHODS: dict[str, type[Drawing]] = {
     **{"mtt": MttConfig, "tesla": TeslaConfig, "ftd": FtdConfig, "datm": DatmConfig},
     **{"dsa": DsaConfig, "dm": DmConfig, "dance": DanceConfig, "ncfm": NcfmConfig, "random": RandomConfig},
+    **{"rded": RdedConfig, "cim": CimConfig},
 }
 """Settings of each distillation method by its name; ``tadlib.distill.METHODS`` has the functions."""
 
@@ -412,6 +471,18 @@ class Protocol(Scheduled, schedule="half"):
     controls: bool = False
     """Evaluate two controls as well, which triples the time at most: the set with hard labels only, and random real
     images with the labels and the recipe of the set."""
+    recipe: str = setting("dsa", of=("dsa", "rded", "cim"))
+    """How networks learn: dsa (as above), or as RDED's and CIM's students do (:mod:`tadlib.students`): with batch norm,
+    by AdamW, of which ``momentum`` is β₁, on crops that CutMix mixes. The two differ in the loss against a teacher."""
+    teacher: bool = False
+    """Soft labels that the observer gives to every batch instead of the labels of the set; recipes rded and cim."""
+    temperature: float = setting(20.0, above=0)
+    """Temperature of both softmaxes in the loss of recipe rded against the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        students = self.recipe != "dsa"
+        require(students or not self.teacher, f"teacher is for recipes rded and cim, got recipe {self.recipe!r}")
 
 
 # A whole run ---------------------------------------------------------------------------------------------------------
@@ -465,8 +536,8 @@ class Essentials:
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
     oracle; as an option one or several."""
     method: str = setting("mtt", of=tuple(METHODS))
-    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm, dance, ncfm (distributions), or
-    random."""
+    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm, dance, ncfm (distributions),
+    rded, cim (selected images), or random."""
     ipc: int = setting(10, least=1)
     """Synthetic images per class."""
     seed: int = 0
@@ -515,17 +586,23 @@ class Config(Essentials, Settings):
     dance: DanceConfig = field(default_factory=DanceConfig)
     ncfm: NcfmConfig = field(default_factory=NcfmConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
+    rded: RdedConfig = field(default_factory=RdedConfig)
+    cim: CimConfig = field(default_factory=CimConfig)
+    observer: ObserverConfig = field(default_factory=ObserverConfig)
     evaluate: Protocol = field(default_factory=Protocol)
 
     def __post_init__(self) -> None:
         from tadlib import noise
         from tadlib.data import require_known
-        from tadlib.nn.networks import NETWORKS
+        from tadlib.nn.networks import NETWORKS, NORMS
 
         super().__post_init__()
         require_known(self.dataset)
         known("network", self.evaluate_network, NETWORKS)
+        known("norm", self.norm, [norm for norm in NORMS if norm != "batch"])  # of observers and their students only
         noise.check(self.noise, self.rate, self.dataset)
+        told = self.arm != "oracle" or self.observer.labels != "vanilla"
+        require(told, "observer_labels vanilla is not for arm oracle, which sees no noisy label")
         m, epochs = self.method, self.expert.epochs
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
@@ -598,6 +675,11 @@ class Config(Essentials, Settings):
     def method_config(self) -> Any:
         """The settings of the method chosen."""
         return getattr(self, self.method)
+
+    @property
+    def needs_observer(self) -> bool:
+        """Whether the method or the evaluation needs an observer."""
+        return self.method_config.needs_observer or self.evaluate.teacher
 
     @property
     def own_loops(self) -> bool:

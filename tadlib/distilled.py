@@ -42,17 +42,22 @@ class Distilled:
     def evaluate(self, *, root: str | None = None, device: str = "auto", **params: Any) -> list[float]:
         """Test accuracies of fresh networks under the protocol of the run that made the set.
 
-        ``params`` change flat settings of it; the file stays as it is.
+        ``params`` change flat settings of it; the file stays as it is. Raises InputError where the labels are a
+        teacher's, which the file does not hold; ``evaluate_teacher=False`` trains on the set's own.
         """
         with TemporaryDirectory() as out:  # decoded images of the user's own are kept no longer than this takes
             given = {"root": root, "device": device, "out": out, **params}
             config = Config.from_params(**{**self.params, **given})
+            held = "labels of this set come from a teacher, which its file does not hold"
+            require(not config.evaluate.teacher, f"{held}: evaluate_teacher=False trains on hard labels")
             speed.prepare(config.threads)
             data, net = materials.dataset(config), materials.evaluated_network(config)
             require(len(data.x_test) > 0, "evaluation needs test images, got n_test 0")
             synthetic = self.synthetic.to(config.torch_device)
             test = data.x_test, data.y_test
-            return evaluate(net, synthetic, *test, config.evaluate, seed=config.seed, workers=config.threads)
+            how: dict[str, Any] = {"seed": config.seed, "workers": config.threads}
+            how["factor"] = config.method_config.mosaic(data.image_shape[-1])
+            return evaluate(net, synthetic, *test, config.evaluate, **how)
 
 
 def save_distilled(

@@ -15,10 +15,12 @@ import torch
 from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 from torch import Tensor
 
+from tadlib import students
 from tadlib.config import Protocol
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.nn.networks import Network
 from tadlib.nn.training import AdamW, Sgd, State, accuracy, train_epoch_together
+from tadlib.observer import Observer
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
 
@@ -49,6 +51,11 @@ PROTOCOLS = {
         augmentation="color_crop_flip_scale_rotate",
     ),
 }
+# RDED's code, for ten images per class (10 in a batch for one, 100 for fifty) and less than 100 classes; the number of
+# networks is ours, as is all of CIM but its epochs and loss
+STUDENTS: dict[str, Any] = {"teacher": True, "networks": 3, "batch": 50, "lr": 0.001, "weight_decay": 0.01}
+PROTOCOLS["rded"] = Protocol(recipe="rded", epochs=300, **STUDENTS)
+PROTOCOLS["cim"] = Protocol(recipe="cim", epochs=1000, **STUDENTS)
 
 
 OPTIMISERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adamw": AdamW}
@@ -97,12 +104,18 @@ def train_networks(
     seed: int,
     workers: int = 1,
     loop: Loop | None = None,
-    on_epoch: Callable[[Loop], None] = lambda loop: None,
+    on_epoch: Callable[[Any], None] = lambda loop: None,
+    teacher: Observer | None = None,
+    factor: int = 1,
 ) -> Tensor:
     """Parameters (R, P) of all networks of ``protocol`` after training on the synthetic set, its parts enlarged.
 
     ``on_epoch`` is called after every epoch of all; ``loop`` is where training goes on, by default at its start.
+    ``teacher`` and ``factor``, patches along the side of an image, are for the recipes of RDED and CIM.
     """
+    if protocol.recipe != "dsa":
+        how: dict[str, Any] = {"teacher": teacher, "factor": factor, "on_epoch": on_epoch}
+        return students.train_students(net, synthetic, protocol, seed=seed, **how)
     loop, synthetic = loop or start(net, protocol, seed=seed, device=synthetic.x.device), synthetic.decoded()
     while loop.epoch < protocol.epochs:
         advance(loop, net, synthetic, protocol, workers=workers)

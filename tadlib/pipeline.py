@@ -1,5 +1,7 @@
 """The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
 
+RDED and CIM have an observer in place of experts (:mod:`tadlib.observer`).
+
 A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder is returned as it is; an interrupted
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
@@ -21,16 +23,17 @@ from tqdm import tqdm
 
 import tadlib
 from tadlib import evaluate as evaluation
-from tadlib import experts, noise, store, trust
-from tadlib.config import Config
+from tadlib import experts, noise, observer, store, trust
+from tadlib.config import Config, Protocol
 from tadlib.data import Dataset, is_own, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real, divisible
 from tadlib.distilled import load_distilled, save_distilled
 from tadlib.errors import require, required
 from tadlib.evaluate import mean_ci95
-from tadlib.materials import dataset, evaluated_network, network, plain_dataset
+from tadlib.materials import dataset, evaluated_network, network, observer_network, plain_dataset
 from tadlib.nn import speed
+from tadlib.nn.training import accuracy
 from tadlib.noise import NoisyLabels
 from tadlib.state import checkpoint
 from tadlib.store import StageFolder, claim_output
@@ -39,6 +42,7 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # the module that carries out each stage; its code and all that it imports are part of the key
 CODE = {"noise": "noise", "divert": "trust", "experts": "experts", "distill": "distill", "evaluate": "evaluate"}
+CODE["observer"] = "observer"
 
 
 class Work:
@@ -172,10 +176,26 @@ def plan(config: Config) -> dict[str, Planned]:
         loops, judged = (asdict(judge), ["noise"]) if config.own_loops else (None, [])
         add("experts", {"expert": asdict(config.expert), "loops": loops} | common, "divert", *judged)
         inputs.append("experts")
+    if config.needs_observer:
+        stages["observer"] = _plan_observer(config)
+        inputs += ["observer"] if own.needs_observer else []
     add("distill", {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common, *inputs)
     evaluated = {"protocol": asdict(config.evaluate), "n_test": config.n_test, "seed": config.seed}
-    add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill")
+    watched = ["observer"] if config.evaluate.teacher else []
+    add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill", *watched)
     return stages
+
+
+def _teaching(config: Config) -> Config:
+    """The configuration whose refined set the observer is trained on; it needs no observer itself."""
+    arm = config.arm if config.observer.labels == "arm" else config.observer.labels
+    return as_used(replace(config, arm=arm, method="random", loops="shared", evaluate=Protocol()))
+
+
+def _plan_observer(config: Config) -> Planned:
+    how = {name: value for name, value in asdict(config.observer).items() if name != "labels"}
+    settings = how | _values(config, "width", "depth", "zca", "seed")
+    return Planned("observer", settings, {"divert": plan(_teaching(config))["divert"].key}, config.out)
 
 
 def _plan_noise(config: Config) -> Planned:
@@ -221,6 +241,10 @@ def check(config: Config) -> NoisyLabels:
     divisible(data.image_shape, config.method_config.formation)
     labels = _labels(config, data)
     used_N, whose = labels.noisy_N, "noisy"
+    if config.needs_observer:
+        observer_network(config)
+        known = config.observer.labels != "oracle" or labels.true_N is not None
+        require(known, "observer_labels oracle needs the true labels, which this data set does not have")
     if config.arm == "oracle":
         message = "arm oracle needs the true labels, which this data set does not have"
         message += " (a table may have a column true_label)" if data.files is not None else ""
@@ -342,6 +366,30 @@ def train_experts(config: Config) -> Path:
     return _stage(config, plan(config)["experts"], work)
 
 
+def train_observer(config: Config) -> Path:
+    """Stage ``observer``: ``observer.safetensors``, a network with batch norm trained on a refined set."""
+    config = as_used(config)
+    teaching, planned = _teaching(config), _plan_observer(config)
+    source = divert(teaching)
+
+    def work(w: Work) -> dict:
+        data, refined, net = dataset(config), load_refined(source).to(config.torch_device), observer_network(config)
+        with w.progress(config.observer.epochs) as step:
+            how: dict[str, Any] = {"seed": config.seed, "resume": w.resume, "on_epoch": step}
+            trained = observer.train_observer(net, data.x_train, refined.y, refined.weight, config.observer, **how)
+        store.save_tensors(w.folder.path / "observer.safetensors", {"theta": trained.theta})
+        found = accuracy(net, trained.theta, data.x_test, data.y_test)
+        return {"accuracy": found, "arm": teaching.arm, "network": config.observer.network}
+
+    return _stage(config, planned, work)
+
+
+def load_observer(config: Config, path: Path) -> tuple[observer.Observer, dict[str, Any]]:
+    """The observer that stage ``observer`` wrote, and what a set or a row tells of it: accuracy, arm, network."""
+    theta_P = store.load_tensors(path / "observer.safetensors")["theta"].to(config.torch_device)
+    return observer.Observer(observer_network(config), theta_P), StageFolder(path).manifest()["extra"]
+
+
 def _enough(config: Config, diverted_at: Path) -> None:
     """InputError where the arm left a class too few images for ``ipc``: before hours go into experts, not after."""
     if not StageFolder(plan(config)["distill"].path).is_complete():
@@ -358,19 +406,24 @@ def distill(config: Config) -> Path:
     _enough(config, inputs["divert"])
     if own.needs_experts:
         inputs["experts"] = train_experts(config)
+    if own.needs_observer:
+        inputs["observer"] = train_observer(config)
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
-        net, trajectories = network(config), None
+        net, about = network(config), dict[str, Any]()
+        guide: experts.TrajectoryStore | observer.Observer | None = None
         if own.needs_experts:
-            trajectories = experts.TrajectoryStore(inputs["experts"])
+            guide = trajectories = experts.TrajectoryStore(inputs["experts"])
             trajectories.verify(net.n_parameters)  # before hours of matching
-        problem = net, data.x_train, refined.y, refined.weight, trajectories, own
+        if own.needs_observer:
+            guide, about["observer"] = load_observer(config, inputs["observer"])
+        problem = net, data.x_train, refined.y, refined.weight, guide, own
         with w.progress(own.iterations) as step:
             how = {"ipc": config.ipc, "seed": config.seed, "resume": w.resume, "on_iteration": step}
             synthetic, rows = DISTILL[config.method](*problem, **how)
         keys = {stage: path.name for stage, path in inputs.items()}
-        provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()}
+        provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()} | about
         save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config, provenance)
         if rows:
             store.save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
@@ -388,10 +441,12 @@ def evaluate(config: Config) -> Path:
     config = as_used(config)
     require(config.n_test != 0, "evaluation needs test images, got n_test 0")
     source, diverted_at = distill(config), divert(config)
+    observed = train_observer(config) if config.evaluate.teacher else None
 
     def work(w: Work) -> dict:
         data, net = dataset(config), evaluated_network(config)
         held = load_distilled(source).synthetic.to(config.torch_device)
+        about: dict[str, Any] = {}
         sets = [held]
         if config.evaluate.controls:
             StageFolder(diverted_at).verify()
@@ -401,6 +456,10 @@ def evaluate(config: Config) -> Path:
             sets = sets[:2] if torch.equal(sets[2].y, held.y) else sets  # hard labels already
         with w.progress(config.evaluate.epochs * len(sets)) as step:
             how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
+            how["factor"] = config.method_config.mosaic(data.image_shape[-1])
+            if observed is not None:
+                how["teacher"], found = load_observer(config, observed)
+                about = {"teacher_accuracy": found["accuracy"], "teacher_arm": found["arm"]}
             found = evaluation.evaluate_each(net, sets, data.x_test, data.y_test, config.evaluate, **how)
         store.save_json(w.folder.path / "accuracies.json", found[0])
         mean, half = mean_ci95(found[0])
@@ -409,7 +468,7 @@ def evaluate(config: Config) -> Path:
         if config.evaluate.controls:
             means = [mean_ci95(accuracies)[0] for accuracies in found]
             extra |= {"accuracy_random_real": means[1], "accuracy_hard_labels": means[2] if len(means) > 2 else mean}
-        return extra
+        return extra | about
 
     return _stage(config, plan(config)["evaluate"], work)
 
@@ -431,12 +490,13 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     manifests = {name: StageFolder(planned.path).manifest() for name, planned in plan(config).items()}
     found = manifests["divert"]["extra"] | manifests["evaluate"]["extra"]
     found["n_networks"] = len(store.load_json(evaluated_at / "accuracies.json"))
-    for name in ("divert", "experts", "distill", "evaluate"):
+    for name in ("divert", "experts", "observer", "distill", "evaluate"):
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
     found["formation"] = config.method_config.formation
     columns = ["formation", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *CONTROLS, *TRUST]
     columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
+    columns += ["teacher_arm", "teacher_accuracy"]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
     return _row(config, settings, found, columns, manifests["distill"], evaluated_at)
 

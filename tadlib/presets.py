@@ -40,7 +40,7 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     values = {method + name if name.startswith("_") else name: value for name, value in values.items()}
     if preset == "paper" and method in TRAJECTORIES:  # experts are trained as long as they are read
         values["expert_epochs"] = values[f"{method}_max_start"] - 1 + values[f"{method}_expert_epochs"]
-    parts = ("auditor", "expert", "evaluate", *(() if method == "random" else (method,)))
+    parts = ("auditor", "expert", "observer", "evaluate", *(() if method in ("random", "rded") else (method,)))
     if is_own:
         values = _of_own(dataset, values, parts)
     if dataset in ("digits", "fashion-mnist"):

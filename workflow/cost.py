@@ -92,6 +92,10 @@ def work(stage: str, config: Config) -> float:
         images = config.evaluate.networks * config.evaluate.epochs * n_syn
     elif stage != "distill" or config.method == "random":
         images = 0
+    elif config.method == "cim":
+        images = own.steps * n_syn * own.factor**2
+    elif config.method == "rded":
+        images = n_classes * own.candidates * own.crops
     elif own.needs_experts:
         images = own.iterations * own.syn_steps * min(own.batch_syn or n_syn, n_syn)
     else:

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable
 
-from tadlib.distill import dance, datm, dm, dsa, ftd, mtt, ncfm, random, tesla
+from tadlib.distill import cim, dance, datm, dm, dsa, ftd, mtt, ncfm, random, rded, tesla
 
 METHODS: dict[str, Callable] = {
     "mtt": mtt.distill,
@@ -18,5 +18,7 @@ METHODS: dict[str, Callable] = {
     "dm": dm.distill,
     "dance": dance.distill,
     "ncfm": ncfm.distill,
+    "rded": rded.distill,
+    "cim": cim.distill,
     "random": random.distill,
 }
