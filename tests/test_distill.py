@@ -7,7 +7,8 @@ import torch
 from test_mtt import NET, K, kept, small_problem
 
 from tadlib import config
-from tadlib.distill import METHODS, datm, dm, dsa, mtt
+from tadlib.distill import METHODS as EVERY
+from tadlib.distill import datm, dm, dsa, mtt
 from tadlib.distill.loop import Problem
 from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
@@ -16,6 +17,7 @@ from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.state import checkpoint
 from tadlib.store import StageFolder
 
+METHODS = {name: function for name, function in EVERY.items() if name not in ("rded", "cim")}  # tests/test_rded.py
 IPC = 2
 SEGMENTS = {"iterations": 4, "syn_steps": 3, "expert_epochs": 1, "max_start": 3, "batch_syn": 4, "draw_power": 1.0}
 SEGMENTS |= {"lr_img": 1.0, "lr_lr": 1e-6, "lr_teacher": 0.05}
@@ -60,8 +62,8 @@ def finished(problem):
 
 
 def test_every_method_has_a_configuration_of_its_class():
-    assert {name: type(settings) for name, settings in CONFIGS.items()} == config.METHODS
-    assert METHODS.keys() == config.METHODS.keys()
+    assert {name: type(settings) for name, settings in CONFIGS.items()}.items() <= config.METHODS.items()
+    assert EVERY.keys() == config.METHODS.keys()
 
 
 # method -> norm of images, a pixel, sum of squared labels, learning rate, last loss

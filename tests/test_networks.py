@@ -75,7 +75,7 @@ def test_norms_are_taken_over_what_their_names_say():
         found = NORMS[norm]((8, 6, 6)).double()(x_NCHW)
         torch.testing.assert_close(found, standardised.view_as(x_NCHW), rtol=1e-10, atol=1e-10)
     assert torch.equal(NORMS["none"]((8, 6, 6))(x_NCHW), x_NCHW)
-    assert set(NORMS) == {*expected, "none"}
+    assert set(NORMS) == {*expected, "none", "batch"}  # batch: tests/test_rded.py
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])

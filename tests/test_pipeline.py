@@ -452,6 +452,8 @@ FEW = {
     "dance": {"iterations": 2, "batch_real": 8, "final_epoch": 4, "formation": 2},
     "ncfm": {"iterations": 2, "batch_real": 8, "final_epoch": 4, "frequencies": 8},
     "random": {},
+    "rded": {"candidates": 8, "crops": 2},
+    "cim": {"steps": 2},
 }
 
 
