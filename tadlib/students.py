@@ -56,11 +56,14 @@ def train_students(
 ) -> Tensor:
     """Parameters (R, P) of students of a set whose images are mosaics of factor² patches.
 
-    With ``protocol.teacher`` the observer labels each batch as it is: patches shuffled, cropped (at least 1 / factor of
-    the area), flipped where the augmentation flips, mixed by CutMix. Otherwise the labels of the set count, mixed by
-    area, under the cross entropy. Learning rate in epoch e of E: lr · ½(1 + cos(πe / 2E)), as in RDED's code.
+    CIM's students see each patch enlarged to full size (our choice: as mosaics, its sets teach far less), as an image
+    of its own. With ``protocol.teacher`` the observer labels each batch as it is: patches shuffled, cropped (at least
+    1 / factor of the area), flipped where the augmentation flips, mixed by CutMix. Otherwise the labels of the set
+    count, mixed by area, under the cross entropy. Learning rate in epoch e of E: lr · ½(1 + cos(πe / 2E)), as in RDED's code.
     """
-    x_SCHW, device, decayed_P = synthetic.x, synthetic.x.device, decayed(net)
+    x_SCHW, y_SK, device, decayed_P = synthetic.x, synthetic.y, synthetic.x.device, decayed(net)
+    if protocol.recipe == "cim":
+        x_SCHW, y_SK, factor = crops.decode(x_SCHW, factor), y_SK.repeat(factor**2, 1), 1
     if protocol.teacher:
         required(teacher, "a protocol with a teacher needs an observer, got none")
     flips = ("flip",) in augment.operations(protocol.augmentation)
@@ -80,7 +83,7 @@ def train_students(
                 x_BCHW = crops.shuffled(x_SCHW[index_B], factor, state.generator)
                 x_BCHW = crops.resized_crops(x_BCHW, 1 / factor, state.generator)
                 x_BCHW = crops.flipped(x_BCHW, state.generator) if flips else x_BCHW
-                x_BCHW, y_BK = crops.cutmix(x_BCHW, synthetic.y[index_B], state.generator)
+                x_BCHW, y_BK = crops.cutmix(x_BCHW, y_SK[index_B], state.generator)
                 loss: Callable[[Tensor], Tensor] = partial(F.cross_entropy, target=y_BK)
                 if protocol.teacher and teacher is not None:
                     with torch.no_grad():

@@ -154,7 +154,7 @@ def test_init_draws_pytorchs_default_initialisation():
     "change, message",
     [
         ({"name": "resnet"}, "unknown network 'resnet'"),
-        ({"norm": "batch"}, "unknown norm 'batch'"),
+        ({"norm": "local"}, "unknown norm 'local'"),
         ({"norm": "group", "width": 6}, "width must be a multiple of 4 for group norm, .* got 6"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"depth": 0}, "depth must be at least 1, got 0"),

@@ -12,13 +12,12 @@ by AdamW. Which layer, and all that the published description leaves open, is ou
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tadlib.distill import rded
 from tadlib.distill.rded import Problem
 from tadlib.nn import augment
-from tadlib.nn.crops import mosaic, patches, resized
+from tadlib.nn.crops import decode, mosaic, resized
 
 TOGETHER = 8  # mosaics whose residuals are learned at a time; the observer sees each alone, so that it changes nothing
 
@@ -35,11 +34,6 @@ def anchors(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor, 
     wanted = problem.ipc * problem.factor**2
     place_A = torch.arange(wanted, device=index_M.device) % len(index_M)
     return index_M[order_A][place_A], scores_A[place_A]
-
-
-def decode(x_BCHW: Tensor, factor: int) -> Tensor:
-    """The patches of mosaics, enlarged bilinearly to full size (factor² B, C, H, W), in the order of the anchors."""
-    return F.interpolate(patches(x_BCHW, factor), x_BCHW.shape[2:], mode="bilinear", align_corners=False)
 
 
 def matched(problem: Problem, anchors_ACHW: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ def patches(x_NCHW: Tensor, factor: int) -> Tensor:
     return torch.cat([part for row in x_NCHW.chunk(factor, 2) for part in row.chunk(factor, 3)])
 
 
+def decode(x_NCHW: Tensor, factor: int) -> Tensor:
+    """The patches of mosaics in the order of :func:`patches`, enlarged bilinearly to full size (factor²·N, C, H, W)."""
+    return F.interpolate(patches(x_NCHW, factor), x_NCHW.shape[2:], mode="bilinear", align_corners=False)
+
+
 def shuffled(x_NCHW: Tensor, factor: int, generator: torch.Generator) -> Tensor:
     """Images whose factor² patches change places, in each image in an order of its own."""
     if factor == 1:
