@@ -59,7 +59,9 @@ def train_students(
     CIM's students see each patch enlarged to full size (our choice: as mosaics, its sets teach far less), as an image
     of its own. With ``protocol.teacher`` the observer labels each batch as it is: patches shuffled, cropped (at least
     1 / factor of the area), flipped where the augmentation flips, mixed by CutMix. Otherwise the labels of the set
-    count, mixed by area, under the cross entropy. Learning rate in epoch e of E: lr · ½(1 + cos(πe / 2E)), as in RDED's code.
+    count, mixed by area, under the cross entropy.
+
+    Learning rate in epoch e of E: lr · ½(1 + cos(πe / 2E)), as in RDED's code.
     """
     x_SCHW, y_SK, device, decayed_P = synthetic.x, synthetic.y, synthetic.x.device, decayed(net)
     if protocol.recipe == "cim":
