@@ -10,7 +10,7 @@ import pandas as pd
 
 from tadlib.config import ARMS, METHODS
 from tadlib.evaluate import mean_ci95
-from tadlib.pipeline import result_table
+from tadlib.pipeline import TIMED, result_table
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, save_table
 
@@ -197,9 +197,9 @@ def with_interval(mean: float | None, half: float | None, scale: float = 100, di
 
 def stage_table(results: pd.DataFrame) -> pd.DataFrame:
     """Seconds by stage and peak memory of every arm, averaged over settings and seeds."""
-    stages = ["divert", "experts", "distill", "evaluate"]
-    seconds = results[["arm", *(f"seconds_{stage}" for stage in stages)]].set_index("arm").astype(float)
-    table = seconds.groupby(level=0, sort=False).mean().set_axis([f"{stage} (s)" for stage in stages], axis=1)
+    columns = {f"seconds_{stage}": f"{stage} (s)" for stage in TIMED}
+    seconds = results.reindex(columns=["arm", *columns]).set_index("arm").astype(float).dropna(axis=1, how="all")
+    table = seconds.groupby(level=0, sort=False).mean().rename(columns=columns)
     table["total (s)"] = table.sum(axis=1)
     peak = results["peak_memory_bytes"].astype(float).groupby(results["arm"], sort=False).max()
     table["peak memory (GB)"] = peak / 1e9

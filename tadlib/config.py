@@ -87,22 +87,25 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "half": lambda epoch, epochs: 0.1 if epoch > (epochs - 1) // 2 + 1 else 1.0,
     "steps": lambda epoch, epochs: 0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)),
     "fifths": lambda epoch, epochs: 0.5 ** sum(epoch >= i * epochs // 5 for i in range(1, 5)),
+    "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs)) / 2,
+    "half-cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs / 2)) / 2,
 }
 """Factors of the learning rate in an epoch (from 0) of so many: none; a tenth after half of them (DC, DM, MTT); a fifth
-at 2/3 and again at 5/6 (IDC, DANCE); halved after each fifth (NCFM)."""
+at 2/3 and again at 5/6 (IDC, DANCE); halved after each fifth (NCFM); to zero along a cosine, or to a half (RDED)."""
 
 
 @dataclass(frozen=True)
 class Scheduled(Training):
-    """What experts and evaluated networks have in common: a schedule and CutMix."""
+    """What experts, observers and evaluated networks have in common: a schedule and CutMix."""
 
     schedule: str = setting("constant", of=tuple(SCHEDULES))
     """Learning rate over the epochs: constant; half (a tenth after half of them, where an evaluated network's momentum
-    starts anew); steps (a fifth at 2/3 and again at 5/6); fifths (halved after each fifth)."""
+    starts anew); steps (a fifth at 2/3 and again at 5/6); fifths (halved after each fifth); cosine (to zero);
+    half-cosine (to a half)."""
     cutmix: float = setting(0.0, least=0, most=1)
     """Probability that a batch is mixed by CutMix; 0: none is."""
 
-    def factor(self, epoch: int) -> float:
+    def decay(self, epoch: int) -> float:
         """The learning rate of ``epoch``, from 0, in units of the first one."""
         return SCHEDULES[self.schedule](epoch, self.epochs)  # type: ignore[attr-defined]
 
@@ -215,7 +218,7 @@ class ExpertConfig(Scheduled, momentum=0.0, weight_decay=0.0):
 
 
 @dataclass(frozen=True)
-class ObserverConfig(Training, weight_decay=0.01, batch=128):
+class ObserverConfig(Scheduled, weight_decay=0.01, batch=128, schedule="cosine"):
     """How the observer of RDED and CIM is trained, a network with batch norm, by AdamW (``momentum`` is its β₁). All
     but optimiser and weight decay is our choice: the authors load trained networks."""
 
@@ -226,7 +229,7 @@ class ObserverConfig(Training, weight_decay=0.01, batch=128):
     epochs: int = setting(30, least=1)
     """Passes over the training set."""
     lr: float = setting(0.001, above=0)
-    """Learning rate at the start; it falls to zero along a cosine."""
+    """Learning rate at the start."""
 
 
 # Distillation --------------------------------------------------------------------------------------------------------
@@ -245,7 +248,8 @@ class Drawing(Settings):
     labels are hard."""
 
     def mosaic(self, side: int) -> int:
-        """Patches along the side of an image of the set, of ``side`` pixels, between which students do not tell."""
+        """Patches along the side of an image of ``side`` pixels that networks see as a whole (RDED's mosaics); those of
+        a ``formation`` they see enlarged, one by one."""
         return 1
 
 
@@ -406,30 +410,40 @@ class RandomConfig(Drawing):
 
 
 @dataclass(frozen=True)
-class RdedConfig(Drawing):
-    """Settings of RDED; defaults are those of its code."""
+class Selecting(Drawing):
+    """What the methods have in common that select images by an observer."""
 
     needs_observer: ClassVar[bool] = True
     iterations: ClassVar[None] = None  # one for each class
-    formation: ClassVar[int] = 1  # students see mosaics as they are
 
-    factor: int = setting(0, least=0)
-    """f, an image of the set is a mosaic of f x f patches; 0: 2 from 128 pixels on, else 1."""
-    candidates: int = setting(300, least=0)
+    candidates: int = setting(0, least=0)
     """Real images of a class that are looked at; 0: all."""
-    crops: int = setting(5, least=1)
-    """Random crops of each."""
     lr_net: float = setting(0.001, above=0)
     """Learning rate of students."""
+
+
+@dataclass(frozen=True)
+class RdedConfig(Selecting, candidates=300):
+    """Settings of RDED; defaults are those of its code."""
+
+    formation: ClassVar[int] = 1
+
+    factor: int = setting(0, least=0)
+    """f, an image of the set is a mosaic of f x f patches, which networks see as it is; 0: 2 from 128 pixels on, else
+    1."""
+    crops: int = setting(5, least=1)
+    """Random crops of each candidate."""
 
     def mosaic(self, side: int) -> int:
         return self.factor or (2 if side >= 128 else 1)
 
 
 @dataclass(frozen=True)
-class CimConfig(RdedConfig, factor=2, candidates=0):
-    """Settings of CIM: those of RDED (it crops nothing) and its own."""
+class CimConfig(Selecting):
+    """Settings of CIM."""
 
+    formation: int = setting(2, least=1)
+    """f, as of the methods that learn images: a stored image holds f x f patches, which networks see enlarged."""
     steps: int = setting(200, least=0)
     """Steps of AdamW on the residual of a mosaic."""
     lr_img: float = setting(0.01, above=0)
@@ -469,11 +483,11 @@ class Protocol(Scheduled, schedule="half"):
     compile: bool = False
     """Compile the training step on a CPU: worthwhile for many epochs of wide networks."""
     controls: bool = False
-    """Evaluate two controls as well, which triples the time at most: the set with hard labels only, and random real
-    images with the labels and the recipe of the set."""
+    """Evaluate two controls as well, which triples the time at most: the set with its own hard labels only, and random
+    real images with the labels, the teacher if there is one, and the recipe of the set."""
     recipe: str = setting("dsa", of=("dsa", "rded", "cim"))
-    """How networks learn: dsa (as above), or as RDED's and CIM's students do (:mod:`tadlib.students`): with batch norm,
-    by AdamW, of which ``momentum`` is β₁, on crops that CutMix mixes. The two differ in the loss against a teacher."""
+    """How networks learn: dsa, or as RDED's and CIM's students do (:mod:`tadlib.students`): with batch norm, by AdamW,
+    on crops. The two differ in the loss against a teacher."""
     teacher: bool = False
     """Soft labels that the observer gives to every batch instead of the labels of the set; recipes rded and cim."""
     temperature: float = setting(20.0, above=0)
@@ -483,6 +497,8 @@ class Protocol(Scheduled, schedule="half"):
         super().__post_init__()
         students = self.recipe != "dsa"
         require(students or not self.teacher, f"teacher is for recipes rded and cim, got recipe {self.recipe!r}")
+        fits = not students or self.optimiser == "adamw"
+        require(fits, f"optimiser must be adamw for recipe {self.recipe}, got {self.optimiser!r}")
 
 
 # A whole run ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ themselves contribute: the set with hard labels only, and random real images wit
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tadlib import students
 from tadlib.config import Protocol
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.nn.networks import Network
-from tadlib.nn.training import AdamW, Sgd, State, accuracy, train_epoch_together
+from tadlib.nn.training import OPTIMISERS, State, accuracy, train_epoch_together
 from tadlib.observer import Observer
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
@@ -31,34 +32,16 @@ PROTOCOLS = {
     "mtt": Protocol(networks=5, epochs=1001, batch=256),
     "datm": Protocol(networks=5, epochs=1001, batch=128),
     "dm": Protocol(networks=20, epochs=1001, batch=256, lr=0.01),
-    "dance": Protocol(
-        networks=5,
-        epochs=1500,
-        batch=64,
-        lr=0.01,
-        schedule="steps",
-        cutmix=0.5,
-        augmentation="color_crop_flip_scale_rotate",
-    ),
-    "ncfm": Protocol(
-        networks=5,
-        epochs=2000,
-        batch=128,
-        lr=0.001,
-        optimiser="adamw",
-        schedule="fifths",
-        cutmix=0.5,
-        augmentation="color_crop_flip_scale_rotate",
-    ),
 }
+MIXED: dict[str, Any] = {"networks": 5, "cutmix": 0.5, "augmentation": "color_crop_flip_scale_rotate"}
+PROTOCOLS["dance"] = Protocol(epochs=1500, batch=64, lr=0.01, schedule="steps", **MIXED)
+PROTOCOLS["ncfm"] = Protocol(epochs=2000, batch=128, lr=0.001, optimiser="adamw", schedule="fifths", **MIXED)
 # RDED's code, for ten images per class (10 in a batch for one, 100 for fifty) and less than 100 classes; the number of
 # networks is ours, as is all of CIM but its epochs and loss
-STUDENTS: dict[str, Any] = {"teacher": True, "networks": 3, "batch": 50, "lr": 0.001, "weight_decay": 0.01}
+STUDENTS: dict[str, Any] = {"networks": 3, "batch": 50, "lr": 0.001, "weight_decay": 0.01, "optimiser": "adamw"}
+STUDENTS |= {"teacher": True, "schedule": "half-cosine", "cutmix": 1.0}
 PROTOCOLS["rded"] = Protocol(recipe="rded", epochs=300, **STUDENTS)
 PROTOCOLS["cim"] = Protocol(recipe="cim", epochs=1000, **STUDENTS)
-
-
-OPTIMISERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adamw": AdamW}
 
 
 @dataclass
@@ -78,21 +61,36 @@ def start(net: Network, protocol: Protocol, *, seed: int, device: torch.device |
     return Loop(states, [generator(seed, "evaluate", r, "train", device=device) for r in range(protocol.networks)])
 
 
-def advance(loop: Loop, net: Network, synthetic: Synthetic, protocol: Protocol, *, workers: int = 1) -> None:
+def advance(
+    loop: Loop,
+    net: Network,
+    synthetic: Synthetic,
+    protocol: Protocol,
+    *,
+    workers: int = 1,
+    teacher: Observer | None = None,
+    factor: int = 1,
+) -> None:
     """One epoch of every network, each with its own order of batches and its own augmentation.
 
     On a GPU they take one step together, stacked. On a CPU that gains nothing, since the convolutions of one fill a
-    core; there ``workers`` threads train a network each, with the same bits as one after the other.
+    core; there ``workers`` threads train a network each, with the same bits as one after the other. Students
+    (:mod:`tadlib.students`) are trained one after the other.
     """
-    factor = protocol.factor(loop.epoch)
-    if protocol.schedule == "half" and factor != protocol.factor(max(loop.epoch - 1, 0)):
+    decay = protocol.decay(loop.epoch)
+    if protocol.schedule == "half" and decay != protocol.decay(max(loop.epoch - 1, 0)):
         loop.states = [State(s.theta) for s in loop.states]
-    lr = (synthetic.lr if protocol.lr is None else protocol.lr) * factor
+    lr = (synthetic.lr if protocol.lr is None else protocol.lr) * decay
     x_SCHW, w_S = synthetic.x, synthetic.x.new_ones(len(synthetic.x))
-    rule = OPTIMISERS[protocol.optimiser](lr, protocol.momentum, protocol.weight_decay)
-    how: dict[str, Any] = {"batch": protocol.batch, "strategy": protocol.augmentation, "compile": protocol.compile}
-    how |= {"generators": loop.generators, "stacked": x_SCHW.is_cuda, "workers": workers, "cutmix": protocol.cutmix}
-    loop.states = train_epoch_together(net, loop.states, x_SCHW, synthetic.y, w_S, sgd=rule, **how)
+    if protocol.recipe != "dsa":
+        one = partial(students.train_epoch, net, lr=lr, teacher=teacher, factor=factor)
+        each = zip(loop.states, loop.generators, strict=True)
+        loop.states = [one(state, synthetic, protocol, generator=random) for state, random in each]
+    else:
+        rule = OPTIMISERS[protocol.optimiser](lr, protocol.momentum, protocol.weight_decay)
+        how: dict[str, Any] = {"batch": protocol.batch, "strategy": protocol.augmentation, "compile": protocol.compile}
+        how |= {"generators": loop.generators, "stacked": x_SCHW.is_cuda, "workers": workers, "cutmix": protocol.cutmix}
+        loop.states = train_epoch_together(net, loop.states, x_SCHW, synthetic.y, w_S, sgd=rule, **how)
     loop.epoch += 1
 
 
@@ -102,57 +100,54 @@ def train_networks(
     protocol: Protocol,
     *,
     seed: int,
-    workers: int = 1,
     loop: Loop | None = None,
-    on_epoch: Callable[[Any], None] = lambda loop: None,
-    teacher: Observer | None = None,
-    factor: int = 1,
+    on_epoch: Callable[[Loop], None] = lambda loop: None,
+    **options: Any,
 ) -> Tensor:
     """Parameters (R, P) of all networks of ``protocol`` after training on the synthetic set, its parts enlarged.
 
     ``on_epoch`` is called after every epoch of all; ``loop`` is where training goes on, by default at its start.
-    ``teacher`` and ``factor``, patches along the side of an image, are for the recipes of RDED and CIM.
+    ``options``: ``workers``, and for the recipes of RDED and CIM ``teacher`` and ``factor``, patches along the side of
+    an image.
     """
-    if protocol.recipe != "dsa":
-        how: dict[str, Any] = {"teacher": teacher, "factor": factor, "on_epoch": on_epoch}
-        return students.train_students(net, synthetic, protocol, seed=seed, **how)
     loop, synthetic = loop or start(net, protocol, seed=seed, device=synthetic.x.device), synthetic.decoded()
     while loop.epoch < protocol.epochs:
-        advance(loop, net, synthetic, protocol, workers=workers)
+        advance(loop, net, synthetic, protocol, **options)
         on_epoch(loop)
     return torch.stack([s.theta for s in loop.states])
 
 
 def evaluate(
-    net: Network, synthetic: Synthetic, x_test_NCHW: Tensor, y_test_N: Tensor, protocol: Protocol, **options
+    net: Network, synthetic: Synthetic, x_test_NCHW: Tensor, y_test_N: Tensor, protocol: Protocol, **options: Any
 ) -> list[float]:
     """Last-epoch test accuracy (fraction) of every network (R); ``options`` as in :func:`evaluate_each`."""
-    return evaluate_each(net, [synthetic], x_test_NCHW, y_test_N, protocol, **options)[0]
+    return evaluate_each(net, [(synthetic, protocol)], x_test_NCHW, y_test_N, **options)[0]
 
 
 def evaluate_each(
     net: Network,
-    sets: Sequence[Synthetic],
+    sets: Sequence[tuple[Synthetic, Protocol]],
     x_test_NCHW: Tensor,
     y_test_N: Tensor,
-    protocol: Protocol,
     *,
     seed: int,
     resume: Checkpoint | None = None,
-    **options,
+    **options: Any,
 ) -> list[list[float]]:
-    """Last-epoch test accuracies (fractions) of the networks (R) of every set, one set after the other.
+    """Last-epoch test accuracies (fractions) of the networks (R) of every set under its protocol, one after the other.
 
     Networks of all sets start alike. ``options`` as in :func:`train_networks`; ``resume`` is what
     :func:`tadlib.state.checkpoint` gave for the loop after an epoch.
     """
-    loop = start(net, protocol, seed=seed, device=x_test_NCHW.device)
-    if resume is not None:
-        loop = restored(loop, *resume, x_test_NCHW.device)
-    for synthetic in sets[len(loop.done) :]:
+
+    def fresh() -> Loop:
+        return start(net, sets[0][1], seed=seed, device=x_test_NCHW.device)
+
+    loop = fresh() if resume is None else restored(fresh(), *resume, x_test_NCHW.device)
+    for synthetic, protocol in sets[len(loop.done) :]:
         theta_RP = train_networks(net, synthetic, protocol, seed=seed, loop=loop, **options)
         done = [*loop.done, [accuracy(net, theta_P, x_test_NCHW, y_test_N) for theta_P in theta_RP]]
-        loop = replace(start(net, protocol, seed=seed, device=x_test_NCHW.device), done=done)
+        loop = replace(fresh(), done=done)
     return loop.done
 
 
@@ -162,11 +157,12 @@ def hard_labels(synthetic: Synthetic) -> Synthetic:
     return replace(synthetic, y=torch.zeros_like(synthetic.y).scatter(1, label_S, 1.0))
 
 
-def random_real(synthetic: Synthetic, real: Real, seed: int) -> Synthetic:
-    """As many random real images of each class, of the same formation, with the labels and learning rate of the set."""
+def random_real(synthetic: Synthetic, real: Real, seed: int, factor: int = 1) -> Synthetic:
+    """As many random real images of each class, of the same formation and in mosaics of ``factor``² patches, with the
+    labels and learning rate of the set."""
     random = generator(seed, "evaluate", "random real", device=real.x.device)
     ipc = len(synthetic.y) // real.n_classes
-    return replace(synthetic, x=real.choose(ipc, random, synthetic.formation)[0])
+    return replace(synthetic, x=real.choose(ipc, random, synthetic.formation * factor)[0])
 
 
 def mean_ci95(values: list[float]) -> tuple[float, float | None]:

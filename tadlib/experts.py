@@ -45,7 +45,7 @@ def train_expert(
     how["generator"] = generator(seed, "expert", expert, "train", device=x_NCHW.device)
     net = replace(net, bfloat16=config.bfloat16)
     for epoch in range(config.epochs):
-        lr = config.lr * config.factor(epoch)
+        lr = config.lr * config.decay(epoch)
         sgd = Sgd(lr, config.momentum, config.weight_decay, config.rho, config.alpha)
         state = train_epoch(net, state, x_NCHW, y_NK, w_N, sgd=sgd, **how)
         trajectory_EP[epoch + 1] = state.theta

@@ -1,12 +1,11 @@
 """The observer of RDED and CIM: a network with batch norm, trained on the refined set by AdamW.
 
-Legend: N samples, B batch, K classes, C H W image, P flat parameters, Q running statistics.
+Legend: N samples, B batch, K classes, C H W image, P flat parameters.
 
 It scores images while a set is made, and labels every augmented batch while students train on that set
 (:mod:`tadlib.students`): soft labels that are as good, or as wrong, as the labels that it was trained on.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,32 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tadlib.config import ObserverConfig, Protocol
-from tadlib.nn import augment
+from tadlib.config import ObserverConfig
 from tadlib.nn.networks import Network
-from tadlib.nn.training import batches, weighted_loss
+from tadlib.nn.training import AdamW, State, augmented, batches, gradient, weighted_loss
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
-
-SQUARE_DECAY, EPSILON = 0.999, 1e-8  # of AdamW, PyTorch's defaults
-
-
-@dataclass
-class State:
-    """A network in training by AdamW: parameters (P,), moving averages of its gradient and of its square, random
-    numbers, and counts."""
-
-    theta: Tensor
-    gradient: Tensor
-    square: Tensor
-    generator: torch.Generator
-    step: int = 0
-    epoch: int = 0
-
-
-def fresh(theta_P: Tensor, random: torch.Generator) -> State:
-    """The state before the first step."""
-    return State(theta_P, torch.zeros_like(theta_P), torch.zeros_like(theta_P), random)
 
 
 def decayed(net: Network) -> Tensor:
@@ -48,28 +26,18 @@ def decayed(net: Network) -> Tensor:
     return torch.cat(parts).to(net.device)
 
 
-def step(
-    net: Network,
-    state: State,
-    x_BCHW: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    lr: float,
-    config: ObserverConfig | Protocol,
-    decayed_P: Tensor,
-) -> None:
-    """One step of AdamW (Loshchilov & Hutter 2019) on ``loss(logits_BK)``; its β₁ is ``config.momentum``."""
-    with torch.enable_grad():
-        leaf_P = state.theta.detach().requires_grad_()
-        logits_BK, statistics_Q = net.learn(leaf_P, x_BCHW)
-        (g_P,) = torch.autograd.grad(loss(logits_BK), leaf_P)
-    state.step += 1
-    state.gradient = torch.lerp(g_P, state.gradient, config.momentum)
-    state.square = torch.lerp(g_P.square(), state.square, SQUARE_DECAY)
-    mean_P = state.gradient / (1 - config.momentum**state.step)
-    scale_P = (state.square / (1 - SQUARE_DECAY**state.step)).sqrt() + EPSILON
-    theta_P = state.theta * (1 - lr * config.weight_decay * decayed_P) - lr * mean_P / scale_P
-    theta_P[len(theta_P) - len(statistics_Q) :] = statistics_Q
-    state.theta = theta_P
+def step(net: Network, state: State, x_BCHW: Tensor, loss: Callable[[Tensor], Tensor], rule: AdamW) -> State:
+    """One step on ``loss(logits_BK)``, by the statistics of the batch; running statistics are brought up to date."""
+    statistics: list[Tensor] = []
+
+    def of_batch(theta_P: Tensor) -> Tensor:
+        logits_BK, statistics_Q = net.learn(theta_P, x_BCHW)
+        statistics.append(statistics_Q)
+        return loss(logits_BK)
+
+    theta_P, velocity = rule.step(state.theta, gradient(of_batch, state.theta), state.velocity)
+    theta_P[len(theta_P) - net.n_statistics :] = statistics[0]
+    return State(theta_P, velocity)
 
 
 @dataclass(frozen=True)
@@ -83,6 +51,15 @@ class Observer:
         return self.net(self.theta, x_NCHW)
 
 
+@dataclass
+class Loop:
+    """An observer in training."""
+
+    state: State
+    generator: torch.Generator
+    epoch: int = 0
+
+
 def train_observer(
     net: Network,
     x_NCHW: Tensor,
@@ -92,25 +69,23 @@ def train_observer(
     *,
     seed: int,
     resume: Checkpoint | None = None,
-    on_epoch: Callable[[State], None] = lambda state: None,
+    on_epoch: Callable[[Loop], None] = lambda loop: None,
 ) -> Observer:
     """An observer of a refined set (images, label distributions, weights); samples of weight 0 are not used.
 
-    The learning rate falls to zero along a cosine (our choice: the authors load trained networks). ``on_epoch`` and
-    ``resume`` as in :func:`tadlib.evaluate.train_networks`.
+    ``on_epoch`` is called after every epoch; ``resume`` is what :func:`tadlib.state.checkpoint` gave then.
     """
-    device = w_N.device
-    state = fresh(net.init(seed, "observer"), generator(seed, "observer", "train", device=device))
+    random = generator(seed, "observer", "train", device=w_N.device)
+    loop = Loop(State(net.init(seed, "observer")), random)
     if resume is not None:
-        state = restored(state, *resume, device)
-    used, decayed_P = w_N.nonzero()[:, 0], decayed(net)
-    while state.epoch < config.epochs:
-        lr = config.lr * (1 + math.cos(math.pi * state.epoch / config.epochs)) / 2
-        for index_B in batches(len(used), config.batch, state.generator):
-            index_B = used[index_B]
-            y_BK, w_B = y_NK[index_B], w_N[index_B]
-            x_BCHW = augment.apply(augment.draw(config.augmentation, len(index_B), state.generator), x_NCHW[index_B])
-            step(net, state, x_BCHW, partial(weighted_loss, y_BK=y_BK, w_B=w_B), lr, config, decayed_P)
-        state.epoch += 1
-        on_epoch(state)
-    return Observer(net, state.theta)
+        loop = restored(loop, *resume, w_N.device)
+    used, decay_P = w_N.nonzero()[:, 0], config.weight_decay * decayed(net)
+    while loop.epoch < config.epochs:
+        rule = AdamW(config.lr * config.decay(loop.epoch), config.momentum, decay_P)
+        for index_B in batches(len(used), config.batch, random):
+            how = config.augmentation, config.cutmix, random
+            x_B, y_B, w_B = augmented(used[index_B], x_NCHW, y_NK, w_N, *how)
+            loop.state = step(net, loop.state, x_B, partial(weighted_loss, y_BK=y_B, w_B=w_B), rule)
+        loop.epoch += 1
+        on_epoch(loop)
+    return Observer(net, loop.state.theta)

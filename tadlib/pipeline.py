@@ -238,7 +238,7 @@ def check(config: Config) -> NoisyLabels:
     """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
     data = plain_dataset(config)
     network(config), evaluated_network(config)
-    divisible(data.image_shape, config.method_config.formation)
+    divisible(data.image_shape, config.method_config.formation * config.method_config.mosaic(data.image_shape[-1]))
     labels = _labels(config, data)
     used_N, whose = labels.noisy_N, "noisy"
     if config.needs_observer:
@@ -444,31 +444,32 @@ def evaluate(config: Config) -> Path:
     observed = train_observer(config) if config.evaluate.teacher else None
 
     def work(w: Work) -> dict:
-        data, net = dataset(config), evaluated_network(config)
+        data, net, protocol = dataset(config), evaluated_network(config), config.evaluate
         held = load_distilled(source).synthetic.to(config.torch_device)
-        about: dict[str, Any] = {}
-        sets = [held]
-        if config.evaluate.controls:
+        factor = config.method_config.mosaic(data.image_shape[-1])
+        sets = {"set": (held, protocol)}
+        if protocol.controls:
             StageFolder(diverted_at).verify()
             refined = load_refined(diverted_at).to(config.torch_device)
             real = Real.of(data.x_train, refined.y, refined.weight, config.method_config.draw_power)
-            sets = [held, evaluation.random_real(held, real, config.seed), evaluation.hard_labels(held)]
-            sets = sets[:2] if torch.equal(sets[2].y, held.y) else sets  # hard labels already
-        with w.progress(config.evaluate.epochs * len(sets)) as step:
-            how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
-            how["factor"] = config.method_config.mosaic(data.image_shape[-1])
-            if observed is not None:
-                how["teacher"], found = load_observer(config, observed)
-                about = {"teacher_accuracy": found["accuracy"], "teacher_arm": found["arm"]}
-            found = evaluation.evaluate_each(net, sets, data.x_test, data.y_test, config.evaluate, **how)
-        store.save_json(w.folder.path / "accuracies.json", found[0])
-        mean, half = mean_ci95(found[0])
-        extra = {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
-        extra["evaluated_on"] = own.TEST if data.files is None else data.files.evaluated_on
-        if config.evaluate.controls:
-            means = [mean_ci95(accuracies)[0] for accuracies in found]
-            extra |= {"accuracy_random_real": means[1], "accuracy_hard_labels": means[2] if len(means) > 2 else mean}
-        return extra | about
+            sets["random_real"] = evaluation.random_real(held, real, config.seed, factor), protocol
+            hard = evaluation.hard_labels(held)
+            if protocol.teacher or not torch.equal(hard.y, held.y):
+                sets["hard_labels"] = hard, replace(protocol, teacher=False)
+        how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "factor": factor}
+        about: dict[str, Any] = {"checksum_data": data.checksum}
+        about["evaluated_on"] = own.TEST if data.files is None else data.files.evaluated_on
+        if observed is not None:
+            how["teacher"], found = load_observer(config, observed)
+            about |= {"teacher_accuracy": found["accuracy"], "teacher_arm": found["arm"]}
+        with w.progress(protocol.epochs * len(sets)) as step:
+            how |= {"resume": w.resume, "on_epoch": step}
+            accuracies = evaluation.evaluate_each(net, [*sets.values()], data.x_test, data.y_test, **how)
+        store.save_json(w.folder.path / "accuracies.json", accuracies[0])
+        mean, half = mean_ci95(accuracies[0])
+        means = {f"accuracy_{name}": mean_ci95(each)[0] for name, each in zip(sets, accuracies)}
+        controls = {name: means.get(name, mean) for name in CONTROLS if protocol.controls}  # labels may be hard already
+        return {"accuracy_mean": mean, "accuracy_ci95": half} | about | controls
 
     return _stage(config, plan(config)["evaluate"], work)
 
@@ -482,6 +483,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 TRUST = ("trust_auroc", "trust_precision", "trust_recall")
+TIMED = ("divert", "experts", "observer", "distill", "evaluate")  # stages, in columns seconds_…
 CONTROLS = ("accuracy_hard_labels", "accuracy_random_real")  # where evaluate_controls asks for them
 
 
@@ -490,7 +492,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     manifests = {name: StageFolder(planned.path).manifest() for name, planned in plan(config).items()}
     found = manifests["divert"]["extra"] | manifests["evaluate"]["extra"]
     found["n_networks"] = len(store.load_json(evaluated_at / "accuracies.json"))
-    for name in ("divert", "experts", "observer", "distill", "evaluate"):
+    for name in TIMED:
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
     found["formation"] = config.method_config.formation

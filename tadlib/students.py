@@ -1,15 +1,12 @@
 """Students: networks with batch norm that are trained on a distilled set as RDED and CIM train them.
 
-Legend: B batch, S synthetic images, K classes, C H W image, P flat parameters, R networks.
+Legend: B batch, S synthetic images, K classes, P flat parameters.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tadlib.config import Protocol
@@ -17,10 +14,8 @@ from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import required
 from tadlib.nn import augment, crops
 from tadlib.nn.networks import Network
-from tadlib.nn.training import batches
-from tadlib.observer import Observer, State, decayed, fresh, step
-from tadlib.rng import generator
-from tadlib.state import Checkpoint, restored
+from tadlib.nn.training import AdamW, State, batches, weighted_loss
+from tadlib.observer import Observer, decayed, step
 
 
 def target_loss(recipe: str, temperature: float, target_BK: Tensor) -> Callable[[Tensor], Tensor]:
@@ -31,66 +26,36 @@ def target_loss(recipe: str, temperature: float, target_BK: Tensor) -> Callable[
     return lambda z_BK: (log_q_BK.exp() * (log_q_BK - (z_BK / temperature).log_softmax(1))).sum(1).mean()
 
 
-@dataclass
-class Loop:
-    """Students in training, all at the same epoch."""
-
-    states: list[State]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return self.states[0].epoch
-
-
-def train_students(
+def train_epoch(
     net: Network,
+    state: State,
     synthetic: Synthetic,
     protocol: Protocol,
     *,
-    seed: int,
+    lr: float,
+    generator: torch.Generator,
     teacher: Observer | None = None,
     factor: int = 1,
-    resume: Checkpoint | None = None,
-    on_epoch: Callable[[Loop], None] = lambda loop: None,
-) -> Tensor:
-    """Parameters (R, P) of students of a set whose images are mosaics of factor² patches.
+) -> State:
+    """One pass of a student over a decoded set, whose images are mosaics of factor² patches.
 
-    CIM's students see each patch enlarged to full size (our choice: as mosaics, its sets teach far less), as an image
-    of its own. With ``protocol.teacher`` the observer labels each batch as it is: patches shuffled, cropped (at least
-    1 / factor of the area), flipped where the augmentation flips, mixed by CutMix. Otherwise the labels of the set
-    count, mixed by area, under the cross entropy.
-
-    Learning rate in epoch e of E: lr · ½(1 + cos(πe / 2E)), as in RDED's code.
+    Patches are shuffled, images cropped (at least 1 / factor of the area), flipped where the augmentation flips, and
+    mixed by CutMix. With ``protocol.teacher`` the observer labels each batch as it is then; otherwise the labels of the
+    set count, mixed by area, under the cross entropy.
     """
-    x_SCHW, y_SK, device, decayed_P = synthetic.x, synthetic.y, synthetic.x.device, decayed(net)
-    if protocol.recipe == "cim":
-        x_SCHW, y_SK, factor = crops.decode(x_SCHW, factor), y_SK.repeat(factor**2, 1), 1
-    if protocol.teacher:
-        required(teacher, "a protocol with a teacher needs an observer, got none")
+    rule = AdamW(lr, protocol.momentum, protocol.weight_decay * decayed(net))
     flips = ("flip",) in augment.operations(protocol.augmentation)
-
-    def one(r: int) -> State:
-        random = generator(seed, "evaluate", r, "train", device=device)
-        return fresh(net.init(seed, "evaluate", r), random)
-
-    loop = Loop([one(r) for r in range(protocol.networks)])
-    if resume is not None:
-        loop = restored(loop, *resume, device)
-    while loop.epoch < protocol.epochs:
-        lr = synthetic.lr if protocol.lr is None else protocol.lr
-        lr *= (1 + math.cos(math.pi * loop.epoch / protocol.epochs / 2)) / 2
-        for state in loop.states:
-            for index_B in batches(len(x_SCHW), protocol.batch, state.generator):
-                x_BCHW = crops.shuffled(x_SCHW[index_B], factor, state.generator)
-                x_BCHW = crops.resized_crops(x_BCHW, 1 / factor, state.generator)
-                x_BCHW = crops.flipped(x_BCHW, state.generator) if flips else x_BCHW
-                x_BCHW, y_BK = crops.cutmix(x_BCHW, y_SK[index_B], state.generator)
-                loss: Callable[[Tensor], Tensor] = partial(F.cross_entropy, target=y_BK)
-                if protocol.teacher and teacher is not None:
-                    with torch.no_grad():
-                        loss = target_loss(protocol.recipe, protocol.temperature, teacher(x_BCHW))
-                step(net, state, x_BCHW, loss, lr, protocol, decayed_P)
-            state.epoch += 1
-        on_epoch(loop)
-    return torch.stack([s.theta for s in loop.states])
+    w_S = synthetic.y.new_ones(len(synthetic.y))
+    for index_B in batches(len(synthetic.x), protocol.batch, generator):
+        x_BCHW = crops.shuffled(synthetic.x[index_B], factor, generator)
+        x_BCHW = crops.resized_crops(x_BCHW, 1 / factor, generator)
+        x_BCHW = crops.flipped(x_BCHW, generator) if flips else x_BCHW
+        y_BK, w_B = synthetic.y[index_B], w_S[index_B]
+        x_BCHW, y_BK, w_B = augment.cutmix(x_BCHW, y_BK, w_B, protocol.cutmix, generator)
+        loss: Callable[[Tensor], Tensor] = partial(weighted_loss, y_BK=y_BK, w_B=w_B)
+        if protocol.teacher:
+            observer = required(teacher, "a protocol with a teacher needs an observer, got none")
+            with torch.no_grad():
+                loss = target_loss(protocol.recipe, protocol.temperature, observer(x_BCHW))
+        state = step(net, state, x_BCHW, loss, rule)
+    return state

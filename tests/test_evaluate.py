@@ -113,7 +113,8 @@ def test_resumed_in_the_middle_gives_the_same_bits(stop):
 @pytest.mark.parametrize("protocol", [PROTOCOL, replace(PROTOCOLS["ncfm"], networks=2, epochs=6, batch=4)])
 @pytest.mark.parametrize("stop", [3, 6, 7, 11])  # in the first set, at its end, and in the second
 def test_several_sets_are_evaluated_as_one_alone_also_after_an_interruption(stop, protocol):
-    sets, kept = [synthetic(), replace(synthetic(), lr=0.01, x=synthetic().x.flip(3), formation=2)], []
+    second = replace(synthetic(), lr=0.01, x=synthetic().x.flip(3), formation=2)
+    sets, kept = [(synthetic(), protocol), (second, replace(protocol, weight_decay=0.1))], []
 
     def keep(loop):
         if loop.epoch + 6 * len(loop.done) == stop:
@@ -121,10 +122,10 @@ def test_several_sets_are_evaluated_as_one_alone_also_after_an_interruption(stop
             kept.append(({k: v.clone() for k, v in tensors.items()}, meta))
 
     def all_of_them(**more):
-        return evaluate_each(NET, sets, *images(60, 1.0), protocol, seed=0, **more)
+        return evaluate_each(NET, sets, *images(60, 1.0), seed=0, **more)
 
     whole = all_of_them(on_epoch=keep)
-    assert whole == [evaluate(NET, each, *images(60, 1.0), protocol, seed=0) for each in sets]
+    assert whole == [evaluate(NET, each, *images(60, 1.0), how, seed=0) for each, how in sets]
     assert whole == all_of_them(resume=kept[0])
 
 
@@ -155,6 +156,9 @@ def test_controls_take_the_labels_away_or_the_images():
     assert min(places) >= 30
     assert torch.equal(random_real(s, real, 3).x, control.x)
     assert random_real(replace(s, formation=2), real, 3).x.shape == s.x.shape
+    parts = random_real(s, real, 3, 2)
+    assert torch.equal(parts.x, random_real(replace(s, formation=2), real, 3).x)
+    assert parts.formation == 1
 
 
 def test_training_with_adamw_and_cutmix_is_that_of_the_training_loop():
@@ -170,7 +174,7 @@ def test_training_with_adamw_and_cutmix_is_that_of_the_training_loop():
 
 def test_published_protocols_count_as_their_codes_do():
     def rates(name):
-        return [PROTOCOLS[name].factor(epoch) for epoch in range(PROTOCOLS[name].epochs)]
+        return [PROTOCOLS[name].decay(epoch) for epoch in range(PROTOCOLS[name].epochs)]
 
     for name in ("mtt", "datm", "dm"):
         # epochs 0 to 1000; the rate falls once epoch 501 is done

@@ -72,7 +72,9 @@ def test_experts_are_trained_as_long_as_they_are_read(method):
             assert (config.width, config.depth) == (128, 3)
             expected = {"dance": PROTOCOLS["dance"], "ncfm": PROTOCOLS["ncfm"]}.get(method)
             if not config.needs_observer:
-                assert config.evaluate == (expected or replace(config.evaluate, epochs=1001, schedule="half", cutmix=0.0))
+                assert config.evaluate == (
+                    expected or replace(config.evaluate, epochs=1001, schedule="half", cutmix=0.0)
+                )
             if METHODS[method].needs_experts:
                 assert config.expert.epochs == config.method_config.last_epoch
                 bank = (20, 0.01, 64) if expected else (100, 0.01, 256)
@@ -102,5 +104,5 @@ def test_every_name_in_the_tables_is_a_setting(preset):
         method = table.partition("-ipc-")[0]
         columns = values.get("published", [[]])[0]
         for name in {*values, *columns} - {"published", "dataset", "ipc"}:
-            for owner in presets.TRAJECTORIES[:1] if table == "trajectories" else (method,):
+            for owner in presets.GROUPS.get(table, (method,)):
                 known_param(owner + name if name.startswith("_") else name)

@@ -59,8 +59,8 @@ def of_class(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor,
     """Images (ipc, C, H, W) of class ``k``, and the mean distance of their patches from the anchors."""
     index_A, _ = anchors(problem, k, random)
     made, distances = [], []
-    for index_QB in index_A.view(-1, problem.ipc).split(TOGETHER, 1):
-        x_BCHW, distance = matched(problem, problem.x[index_QB.flatten()], random)
+    for index_B in rded.spread(index_A, problem.ipc).split(TOGETHER * problem.factor**2):
+        x_BCHW, distance = matched(problem, problem.x[index_B], random)
         made.append(x_BCHW)
         distances.append(distance * len(x_BCHW))
     return torch.cat(made), torch.stack(distances).sum().item() / problem.ipc

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from tadlib.distill.synthetic import Real, Synthetic, decode
+from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
 from tadlib.nn import augment
+from tadlib.nn.crops import decode
 from tadlib.nn.networks import Network
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
@@ -99,7 +100,7 @@ def fresh_network(problem: Problem, state: State, name: str) -> Tensor:
 def decoded(problem: Problem, x_SCHW: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The images that a network sees, and the function that takes a gradient with respect to them back to the stored
     images (S, C, H, W)."""
-    seen_SCHW, pull_back = vjp(partial(decode, formation=problem.config.formation), x_SCHW)  # type: ignore[misc]
+    seen_SCHW, pull_back = vjp(partial(decode, factor=problem.config.formation), x_SCHW)  # type: ignore[misc]
     return seen_SCHW, lambda grad_x: pull_back(grad_x)[0]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tadlib.data.images import Images, whole
 from tadlib.distill.loop import Rows
-from tadlib.distill.synthetic import Real, Synthetic
+from tadlib.distill.synthetic import Real, Synthetic, divisible
 from tadlib.errors import require, required
 from tadlib.nn.crops import mosaic, padded, random_crops
 from tadlib.observer import Observer
@@ -57,7 +57,7 @@ class Problem:
     @property
     def factor(self) -> int:
         """Patches along a side."""
-        return self.config.mosaic(self.side)
+        return self.config.formation * self.config.mosaic(self.side)
 
     def candidates(self, k: int, random: torch.Generator) -> Tensor:
         """Indices (M,) of the real images of class ``k`` that are looked at, one for each patch at least."""
@@ -100,10 +100,15 @@ def best_crops(problem: Problem, k: int, random: torch.Generator) -> tuple[Tenso
     return best_P, scores_P
 
 
+def spread(best_P: Tensor, ipc: int) -> Tensor:
+    """Patches, best first, in the order of :func:`mosaic`: image n gets number n, n + ipc, …, as in RDED's code."""
+    return best_P.unflatten(0, (-1, ipc)).transpose(0, 1).flatten(0, 1)
+
+
 def of_class(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor, float]:
     """Images (ipc, C, H, W) of class ``k``, and the mean score of their patches."""
     patches, scores_P = best_crops(problem, k, random)
-    return mosaic(patches, problem.factor), scores_P.mean().item()
+    return mosaic(spread(patches, problem.ipc), problem.factor), scores_P.mean().item()
 
 
 def driver(name: str, of_class: Callable[[Problem, int, torch.Generator], tuple[Tensor, float]]) -> Callable:
@@ -130,10 +135,9 @@ def driver(name: str, of_class: Callable[[Problem, int, torch.Generator], tuple[
         real = Real.of(x_NCHW, y_NK, w_N, config.draw_power)  # type: ignore[arg-type]
         real.enough(ipc)
         problem = Problem(real, y_NK, observer, config, ipc, seed)
-        side, factor = problem.side, problem.factor
-        square = x_NCHW.shape[-2] == side
-        require(square, f"{name} makes square images, got {x_NCHW.shape[-2]}x{side}")
-        require(side % factor == 0, f"the side of the images, {side}, must be a multiple of {name}_factor, {factor}")
+        square = x_NCHW.shape[-2] == problem.side
+        require(square, f"{name} makes square images, got {x_NCHW.shape[-2]}x{problem.side}")
+        divisible(x_NCHW.shape, problem.factor, f"{name}_factor" if config.formation == 1 else "formation")
         state = State(torch.zeros(real.n_classes * ipc, *x_NCHW.shape[1:], device=w_N.device))
         if resume is not None:
             state = restored(state, *resume, w_N.device)
@@ -143,7 +147,7 @@ def driver(name: str, of_class: Callable[[Problem, int, torch.Generator], tuple[
             state.rows.append({"class": k, "finite": bool(x_SCHW.isfinite().all()), "loss": loss, "lr": config.lr_net})
             on_iteration(state)
         y_SK = torch.eye(real.n_classes, device=w_N.device).repeat_interleave(ipc, 0)
-        return Synthetic(state.x, y_SK, config.lr_net), state.rows
+        return Synthetic(state.x, y_SK, config.lr_net, config.formation), state.rows
 
     return distill
 

@@ -7,43 +7,25 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d
 
 from tadlib.errors import require
+from tadlib.nn.crops import decode, mosaic
 
 
-def divisible(shape: tuple[int, ...], formation: int) -> None:
-    """InputError unless ``formation`` divides both sides of images of ``shape`` (…, H, W)."""
+def divisible(shape: tuple[int, ...], factor: int, name: str = "formation") -> None:
+    """InputError, which gives ``factor`` its name, unless it divides both sides of images of ``shape`` (…, H, W)."""
     height, width = shape[-2:]
-    divides = height % formation == 0 == width % formation
-    require(divides, f"formation must divide the sides of {height}x{width} images, got {formation}")
-
-
-def decode(x_SCHW: Tensor, formation: int) -> Tensor:
-    """Images (S f², C, H, W) that a network sees: the f x f parts of every stored one, row by row, enlarged bilinearly
-    (IDC; Kim et al., ICML 2022, multi-formation); linear in the pixels."""
-    if formation == 1:
-        return x_SCHW
-    height, width = x_SCHW.shape[2:]
-    parts = x_SCHW.unflatten(3, (formation, -1)).unflatten(2, (formation, -1))  # S C f h f w
-    parts_SCHW = parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-    return interpolate(parts_SCHW, (height, width), mode="bilinear", align_corners=False)
-
-
-def mosaic(x_NCHW: Tensor, formation: int) -> Tensor:
-    """Stored images (N / f², C, H, W), each of f² images, made smaller by averaging f x f pixels (our choice; IDC drops
-    pixels)."""
-    if formation == 1:
-        return x_NCHW
-    parts = avg_pool2d(x_NCHW, formation).unflatten(0, (-1, formation, formation))  # S f f C h w
-    return parts.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    divides = height % factor == 0 == width % factor
+    require(divides, f"{name} must divide the sides of {height}x{width} images, got {factor}")
 
 
 @dataclass(frozen=True)
 class Synthetic:
     """Images ``x`` (S, C, H, W), normalised as the data set; label distributions ``y`` (S, K); learning rate ``lr``.
 
-    Images of a ``formation`` f above 1 are stored: each holds f² (:func:`decode`), which share its label.
+    Images of a ``formation`` f above 1 are stored: each holds f² (:func:`tadlib.nn.crops.decode`), which share its
+    label.
     """
 
     x: Tensor
@@ -105,7 +87,8 @@ class Real:
     def choose(self, ipc: int, generator: torch.Generator, formation: int = 1) -> tuple[Tensor, Tensor]:
         """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
 
-        With a ``formation`` f, each is a mosaic of f² images; a class that has too few for that repeats some.
+        With a ``formation`` f, each is a mosaic of f² images, made smaller by averaging f x f pixels (our choice; IDC
+        drops pixels); a class that has too few for that repeats some.
 
         Raises:
             InputError: as :meth:`enough`, and unless f divides the sides.
@@ -115,4 +98,5 @@ class Real:
         n = ipc * formation**2
         drawn = (self.draw(k, n, generator).repeat(formation**2)[:n] for k in range(self.n_classes))
         y_SK = torch.eye(self.n_classes, dtype=self.x.dtype, device=self.x.device).repeat_interleave(ipc, 0)
-        return mosaic(self.x[torch.cat(list(drawn))], formation).clone(), y_SK
+        small = avg_pool2d(self.x[torch.cat(list(drawn))], formation)
+        return mosaic(small, formation).contiguous(), y_SK

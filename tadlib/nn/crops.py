@@ -1,4 +1,4 @@
-"""Crops of any size, mosaics of patches, and CutMix: what distillers for large images do to images.
+"""Crops of any size, and mosaics of patches.
 
 Legend: N samples, B batch, J crops, C H W image. Generators are on the device of the images.
 """
@@ -39,19 +39,22 @@ def padded(x_NCHW: Tensor, side: int) -> Tensor:
 
 
 def mosaic(patches_MCHW: Tensor, factor: int) -> Tensor:
-    """Images of factor² patches each: quadrant q of image n, row by row, is patch q·N + n, as in RDED's code."""
-    n = len(patches_MCHW) // factor**2
-    rows = [torch.cat(tuple(patches_MCHW[q * n : (q + factor) * n].split(n)), 3) for q in range(0, factor**2, factor)]
-    return torch.cat(rows, 2)
+    """Images (N, C, factor·H, factor·W) of factor² patches each: one image after the other, its patches row by row."""
+    parts = patches_MCHW.unflatten(0, (-1, factor, factor))  # N f f C H W
+    return parts.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def patches(x_NCHW: Tensor, factor: int) -> Tensor:
-    """The inverse of :func:`mosaic`: patches (factor²·N, C, H / factor, W / factor)."""
-    return torch.cat([part for row in x_NCHW.chunk(factor, 2) for part in row.chunk(factor, 3)])
+    """The inverse of :func:`mosaic`: patches (N·factor², C, H / factor, W / factor)."""
+    parts = x_NCHW.unflatten(3, (factor, -1)).unflatten(2, (factor, -1))  # N C f H f W
+    return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def decode(x_NCHW: Tensor, factor: int) -> Tensor:
-    """The patches of mosaics in the order of :func:`patches`, enlarged bilinearly to full size (factor²·N, C, H, W)."""
+    """The patches of mosaics, enlarged bilinearly to full size (N·factor², C, H, W): what networks see of a set with
+    multi-formation (IDC; Kim et al., ICML 2022). Linear in the pixels."""
+    if factor == 1:
+        return x_NCHW
     return F.interpolate(patches(x_NCHW, factor), x_NCHW.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -61,9 +64,8 @@ def shuffled(x_NCHW: Tensor, factor: int, generator: torch.Generator) -> Tensor:
         return x_NCHW
     n, count = len(x_NCHW), factor**2
     order_NQ = torch.rand(n, count, generator=generator, device=generator.device).argsort(1)
-    parts = patches(x_NCHW, factor).unflatten(0, (count, n))
-    moved = parts[order_NQ.T, torch.arange(n, device=parts.device)]
-    return mosaic(moved.flatten(0, 1), factor)
+    first_N1 = count * torch.arange(n, device=order_NQ.device)[:, None]
+    return mosaic(patches(x_NCHW, factor)[(first_N1 + order_NQ).flatten()], factor)
 
 
 def resized_crops(x_NCHW: Tensor, least: float, generator: torch.Generator) -> Tensor:
@@ -90,20 +92,3 @@ def flipped(x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Each image, or its mirror image with probability ½."""
     flip_N = torch.rand(len(x_NCHW), generator=generator, device=generator.device) < 0.5
     return torch.where(flip_N[:, None, None, None], x_NCHW.flip(3), x_NCHW)
-
-
-def cutmix(x_NCHW: Tensor, y_NK: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix (Yun et al. 2019) with one box for the batch, of an area uniform in [0, 1] before it is cut at the border.
-
-    Returns images, and labels mixed by area.
-    """
-    n, height, width = len(x_NCHW), *x_NCHW.shape[2:]
-    order_N = torch.randperm(n, generator=generator, device=generator.device)
-    side, row, column = torch.rand(3, generator=generator, device=generator.device).tolist()
-    side = side**0.5
-    top, bottom = (int(min(max(row + s * side / 2, 0), 1) * height) for s in (-1, 1))
-    left, right = (int(min(max(column + s * side / 2, 0), 1) * width) for s in (-1, 1))
-    mixed = x_NCHW.clone()
-    mixed[:, :, top:bottom, left:right] = x_NCHW[order_N, :, top:bottom, left:right]
-    share = (bottom - top) * (right - left) / (height * width)
-    return mixed, (1 - share) * y_NK + share * y_NK[order_N]

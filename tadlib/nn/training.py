@@ -84,6 +84,7 @@ class AdamW(Sgd):
     """
 
     momentum: float = 0.9
+    weight_decay: float | Tensor = 0.0  # type: ignore[assignment]  # of all parameters, or (P,) of each
 
     def step(self, theta_P: Tensor, g_P: Tensor, velocity_P: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The next parameters and velocity; ``velocity_P`` None stands for zeros."""
@@ -97,6 +98,9 @@ class AdamW(Sgd):
 
     def zeros(self, theta_P: Tensor) -> Tensor:
         return theta_P.new_zeros(*theta_P.shape[:-1], 2, theta_P.shape[-1] + 1)
+
+
+OPTIMISERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adamw": AdamW}
 
 
 def weighted_loss(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor) -> Tensor:
@@ -191,7 +195,7 @@ def train_epoch(
         lr = state.theta.new_tensor(lr)
     for index_B in batches(n, batch, generator):
         index_B = index_B if used is None else used[index_B]
-        x_B, y_B, w_B = _batch(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator)
+        x_B, y_B, w_B = augmented(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator)
         x_B = channels_last(x_B) if compile else x_B
         velocity_P = state.velocity if plain or state.velocity is not None else sgd.zeros(state.theta)
         more = (index_B,) if plain else ()
@@ -202,7 +206,7 @@ def train_epoch(
     return state
 
 
-def _batch(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator) -> tuple[Tensor, Tensor, Tensor]:
+def augmented(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator) -> tuple[Tensor, Tensor, Tensor]:
     """Images as they are trained on, label distributions and weights."""
     x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
     y_B, w_B = y_NK[index_B], w_N[index_B]
@@ -272,7 +276,9 @@ def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, st
     velocity_RP = torch.stack(velocities) if velocities else None
     for indices in zip(*(batches(len(used), batch, g) for g in generators), strict=True):
         index_RB = used[torch.stack(indices)]
-        parts = (_batch(i, x_NCHW, y_NK, w_N, strategy, cutmix, g) for i, g in zip(index_RB, generators, strict=True))
+        parts = (
+            augmented(i, x_NCHW, y_NK, w_N, strategy, cutmix, g) for i, g in zip(index_RB, generators, strict=True)
+        )
         g_RP = slope(theta_RP, *map(torch.stack, zip(*parts, strict=True)))
         theta_RP, velocity_RP = sgd.step(theta_RP, g_RP, velocity_RP)
     return [State(theta_RP[r], None if velocity_RP is None else velocity_RP[r]) for r in range(len(states))]
