@@ -43,7 +43,15 @@ CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
     "api_labels": ("tadlib.noise", "tadlib.trust"),
-    "api_distillation": ("tadlib.nn", "tadlib.experts", "tadlib.matching", "tadlib.distill", "tadlib.evaluate"),
+    "api_distillation": (
+        "tadlib.nn",
+        "tadlib.experts",
+        "tadlib.matching",
+        "tadlib.distill",
+        "tadlib.evaluate",
+        "tadlib.observer",
+        "tadlib.students",
+    ),
     "api_report": ("tadbook",),
 }
 

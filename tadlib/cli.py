@@ -190,7 +190,7 @@ class Run(RunOptions):
         shown = [
             head(row)
             | {title: number(row[name], 100) for title, name in fractions.items()}
-            | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
+            | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in pipeline.TIMED}
             for row in rows
         ]
         lines = [table(shown)] if rows else []

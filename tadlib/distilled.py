@@ -33,7 +33,8 @@ class Distilled:
     """A distilled set with what is needed to use it.
 
     ``synthetic`` holds the images as networks take them: normalised by ``mean`` and ``std``, or ZCA-whitened where
-    ``params["zca"]`` is true. ``pixels`` (S, C, H, W) are the same images as pixels, not clamped to [0, 1].
+    ``params["zca"]`` is true. ``pixels`` (S f², C, H, W) are its decoded images (f: its formation, mostly 1) as pixels,
+    not clamped to [0, 1].
     ``params`` are the flat settings of the run, without those of the machine; ``provenance`` says what made the file.
     """
 
@@ -49,7 +50,8 @@ class Distilled:
         """Test accuracies of fresh networks under the protocol of the run that made the set.
 
         ``params`` change flat settings of it; the file stays as it is. InputError for settings that made the set and
-        have no meaning any more (``zca``, ``ipc``, ``noise`` ...).
+        have no meaning any more (``zca``, ``ipc``, ``noise`` ...), and where the labels are a teacher's, which the file
+        does not hold; ``evaluate_teacher=False`` trains on the set's own.
         """
         for name in params:
             known_param(name)
@@ -59,12 +61,16 @@ class Distilled:
         with TemporaryDirectory() as out:  # decoded images of the user's own are kept no longer than this takes
             given = {"root": root, "device": device, "out": out, **params}
             config = Config.from_params(**{**self.params, **given})
+            held = "labels of this set come from a teacher, which its file does not hold"
+            require(not config.evaluate.teacher, f"{held}: evaluate_teacher=False trains on hard labels")
             speed.prepare(config.threads)
             data, net = materials.dataset(config), materials.evaluated_network(config)
             require(len(data.x_test) > 0, "evaluation needs test images, got n_test 0")
             synthetic = self.synthetic.to(config.torch_device)
             test = data.x_test, data.y_test
-            return evaluate(net, synthetic, *test, config.evaluate, seed=config.seed, workers=config.threads)
+            how: dict[str, Any] = {"seed": config.seed, "workers": config.threads}
+            how["factor"] = config.method_config.mosaic(data.image_shape[-1])
+            return evaluate(net, synthetic, *test, config.evaluate, **how)
 
 
 def save_distilled(
@@ -72,8 +78,9 @@ def save_distilled(
 ) -> None:
     """Write a distilled set as one safetensors file."""
     about: dict[str, Any] = {"mean": data.mean, "std": data.std, "class_names": data.class_names, "lr": synthetic.lr}
-    about |= {"params": config.portable(), "provenance": provenance or {}}
-    tensors = {"x": synthetic.x, "pixels": data.pixels(synthetic.x, clamp=False), "y": synthetic.y}
+    about |= {"formation": synthetic.formation, "params": config.portable(), "provenance": provenance or {}}
+    pixels = data.pixels(synthetic.decoded().x, clamp=False)
+    tensors = {"x": synthetic.x, "pixels": pixels, "y": synthetic.y}
     save_tensors(path, tensors, {"distilled": json.dumps(about)})
 
 
@@ -92,7 +99,7 @@ def load_distilled(path: Path | str) -> Distilled:
     require(holds, f"{path} does not hold a distilled set")
     try:
         about = json.loads(metadata["distilled"])
-        synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"])
+        synthetic = Synthetic(tensors["x"], tensors["y"], about["lr"], about.get("formation", 1))
         more: dict[str, Any] = {name: tuple(about[name]) for name in ("mean", "std", "class_names")}
         more |= {"params": stored_params(about["params"]), "provenance": dict(about["provenance"])}
         held = Distilled(synthetic, tensors["pixels"], **more)

@@ -42,13 +42,15 @@ def train_expert(
     state = State(net.init(seed, "expert", expert))
     trajectory_EP = state.theta.new_empty(config.epochs + 1, net.n_parameters)
     trajectory_EP[0] = state.theta
-    sgd = Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha)
     how: dict[str, Any] = {"batch": config.batch, "strategy": config.augmentation, "compile": config.compile}
+    how["cutmix"] = config.cutmix
     how["generator"] = generator(seed, "expert", expert, "train", device=x_NCHW.device)
     net = replace(net, bfloat16=config.bfloat16)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(config.epochs):
+        lr = config.lr * config.decay(epoch)
+        sgd = Sgd(lr, config.momentum, config.weight_decay, config.rho, config.alpha)
         state = train_epoch(net, state, x_NCHW, y_NK, w_N, sgd=sgd, **how)
-        trajectory_EP[epoch] = state.theta
+        trajectory_EP[epoch + 1] = state.theta
         on_epoch()
     return trajectory_EP
 
