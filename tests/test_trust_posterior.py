@@ -71,9 +71,13 @@ def assert_consistent_weights(refined: RefinedSet, auditor=AUDITOR, **settings):
     of_noisy = (refined.weight * refined.y.gather(1, refined.noisy[:, None])[:, 0]).double()
     of_noisy -= hard * (refined.label == refined.noisy)
     torch.testing.assert_close(of_noisy, soft * refined.trust, atol=1e-5, rtol=0)
-    sizes = torch.bincount(refined.noisy, minlength=K)
-    least = sizes.clamp_max(max(1, int(config.minimum * len(refined.noisy) / K)))
-    assert (torch.bincount(refined.noisy[refined.space == TRUSTED], minlength=K) >= least).all()
+    # trusted: the most probable class, above the threshold, among the most trusted ones of the class, or recalled
+    least = max(1, int(config.minimum * len(refined.noisy) / K))
+    bar = torch.stack([refined.trust[refined.noisy == k].sort(descending=True).values[:least][-1] for k in range(K)])
+    enough = (refined.trust > config.threshold) | (refined.trust >= bar[refined.noisy])
+    enough |= refined.reliability > 1 - config.error
+    most = refined.posterior.argmax(1) == refined.noisy
+    assert torch.equal(refined.space == TRUSTED, most & enough)
     torch.testing.assert_close(refined.transition.sum(1), torch.ones(K).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(refined.posterior.sum(1), torch.ones(len(refined.noisy)))
     of_noisy = refined.posterior.gather(1, refined.noisy[:, None])[:, 0].double()
