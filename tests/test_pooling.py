@@ -155,7 +155,7 @@ def test_a_regression_gives_p_under_the_best_matrix_and_the_exponent_of_its_kind
 
 
 def test_probabilities_of_a_classifier_are_unmixed_and_their_doubt_gives_the_exponent():
-    T, truth = uniform(0.3, K), probabilities(20_000, clear=3.0)
+    T, truth = uniform(0.3, K), probabilities(20_000, clear=10.0)
     _, noisy = labelled(truth, T)
     found = pooling.unmixed((truth @ T).float(), noisy)
     assert (found.p.dtype, found.transition.dtype, found.range) == (torch.float32, torch.float64, (0.0, 0.0))

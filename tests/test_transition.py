@@ -298,7 +298,7 @@ def test_the_range_of_uniform_noise_is_where_a_grid_finds_labels_about_as_likely
     inside = [tenth for tenth, value in best.items() if value > best[likeliest] - 2]
     less, more = transition.uniform_range(lda)
     assert less + more == pytest.approx(max(inside) - min(inside), abs=1e-6)
-    # where the likelihood is flat the likeliest rate is found to one place of the grid: scales are searched in few steps
+    # where the likelihood is flat the likeliest rate is found to one place of the grid: the search for scales is short
     assert less == pytest.approx(likeliest - min(inside), abs=0.1 + 1e-6)
     assert min(inside) - 0.05 <= rate <= max(inside) + 0.05
 
