@@ -88,7 +88,7 @@ def assert_consistent_weights(refined: RefinedSet, auditor=AUDITOR, **settings):
     assert 0 <= low <= estimate <= high <= 1
 
 
-SETTINGS: list[dict] = [{"filters": 8}, {"ema": 0.0}, {"holdout": 0.0}, {"threshold": 0.9}, {"minimum": 0.9}]
+SETTINGS: list[dict] = [{"filters": 8}, {"ema": 0.0}, {"holdout": 0.0}, {"threshold": 0.9}]
 SETTINGS += [{"error": 0.9, "threshold": 0.9}, {"error": 0.0}, {"drop": 0.0}, {"purity": 1.0}]
 SETTINGS += [{"soft_weight": 0.0}, {"soft_weight": 1.0}, {"cost": 9.0}]
 
@@ -106,7 +106,7 @@ def test_every_setting_changes_something_and_leaves_a_consistent_set(problem, ba
 
 
 def test_no_setting_is_left_out():
-    tested_below = {"mirror", "predictors"}
+    tested_below = {"minimum", "mirror", "predictors"}
     assert {name for change in SETTINGS for name in change} | tested_below == set(vars(PosteriorConfig()))
 
 
@@ -114,6 +114,14 @@ def test_no_setting_is_left_out():
 def test_a_single_epoch_is_enough(problem, change):
     auditor = replace(AUDITOR, epochs=1, warmup=1)
     assert_consistent_weights(run(problem, auditor, **change), auditor, **change)
+
+
+def test_a_minimum_of_every_class_is_trusted_below_the_threshold_where_the_noisy_label_is_the_most_probable(problem):
+    auditor = replace(AUDITOR, epochs=1, warmup=1)
+    strict = {"threshold": 0.99, "error": 0.0}
+    few, many = (run(problem, auditor, minimum=m, **strict) for m in (0.0, 0.9))
+    assert_consistent_weights(many, auditor, minimum=0.9, **strict)
+    assert (many.space == TRUSTED).sum() > (few.space == TRUSTED).sum()
 
 
 def test_a_pseudo_label_is_used_only_if_its_probability_of_error_is_small(problem):
