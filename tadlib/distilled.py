@@ -115,7 +115,11 @@ def _check(held: Distilled) -> None:
     x_SCHW, y_SK, lr = held.synthetic.x, held.synthetic.y, held.synthetic.lr
     require_images("images", x_SCHW)
     shape, names = tuple(x_SCHW.shape[1:]), held.class_names
-    require_images("pixels", held.pixels, shape, len(x_SCHW))
+    require_images("pixels", held.pixels, shape)
+    whole = len(held.pixels) % len(x_SCHW) == 0  # several where images are stored in parts
+    require(whole, f"pixels must be a multiple of {len(x_SCHW)} images, got {len(held.pixels)}")
+    f = held.synthetic.formation
+    require(type(f) is int and f >= 1 and shape[-1] % f == 0, f"formation must divide {shape[-1]} pixels, got {f!r}")
     require_distributions("labels", y_SK, len(names), len(x_SCHW))
     for what, values in (("mean", held.mean), ("std", held.std), ("learning rate", [lr] * shape[0])):
         fits = len(values) == shape[0] and all(type(v) in (int, float) and abs(v) < LARGEST for v in values)

@@ -11,6 +11,7 @@ from noisy_digits import WIDE, K, digits, plain_thetas, sklearn_trust
 from tadlib import trust
 from tadlib.config import AuditorConfig, PosteriorConfig, TadConfig
 from tadlib.errors import InputError
+from tadlib.nn.networks import Network
 from tadlib.nn.training import weighted_loss
 from tadlib.trust import TRUSTED, Tad, TrustPosterior, base, baselines
 from tadlib.trust.baselines import ConfidentLearning, CoTeaching, LossFilter, generalised_cross_entropy
@@ -233,6 +234,7 @@ def test_settings_out_of_range_are_refused(problem):
     with pytest.raises(InputError, match=r"forget_rate must be in \[0, 1\), got 1.0"):
         CoTeaching(AUDITOR, 1.0)
     pytest.importorskip("cleanlab")
-    few = replace(problem, x=problem.x[:3], noisy=torch.arange(3), n_classes=3, true=None)
+    net = Network(replace(problem.net.spec, n_classes=3))
+    few = replace(problem, net=net, x=problem.x[:3], noisy=torch.arange(3), n_classes=3, true=None)
     with pytest.raises(InputError, match="confident learning needs at least 4 samples, got 3"):
         trust.refine(ConfidentLearning(AUDITOR), few)

@@ -17,9 +17,10 @@ from tadlib.errors import InputError
 SECTIONS = {f.name: f.type for f in fields(Config) if isinstance(f.type, type) and is_dataclass(f.type)}
 ALL = [(section, f) for section, kind in SECTIONS.items() for f in fields(kind)]
 BOUNDED = [(section, f) for section, f in ALL if f.metadata]
-WITHOUT_BOUNDS = {("expert", "alpha")}  # the one number that may have any value
+WITHOUT_BOUNDS = {("expert", "alpha"), ("posterior", "predictors")}  # a number that may be any, and names
 # a value at its bound may ask for another one beside it
 TOGETHER = {("auditor", "epochs"): {"warmup": 1}, ("datm", "max_start"): {"max_start_initial": 1}}
+TOGETHER[("evaluate", "recipe")] = {"optimiser": "adamw"}
 
 
 def beside(bound: float, direction: int) -> float:
@@ -109,6 +110,7 @@ def test_every_number_and_every_choice_has_bounds():
 def test_every_part_of_the_settings_belongs_to_a_run():
     parts = {c for c in vars(config).values() if isinstance(c, type) and issubclass(c, config.Settings)}
     bases = {config.Settings, config.Training, config.Scheduled, config.Refining, config.Drawing, config.Learning}
+    bases |= {config.Selecting}
     assert parts - bases - {config.Config} == set(SECTIONS.values())
     assert {name: SECTIONS[name] for name in METHODS} == METHODS
     for _, f in ALL:

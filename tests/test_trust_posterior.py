@@ -18,6 +18,7 @@ from tadlib.trust import (
     RefinedSet,
     TrustPosterior,
     base,
+    decisions,
     pooling,
     predictors,
     transition,
@@ -179,9 +180,9 @@ def test_copies_of_held_out_images_are_held_out_as_well(problem):
 def test_warm_up_begins_with_the_posterior_of_predictions_on_patches(problem):
     _, state = started(problem)
     (found,) = state.predictions
-    w_V = pooling.weights([found.p], problem.noisy, found.transition)
-    log_p = pooling.pool([found.p], w_V)
-    q = pooling.posterior(log_p, problem.noisy, found.transition, found.exponent).float()
+    log_p = pooling.pool([found.p], torch.ones(1))
+    a = pooling.combined([found], problem.noisy).exponent
+    q = pooling.posterior(log_p, problem.noisy, found.transition, a).float()
     assert torch.equal(state.target, q)
     right, noisy_right = ((labels == problem.true).double().mean() for labels in (q.argmax(1), problem.noisy))
     assert right > noisy_right + 0.05
@@ -194,19 +195,18 @@ def test_the_posterior_has_matrix_exponent_and_range_of_the_prediction_that_expl
     best = replace(of_patches, transition=transition.uniform(0.3, K), exponent=exponent, range=(0.0, 0.3))
     state.predictions = [replace(of_patches, log_likelihood=-9.0), replace(best, log_likelihood=-0.1)]
     p_NK = torch.full((300, K), 1 / K)
-    q, estimated = method.posterior(problem, state, p_NK)
+    found = method.posterior(problem, state, p_NK)
     p_VNK = [of_patches.p, of_patches.p, p_NK]
     # weights are those of labels that no predictor was trained on
     w_V = pooling.weights(p_VNK, problem.noisy, best.transition, ~state.trained_on)
     log_p = pooling.pool(p_VNK, w_V)
-    assert torch.equal(q, pooling.posterior(log_p, problem.noisy, best.transition, exponent))
-    rate = pooling.noise_rate(log_p, problem.noisy, best)
-    assert estimated == {
-        "weights": w_V.tolist(),
-        "exponent": exponent,
-        "kept": pytest.approx(0.7),
-        "noise_rate": [rate.estimate, rate.low, rate.high],
-    }
+    excess = decisions.overdispersion(log_p.exp(), problem.noisy, best.transition)
+    assert found.exponent == decisions.exponent(exponent, excess)
+    assert torch.equal(found.q, pooling.posterior(log_p, problem.noisy, best.transition, found.exponent))
+    assert torch.equal(found.weights, w_V)
+    trust = found.q.gather(1, problem.noisy[:, None])
+    assert found.noise_rate.estimate == pytest.approx((1 - trust).mean().item())
+    assert found.noise_rate.high >= found.noise_rate.estimate + 0.3 - 1e-9 or found.noise_rate.high == 1.0
     assert torch.equal(method.result(problem, state).transition, best.transition)
 
 
@@ -312,7 +312,7 @@ def test_embeddings_and_probabilities_are_predictors(problem):
 
 
 def test_a_network_alone_is_refused(problem):
-    with pytest.raises(InputError, match="predictors must name another one than the network, got 'network'"):
+    with pytest.raises(InputError, match="predictors must name one besides the network, got 'network'"):
         started(problem, predictors="network")
 
 

@@ -258,7 +258,9 @@ def recalibrated(
 
 
 def quantile(values_N: Tensor, alpha: float) -> float:
-    """The α-quantile by rank (lower neighbour); unlike ``torch.quantile`` it takes any number of values."""
+    """The α-quantile by rank (lower neighbour); unlike ``torch.quantile`` it takes any number of values; of none, ∞."""
+    if not len(values_N):
+        return float("inf")
     return values_N.sort().values[int(alpha * (len(values_N) - 1))].item()
 
 
