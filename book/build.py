@@ -1,7 +1,7 @@
 """Build the book: run the notebooks, stage its sources, render them as HTML.
 
     python book/build.py                   run every notebook, then render _build/html/index.html
-    python book/build.py --only 02_trust   run this one (and reuse the others as last run), then render
+    python book/build.py --only 02-trust   run this one (and reuse the others as last run), then render
     python book/build.py --html-only       render the notebooks as last run here, or as committed
     python book/build.py --in-place        run every notebook and put its outputs into notebooks/; render nothing
     python book/build.py --pdf             render the notebooks as last run as _build/latex/book.pdf (needs LaTeX)
@@ -42,9 +42,9 @@ CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
-    "api_labels": ("tadlib.noise", "tadlib.trust"),
-    "api_distillation": ("tadlib.nn", "tadlib.experts", "tadlib.matching", "tadlib.distill", "tadlib.evaluate"),
-    "api_report": ("tadbook",),
+    "api-labels": ("tadlib.noise", "tadlib.trust"),
+    "api-distillation": ("tadlib.nn", "tadlib.experts", "tadlib.matching", "tadlib.distill", "tadlib.evaluate"),
+    "api-report": ("tadbook",),
 }
 
 

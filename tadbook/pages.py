@@ -320,7 +320,7 @@ def _benchmarks_fragment(folder: Path) -> str:
             f"{title}: what was measured.",
         )
         again = f"```console\n$ python benchmarks/{name}.py\n```"
-        parts.append(f"### {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
+        parts.append(f"## {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
     return "\n\n".join(parts) or NONE_YET
 
 

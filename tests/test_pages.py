@@ -16,7 +16,7 @@ PATHS = sorted(path for path in HTML.rglob("*.html") if path != HTML / "index.ht
 # listings of source are all made alike: one stands for them
 LISTINGS = [path for path in PATHS if "_modules" in path.parts]
 OPENED = [path for path in PATHS if path not in LISTINGS] + LISTINGS[-1:]
-WHOLE = "01_noise"  # the page that axe sees whole; from the others what is alike everywhere is taken out
+WHOLE = "01-noise"  # the page that axe sees whole; from the others what is alike everywhere is taken out
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -152,7 +152,7 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, path):
 
 def test_every_chapter_has_a_figure_to_look_around_in():
     with_one = {path.stem for path in OPENED if 'class="tad-explore"' in path.read_text(encoding="utf-8")}
-    chapters = {"01_noise", "02_trust", "03_recalibration", "04_experts_and_distillation"}
+    chapters = {"01-noise", "02-trust", "03-recalibration", "04-experts-and-distillation"}
     assert with_one >= chapters | {"distillation", "results"}
 
 
