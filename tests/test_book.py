@@ -331,6 +331,7 @@ def test_every_entry_of_the_bibliography_is_cited():
     files = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tadlib").rglob("*.py")]
     text = " ".join(path.read_text(encoding="utf-8") for path in files)
     cited = {key for group in re.findall(r"\{cite:\w\}`([^`]+)`", text) for key in group.replace(" ", "").split(",")}
+    cited |= {key for group in re.findall(r"references\.md#([\w,]+)\)", text) for key in group.split(",")}
     cited |= {key for _, sources in pages.PUBLISHED.values() for key in sources.split(",")}
     assert len(entries) > 30
     assert set(entries) == cited
