@@ -71,7 +71,7 @@ PUBLISHED = {
 BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "meta_gradient": (
         "Meta-gradient of trajectory matching",
-        "Processor time and peak memory of one gradient through N student steps: *exact*, the same *compiled*, "
+        "Processor time and peak memory of one gradient through J student steps: *exact*, the same *compiled*, "
         "*unrolled*, and *unrolled-plain* in a process as Python and torch leave it, which is how reference codes run. "
         "A dash: more memory than was allowed.",
         "Line charts over the number of student steps, a column for each width of network. Time grows alike for both "
@@ -80,7 +80,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
             "method": "gradient",
             "width": "width",
             "batch": "batch",
-            "steps": "steps N",
+            "steps": "steps J",
             "cpu_seconds": "processor seconds",
             "peak_gb": "peak memory (GB)",
         },
@@ -88,7 +88,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "diversion": (
         "Trust methods",
         "Processor time of TAD and of the trust posterior, in units of plain training of the same network for as many "
-        "epochs. *Mixtures*: Gaussian mixtures of 200 classes of 500 samples each.",
+        "epochs. The table adds *mixtures*, a part of TAD: Gaussian mixtures of 200 classes of 500 samples each.",
         "Horizontal bars, one for each method and number of classes, of time by that of plain training.",
         {"method": "work", "classes": "classes", "cpu_seconds": "processor seconds", "ratio": "plain training = 1"},
     ),
@@ -109,8 +109,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "trajectory_store": (
         "Trajectory store",
         "Time of one random read of an expert's parameters. *whole list*: a list of float32 vectors that is loaded "
-        "whole, as reference codes keep theirs; the others read one vector of a file, as it is, rounded (*float16*, "
-        "*bfloat16*) or as differences from the start (*half*). Errors are relative to float32.",
+        "whole, as reference codes keep theirs; the others read one vector of a file, as it is (*float32*) or as "
+        "differences from the start in half the bits (*half*).",
         "Horizontal bars, one for each way to keep trajectories, of milliseconds a read.",
         {
             "method": "way",
@@ -136,6 +136,10 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 
 
+NOTES = {
+    "trajectory_store": "Trajectory store: size, time of a read, and errors relative to float32, also of rounding to "
+    "float16 and bfloat16."
+}
 # of tables that are a file each: what makes the table, its caption and the command that makes its rows again
 MEASURED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
     "trust_32": (
@@ -368,7 +372,7 @@ def _benchmarks_fragment(folder: Path) -> str:
         shown = captioned(
             _rounded(rows[[*columns]].drop_duplicates()).rename(columns=columns),
             f"benchmark-{name}",
-            f"{title}: what was measured.",
+            NOTES.get(name, f"{title}: what was measured."),
         )
         again = f"```console\n$ python benchmarks/{name}.py\n```"
         parts.append(f"## {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
