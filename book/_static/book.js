@@ -1,7 +1,8 @@
-// Nothing may be cut: a table that is wider than its place is shown row by row, a formula gets a smaller type. What
+// Nothing may be cut or too small: a table that is wider than its place is shown row by row, a formula gets a smaller type. What
 // still scrolls must be within reach of a keyboard.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
+  const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
   const label = table => {
     const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.innerText.trim());
     for (const row of table.querySelectorAll("tbody tr"))
@@ -21,7 +22,9 @@ addEventListener("DOMContentLoaded", () => {
       const [wide, room] = [Math.max(formula.scrollWidth, own.scrollWidth), Math.min(formula.clientWidth, box.clientWidth)];
       if (room && wide > room) formula.style.fontSize = `${Math.max(SMALLEST, (0.97 * room) / wide) * 100}%`;
     }
-    for (const box of document.querySelectorAll("main table, main .math, main pre")) {
+    for (const image of document.querySelectorAll("main figure img"))
+      image.style.minWidth = innerWidth <= 600 ? `${Math.min(LEGIBLE * image.naturalWidth, 660)}px` : "";
+    for (const box of document.querySelectorAll("main table, main .math, main pre, main figure")) {
       if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
