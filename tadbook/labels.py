@@ -436,7 +436,8 @@ def space_moves(space_history_EN: Tensor, right_N: Tensor, epochs: Sequence[int]
             left, right = starts.astype(float), np.concatenate([[0], following.cumsum()[:-1]]).astype(float)
             for i, j in np.ndindex(3, 3):
                 if moved := int(((own == i) & (codes[x + 1] == j)).sum()):
-                    _band(ax, x + 0.12, left[i], x + 0.88, right[j], moved, SPACES[names[i]][0])
+                    ends = float(left[i]), float(right[j])
+                    _band(ax, (x + 0.12, x + 0.88), ends, moved, SPACES[names[i]][0])
                 left[i], right[j] = left[i] + moved, right[j] + moved
         ax.set(xlim=(-0.2, len(codes) - 0.8), ylim=(0, None), title=f"{title}: {n:,} samples")
         ax.set_xticks(range(len(codes)), [f"{epoch}" for epoch in epochs])
@@ -446,8 +447,8 @@ def space_moves(space_history_EN: Tensor, right_N: Tensor, epochs: Sequence[int]
     return made
 
 
-def _band(ax: Axes, x0: float, y0: float, x1: float, y1: float, height: float, colour: str) -> None:
-    """A band from (x0, y0 … y0 + height) to (x1, y1 … y1 + height)."""
+def _band(ax: Axes, x: tuple[float, float], y: tuple[float, float], height: float, colour: str) -> None:
+    """A band of ``height`` from the left end, above ``y[0]`` at ``x[0]``, to the right one."""
     s = np.linspace(0, 1, 30)
-    rise = (y1 - y0) * (3 * s**2 - 2 * s**3)
-    ax.fill_between(x0 + (x1 - x0) * s, y0 + rise, y0 + height + rise, color=colour, alpha=0.45, linewidth=0)
+    rise = (y[1] - y[0]) * (3 * s**2 - 2 * s**3)
+    ax.fill_between(x[0] + (x[1] - x[0]) * s, y[0] + rise, y[0] + height + rise, color=colour, alpha=0.45, linewidth=0)
