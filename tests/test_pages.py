@@ -74,7 +74,7 @@ SMALL_TYPE = """() => [
     ...[...document.querySelectorAll('main figure img')].filter(i => i.offsetParent && i.naturalWidth > 700)
         .map(i => [i.src.slice(-60), 7 / 72 * 150 * i.clientWidth / i.naturalWidth]),
     ...[...document.querySelectorAll('main figure svg text')].filter(e => e.getClientRects().length).map(e =>
-        [e.textContent, parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a]),
+        [e.textContent, parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)]),
 ].filter(([, size]) => size < 9)"""
 
 AXE = """async rules => {
