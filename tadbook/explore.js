@@ -147,31 +147,31 @@ function explore(root, kind, data) {
     /* q(y) ∝ p(y | x)^b T[y, noisy label] for one sample, with b and T to choose. */
     posterior() {
       const captions = data.noisy.map((g, i) => [i, `${i + 1}: noisy ${data.names[g]}, true ${data.names[data.true[i]]}`]);
-      const sample = select(captions), b = slider(0, 4, 0.1, data.b);
+      const sample = select(captions), a = slider(0, 1.5, 0.05, data.a);
       const flips = select(Object.keys(data.transitions).map((name) => [name, name]));
       const softmax = (logs) => {
         const top = Math.max(...logs), parts = logs.map((v) => Math.exp(v - top)), sum = parts.reduce((x, y) => x + y, 0);
         return parts.map((v) => v / sum);
       };
       const draw = () => {
-        const i = Number(sample.value), g = data.noisy[i], strength = Number(b.value);
-        const T = data.transitions[flips.value].map((row) => row[g]);
-        const image = softmax(data.log_p[i].map((v) => strength * v));
-        const q = softmax(data.log_p[i].map((v, y) => strength * v + Math.log(Math.max(T[y], 1e-12))));
+        const i = Number(sample.value), g = data.noisy[i], exponent = Number(a.value);
+        const T = data.transitions[flips.value].map((row) => Math.max(row[g], 1e-12) ** exponent);
+        const q = softmax(data.log_p[i].map((v, y) => v + Math.log(T[y])));
         const best = q.indexOf(Math.max(...q)), mark = { [data.true[i]]: "← true" };
         stage.replaceChildren(
           make("div", { class: "sample" }, tile(0, i, 96, captions[i][1]), make("span", {}, `noisy ${data.names[g]}`),
             make("span", {}, `true ${data.names[data.true[i]]}`)),
-          bars("predicted: p(y|x)^b", image, data.names), bars(`noisy label: T[y, ${data.names[g]}]`, T, data.names),
+          bars("predicted: p(y|x)", softmax(data.log_p[i]), data.names),
+          bars(`noisy label: T[y, ${data.names[g]}]^a`, T, data.names),
           bars("both: q(y)", q, data.names, mark)
         );
         const right = best === data.true[i] ? "which is right" : `which is wrong: it is ${data.names[data.true[i]]}`;
         status.textContent =
-          `b = ${strength.toFixed(1)}. Trust in the noisy label ${data.names[g]}: ${q[g].toFixed(2)}. ` +
+          `a = ${exponent.toFixed(2)}. Trust in the noisy label ${data.names[g]}: ${q[g].toFixed(2)}. ` +
           `Most likely true label: ${data.names[best]} with ${q[best].toFixed(2)}, ${right}.`;
       };
-      sample.oninput = b.oninput = flips.oninput = draw;
-      show(labelled("sample", sample), labelled("inverse temperature b", b), labelled("T", flips));
+      sample.oninput = a.oninput = flips.oninput = draw;
+      show(labelled("sample", sample), labelled("exponent a", a), labelled("T", flips));
       draw();
     },
 

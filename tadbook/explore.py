@@ -119,10 +119,10 @@ def explore_posterior(
     noisy_N: Tensor,
     true_N: Tensor,
     transitions: Mapping[str, Tensor],
-    b: float,
+    a: float,
     class_names: Sequence[str],
 ) -> Explorer:
-    """q(y) ∝ p(y | x)^b T[y, ỹ] of single samples (at most a few dozen), with b and T (K, K) to choose."""
+    """q(y) ∝ p(y | x) T[y, ỹ]^a of single samples (at most a few dozen), with a and T (K, K) to choose."""
     data = {
         "sprites": [sprite(pixels_NCHW)],
         "names": list(class_names),
@@ -130,9 +130,9 @@ def explore_posterior(
         "noisy": noisy_N.tolist(),
         "true": true_N.tolist(),
         "transitions": {name: T.detach().cpu().double().round(decimals=4).tolist() for name, T in transitions.items()},
-        "b": b,
+        "a": a,
     }
-    return Explorer("posterior", data, f"The posterior of {len(noisy_N)} samples, with b and T to choose.")
+    return Explorer("posterior", data, f"The posterior of {len(noisy_N)} samples, with a and T to choose.")
 
 
 def explore_images(groups: Mapping[str, tuple[Sequence[str], Mapping[str, tuple[Tensor, str]]]]) -> Explorer:
