@@ -55,7 +55,15 @@ CITATION_LINK = re.compile(r"\[\([^\]]*\)\]\(\.\./book/references\.md#([\w,]+)\)
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
     "api-labels": ("tadlib.noise", "tadlib.trust"),
-    "api-distillation": ("tadlib.nn", "tadlib.experts", "tadlib.matching", "tadlib.distill", "tadlib.evaluate"),
+    "api-distillation": (
+        "tadlib.nn",
+        "tadlib.experts",
+        "tadlib.matching",
+        "tadlib.distill",
+        "tadlib.evaluate",
+        "tadlib.observer",
+        "tadlib.students",
+    ),
     "api-report": ("tadbook",),
 }
 

@@ -41,7 +41,9 @@ def distilled_path(row) -> Path:
     """Where the distilled set of a row is kept."""
     rate = f"{100 * row.rate_nominal:.0f}"
     noise = str(row.noise).replace(":", "-")
-    name = f"{row.dataset}-{noise}-{rate}-{row.arm}-{row.method}-ipc{row.ipc}-{row.preset}.safetensors"
+    f = getattr(row, "formation", 1)
+    method = row.method if f == 1 else f"{row.method}-f{f}"
+    name = f"{row.dataset}-{noise}-{rate}-{row.arm}-{method}-ipc{row.ipc}-{row.preset}.safetensors"
     return RESULTS / "distilled" / name
 
 

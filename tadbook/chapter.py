@@ -6,10 +6,11 @@ from typing import Any
 from tadbook.style import style
 from tadlib.config import Config
 
-PARAMETERS = ("dataset", "root", "noise", "rate", "ipc", "seed", "preset", "device", "out")
+FIXED = ("arm", "method", "loops")  # chapters set these themselves
 
 
 def configure(namespace: Mapping[str, Any]) -> Config:
-    """The configuration of the variables ``PARAMETERS`` in a notebook's ``globals()``; sets the style of figures."""
+    """The configuration of a notebook's parameters, from its ``globals()``; an unknown name is an error. Sets the style
+    of figures."""
     style()
-    return Config.from_params(**{name: namespace[name] for name in PARAMETERS})
+    return Config.from_variables(namespace, fixed=FIXED)

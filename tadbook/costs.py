@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from tadbook.tables import OURS, by_definition, read_results
+from tadlib.pipeline import TIMED
 from tadlib.store import load_table
 
-STAGES = ("divert", "experts", "distill", "evaluate")
 # how often each chapter runs each stage for one arm that learns; a warm-up counts as a part of a diversion
 RUNS: dict[str, dict[str, float]] = {
     "02-trust": {"divert": 3.7},
@@ -33,17 +33,17 @@ def duration(seconds: float) -> str:
 
 def stage_costs(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each scale, data set and arm: mean seconds of each stage, their sum, the largest peak of memory."""
-    rows = []
+    rows, stages = [], [stage for stage in TIMED if f"seconds_{stage}" in results]
     keys = ["preset", "dataset", "method", "ipc", "arm"]
     for key, runs in results.groupby(keys, sort=False):
         row: dict[str, object] = dict(zip(keys, key))
-        means = {stage: runs[f"seconds_{stage}"].astype(float).mean() for stage in STAGES}
+        means = {stage: runs[f"seconds_{stage}"].astype(float).mean() for stage in stages}
         row |= {stage: "–" if pd.isna(mean) else duration(mean) for stage, mean in means.items()}
         row["all stages"] = duration(float(pd.Series(means).sum()))
         row["peak memory"] = f"{runs['peak_memory_bytes'].astype(float).max() / 1e9:.1f} GB"
         row["runs"] = len(runs)
         rows.append(row)
-    table = pd.DataFrame(rows, columns=[*keys, *STAGES, "all stages", "peak memory", "runs"])
+    table = pd.DataFrame(rows, columns=[*keys, *stages, "all stages", "peak memory", "runs"])
     return table.sort_values(keys, key=by_definition)
 
 

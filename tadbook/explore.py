@@ -25,6 +25,7 @@ from tadbook.style import arm_style
 from tadlib.config import ARMS
 from tadlib.errors import require
 from tadlib.noise import inject
+from tadlib.pipeline import TIMED
 from tadlib.trust import SPACES, RefinedSet
 
 FOLDER = Path(__file__).parent
@@ -155,7 +156,7 @@ def explore_images(groups: Mapping[str, tuple[Sequence[str], Mapping[str, tuple[
 
 def explore_runs(results: pd.DataFrame) -> Explorer:
     """Every run of ``results`` (columns of ``results.parquet``) as a point: accuracy along cost, noise or size."""
-    stages = ["seconds_divert", "seconds_experts", "seconds_distill", "seconds_evaluate"]
+    stages = [f"seconds_{stage}" for stage in TIMED]
     rows = []
     for run in results.to_dict("records"):
         rate = f" {100 * float(run['rate_nominal']):.0f} %" if run["rate_nominal"] else ""
@@ -168,7 +169,7 @@ def explore_runs(results: pd.DataFrame) -> Explorer:
                 "seed": int(run["seed"]),
                 "accuracy": round(float(run["accuracy_mean"]), 4),
                 "half": None if pd.isna(run["accuracy_ci95"]) else round(float(run["accuracy_ci95"]), 4),
-                "seconds": round(float(np.nansum([float(run[stage]) for stage in stages])), 1),
+                "seconds": round(float(np.nansum([float(run[stage]) for stage in stages if stage in run])), 1),
                 "trusting": round(float(np.nan_to_num(float(run["seconds_divert"]))), 1),
             }
         )

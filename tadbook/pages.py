@@ -25,7 +25,7 @@ from tadbook.tables import (
     spaces_table,
     trust_table,
 )
-from tadlib.config import ARMS
+from tadlib.config import ARMS, METHODS
 from tadlib.errors import require
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, write_atomic
@@ -467,9 +467,12 @@ def _commands(results: pd.DataFrame) -> Iterable[str]:
         rate = "" if str(of["noise"]).startswith(("none", "human")) else f" --rate {float(of['rate_nominal']):g}"
         arms = " ".join(name for name in ARMS if name in {*runs["arm"]})
         seeds = " ".join(str(seed) for seed in sorted({*runs["seed"]}))
+        f, method = of["formation"], str(of["method"])
+        one = f == 1 == getattr(METHODS[method], "formation", 1)  # it is the default
+        formation = "" if one else f" --set {method}_formation={f}"
         yield (
             f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} \\\n"
-            f"    --method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}"
+            f"    --method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}{formation}"
         )
 
 

@@ -10,13 +10,13 @@ import pandas as pd
 
 from tadlib.config import ARMS, METHODS
 from tadlib.evaluate import mean_ci95
-from tadlib.pipeline import result_table
+from tadlib.pipeline import TIMED, result_table
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, save_table
 
 OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
 # what the arms that are compared with each other share, and the same where only trust was measured
-SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"]
+SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network", "formation"]
 TRUST_SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]
 # columns of tables and the columns of rows that they show
 TRAINED_ON = {
@@ -35,7 +35,7 @@ LABELS = {
     "hard labels right": "label_accuracy",
     "label mass right": "mass_accuracy",
 }
-NEEDED = {*SETTING[:-1], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+NEEDED = {*SETTING[:-2], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -50,8 +50,14 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     rows = pd.concat(tables, ignore_index=True)
     network = rows.get("evaluate_network", pd.Series(index=rows.index, dtype=object))
     rows["evaluate_network"] = network.fillna("convnet")  # rows from before there was a choice
+    rows = with_formation(rows)
     rows = rows.drop_duplicates([*SETTING, "arm", "seed"], keep="last")
     return rows.sort_values([*SETTING, "arm", "seed"], key=by_definition, ignore_index=True).infer_objects()
+
+
+def with_formation(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the column ``formation``: 1 in those from before there was a choice."""
+    return rows.assign(formation=rows.get("formation", pd.Series(1, rows.index)).fillna(1).astype(int))
 
 
 def replace_rows(path: Path, rows: pd.DataFrame) -> None:
@@ -65,6 +71,7 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         old = load_table(path) if path.exists() else rows[:0]
+        old = with_formation(old) if "formation" in rows else old
         old_runs, new_runs = (pd.MultiIndex.from_frame(table[same].astype(object)) for table in (old, rows))
         tables = [old[~old_runs.isin(new_runs)], rows]
         save_table(path, result_table([table for table in tables if len(table)]))
@@ -123,7 +130,10 @@ def setting_names(of: dict) -> dict[str, object]:
     shown = of | {"rate_nominal": f"{100 * float(of['rate_nominal']):.0f} %"}
     if of["evaluate_network"] != "convnet":
         shown["method"] = f"{of['method']}, tested on {of['evaluate_network']}"
-    return {names.get(name, name): shown[name] for name in SETTING if name not in ("preset", "evaluate_network")}
+    if of["formation"] != 1:
+        shown["method"] += f", f = {of['formation']}"
+    hidden = ("preset", "evaluate_network", "formation")
+    return {names.get(name, name): shown[name] for name in SETTING if name not in hidden}
 
 
 def results_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -162,11 +172,12 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     if clean.empty:
         return pd.DataFrame()
     clean = clean.assign(arm="clean").drop_duplicates([*SETTING, "seed"], keep="last")
-    same, rows = ["preset", "dataset", "n_train", "method"], []
+    same, rows = ["preset", "dataset", "n_train", "method", "formation"], []
     summary = summarise(clean).sort_values([*same, "ipc"], key=by_definition)
     columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
-    for (preset, dataset, images, method), own in summary.groupby(same, sort=False):
-        row = {"preset": preset, "data set": dataset, "images": images, "method": method} | dict.fromkeys(columns, "–")
+    for (preset, dataset, images, method, f), own in summary.groupby(same, sort=False):
+        row = {"preset": preset, "data set": dataset, "images": images, "method": method, "f": f}
+        row |= dict.fromkeys(columns, "–")
         row |= {f"{run.ipc} a class": with_interval(run.accuracy, run.half) for run in own.itertuples()}
         rows.append(row | {"seeds": _range(own["n_seeds"])})
     return pd.DataFrame(rows)
@@ -186,9 +197,9 @@ def with_interval(mean: float | None, half: float | None, scale: float = 100, di
 
 def stage_table(results: pd.DataFrame) -> pd.DataFrame:
     """Seconds by stage and peak memory of every arm, averaged over settings and seeds."""
-    stages = ["divert", "experts", "distill", "evaluate"]
-    seconds = results[["arm", *(f"seconds_{stage}" for stage in stages)]].set_index("arm").astype(float)
-    table = seconds.groupby(level=0, sort=False).mean().set_axis([f"{stage} (s)" for stage in stages], axis=1)
+    columns = {f"seconds_{stage}": f"{stage} (s)" for stage in TIMED}
+    seconds = results.reindex(columns=["arm", *columns]).set_index("arm").astype(float).dropna(axis=1, how="all")
+    table = seconds.groupby(level=0, sort=False).mean().rename(columns=columns)
     table["total (s)"] = table.sum(axis=1)
     peak = results["peak_memory_bytes"].astype(float).groupby(results["arm"], sort=False).max()
     table["peak memory (GB)"] = peak / 1e9

@@ -18,8 +18,8 @@ import tyro
 from tyro.conf import Positional, Suppress
 
 from tadlib import __version__
-from tadlib.config import MACHINE, Config, Essentials
-from tadlib.errors import InputError, known, require
+from tadlib.config import MACHINE, OLD_NAMES, SECTIONS, Config, Essentials, meanings
+from tadlib.errors import InputError, known, require, usable
 
 Json = dict[str, Any]
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 130 is the shell's for Ctrl-C
@@ -41,19 +41,23 @@ class RunOptions(Essentials, Output):
     """Of arm tad-posterior: what predicts the true class, one or several of network, patches, embeddings:FILE,
     embeddings:NAME and probabilities:FILE (setting posterior_predictors; default: network patches)."""
     set: tuple[str, ...] = ()
-    """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ..."""
+    """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ...
+    (tad info lists them all)."""
 
 
-def configurations(options: RunOptions) -> list[Config]:
-    """One configuration for every arm and seed, each checked as far as can be before work starts."""
+def configurations(options: RunOptions, *, distilled: bool = True) -> list[Config]:
+    """One configuration for every arm and seed, each checked as far as can be before work starts; ``distilled`` as in
+    :func:`tadlib.pipeline.check`."""
     from tadlib import pipeline
 
     require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
     base = configuration(options)
-    arms, seeds = (tuple(dict.fromkeys(values)) for values in (options.arm, options.seed))
+    arms, seeds = tuple(dict.fromkeys(options.arm)), tuple(dict.fromkeys(options.seed))
     configs = pipeline.runs(base, arm=arms, seed=seeds)
+    for name in settings(options.set):
+        require(has_effect(name, base, arms), f"{name} has no effect on {' '.join(arms)} with method {base.method}")
     for config in configs:
-        pipeline.check(config)
+        pipeline.check(config, distilled=distilled)
     asked = options.n_train is not None or options.resolution is not None
     said = of_own_images(base) if base.dataset.startswith(("folder:", "table:")) else None
     if said or (not asked and (said := share_of_data(base))):
@@ -101,6 +105,16 @@ def of_own_images(config: Config) -> str:
     return "\n     ".join(lines)
 
 
+def has_effect(name: str, config: Config, arms: tuple[str, ...]) -> bool:
+    """Whether a setting reaches the method or one of the arms."""
+    section = OLD_NAMES.get(name, name).partition("_")[0]
+    if section == "expert":
+        return config.method_config.needs_experts
+    owner = {"tad": "tad", "posterior": "tad-posterior"}.get(section)
+    trained = set(arms) - {"vanilla", "oracle"}
+    return owner in trained if owner else bool(trained) or section != "auditor"
+
+
 def share_of_data(config: Config) -> str | None:
     """How much of its data set a preset takes, where that is not all of it."""
     from tadlib.materials import plain_dataset
@@ -135,18 +149,25 @@ def settings(assignments: tuple[str, ...]) -> Json:
 
 
 def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
-    """Status, results and failures of ``work`` on every run; a run that fails does not stop the others.
+    """Status, results and failures of ``work`` on every run; a run that fails does not stop the others, but a disk that
+    cannot be written does.
 
     Arm and seed are added to each.
     """
     status, done, failed = OK, [], []
-    for config in configurations(options):
+    configs = configurations(options)
+    for i, config in enumerate(configs):
         of_run = {"arm": config.arm, "seed": config.seed}
         try:
             done.append(of_run | work(config))
         except Exception as error:
-            status = max(status, complain(error, f"arm {config.arm}, seed {config.seed}: "))
+            left = configs[i + 1 :] if isinstance(error, OSError) else []
+            more = f"; {len(left)} more not tried" if left else ""
+            status = max(status, complain(error, f"arm {config.arm}, seed {config.seed}: ", more))
             failed.append(of_run | {"error": _line(error)})
+            failed += [{"arm": c.arm, "seed": c.seed, "error": "not tried"} for c in left]
+            if left:
+                break
     return status, done, failed
 
 
@@ -164,12 +185,12 @@ class Run(RunOptions):
 
         status, rows, failed = over_runs(self, pipeline.run)
         closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
-        path = str(Path(self.out) / "results.parquet")
+        path = str(usable(self.out) / "results.parquet")
         fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
         shown = [
             head(row)
             | {title: number(row[name], 100) for title, name in fractions.items()}
-            | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in ("divert", "experts", "distill", "evaluate")}
+            | {f"{stage} s": number(row[f"seconds_{stage}"]) for stage in pipeline.TIMED}
             for row in rows
         ]
         lines = [table(shown)] if rows else []
@@ -188,16 +209,21 @@ class Divert(RunOptions):
 
         expected = f"expected one arm and one seed, got {self.arm} and {self.seed}"
         require(len(self.arm) == len(self.seed) == 1, f"tad divert writes one refined set: {expected}")
-        (config,) = configurations(self)
+        (config,) = configurations(self, distilled=False)
         folder = store.StageFolder(pipeline.divert(config))
         manifest = folder.manifest()
         noise = store.StageFolder(pipeline.inject_noise(config)).manifest()
         metrics = {**noise["extra"], **manifest["extra"], "seconds": manifest["seconds"]}
-        out = Path(self.out)
-        (out / "history.parquet").unlink(missing_ok=True)  # of an arm that learned, from an earlier call
-        for name in manifest["files"]:
-            store.write_atomic(out / name, (folder.path / name).read_bytes())
-        store.save_json(out / "metrics.json", metrics)
+        out = Path(config.out)
+        folder.verify()
+        if "history.parquet" not in manifest["files"]:  # of an arm that learned, from an earlier call
+            (out / "history.parquet").unlink(missing_ok=True)
+        contents = {name: (folder.path / name).read_bytes() for name in manifest["files"]}
+        for name, content in contents.items():  # what is there already may be read-only
+            if not (out / name).is_file() or (out / name).read_bytes() != content:
+                store.write_atomic(out / name, content)
+        if not (out / "metrics.json").is_file() or store.load_json(out / "metrics.json") != metrics:
+            store.save_json(out / "metrics.json", metrics)
         files = sorted([*manifest["files"], "metrics.json"])
         document = {"stage": str(folder.path), "out": str(out), "files": files, "metrics": metrics}
         units = "rate, trust, relabel and accuracy figures are fractions; seconds are of diversion"
@@ -228,7 +254,7 @@ class Evaluate(RunOptions):
     """A distilled set: distilled.safetensors or its folder; the options that define a run then come from it."""
 
     def answer(self) -> Answer:
-        from tadlib import pipeline, store
+        from tadlib import pipeline
 
         def summary(accuracies: list[float], evaluated_on: str | None) -> Json:
             mean, half = pipeline.mean_ci95(accuracies)
@@ -237,8 +263,8 @@ class Evaluate(RunOptions):
 
         def work(config: Config) -> Json:
             path = pipeline.evaluate(config)
-            about = store.StageFolder(path).manifest()["extra"]
-            return summary(store.load_json(path / "accuracies.json"), about["evaluated_on"])
+            about = pipeline.StageFolder(path).manifest()["extra"]
+            return summary(pipeline.load_accuracies(path), about["evaluated_on"])
 
         if self.path is None:
             status, done, failed = over_runs(self, work)
@@ -345,20 +371,24 @@ class Export(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Output):
-    """Say what a finished stage folder, or the file of a distilled set, holds; compare its checksums."""
+    """Say what a finished stage folder, or the file of a distilled set, holds, and compare its checksums; without a
+    PATH, list the names that --set takes."""
 
-    path: Positional[Path]
+    path: Positional[Path | None] = None
     """A folder OUT/STAGE/KEY, or a distilled set's file."""
 
     def answer(self) -> Answer:
+        if self.path is None:
+            return names_of_settings()
         from tadlib import distilled, store
 
-        path = self.path
+        path = usable(self.path)
         if path.is_dir():
             folder = store.StageFolder(path)
             folder.verify()
             manifest = folder.manifest()
-            shown = {k: v for k, v in manifest.items() if k != "config"} | {"settings": manifest["config"]["settings"]}
+            shown = {k: v for k, v in manifest.items() if k != "config"}
+            shown |= {"settings": manifest.get("config", {}).get("settings", {})}
             return OK, {"path": str(path), "verified": True, **manifest}, listing({**shown, "checksums": "all match"})
         held = distilled.load_distilled(path)
         document: Json = {
@@ -369,6 +399,17 @@ class Info(Output):
             **{name: getattr(held, name) for name in ("mean", "std", "class_names", "params", "provenance")},
         }
         return OK, document, listing(document)
+
+
+def names_of_settings() -> Answer:
+    """Every setting without an option of its own: its name, default (before the preset) and meaning."""
+    texts, options = meanings(), {f.name for f in fields(RunOptions)}
+    sections = {name: getattr(Config(), name) for name in SECTIONS}
+    held = vars(Config()) | {f"{s}_{name}": v for s, part in sections.items() for name, v in vars(part).items()}
+    found = {name: {"default": held[name], "meaning": texts[name]} for name in texts if name not in options}
+    lines = [f"{name}={json.dumps(about['default'])}: {about['meaning']}" for name, about in found.items()]
+    head = "Settings that --set takes, with the defaults that hold where a preset says nothing else:"
+    return OK, {"settings": found}, "\n".join([head, *lines])
 
 
 # What is printed -----------------------------------------------------------------------------------------------------
@@ -419,17 +460,18 @@ def listing(values: Json, indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def complain(error: Exception, where: str = "") -> int:
+def complain(error: Exception, where: str = "", after: str = "") -> int:
     """Say on stderr what went wrong, after a traceback where it is a bug, not the input or a full disk; returns the
     exit status."""
     if not isinstance(error, InputError | OSError):
         traceback.print_exception(error)
-    print(f"tad: error: {where}{_line(error)}", file=sys.stderr)
+    print(f"tad: error: {where}{_line(error)}{after}", file=sys.stderr)
     return BAD_INPUT if isinstance(error, InputError) else FAILED
 
 
 def _line(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())  # one line, whatever a file's name or a library's message has in it
 
 
 def main(args: list[str] | None = None) -> int:

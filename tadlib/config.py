@@ -4,17 +4,20 @@ Every field has its meaning under it and its bounds beside its default; they hol
 Importing this module does not import torch.
 """
 
+import ast
 import difflib
 import math
 import operator
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from tadlib import presets
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, require, usable
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +84,34 @@ class Training(Settings):
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     """Augmentation of training images, a DSA strategy: operations joined by underscores, or none. The default is the
     published strategy of DSA."""
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "half": lambda epoch, epochs: 0.1 if epoch > (epochs - 1) // 2 + 1 else 1.0,
+    "steps": lambda epoch, epochs: 0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)),
+    "fifths": lambda epoch, epochs: 0.5 ** sum(epoch >= i * epochs // 5 for i in range(1, 5)),
+    "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs)) / 2,
+    "half-cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs / 2)) / 2,
+}
+"""Factors of the learning rate in an epoch (from 0) of so many: none; a tenth after half of them (DC, DM, MTT); a fifth
+at 2/3 and again at 5/6 (IDC, DANCE); halved after each fifth (NCFM); to zero along a cosine, or to a half (RDED)."""
+
+
+@dataclass(frozen=True)
+class Scheduled(Training):
+    """What experts, observers and evaluated networks have in common: a schedule and CutMix."""
+
+    schedule: str = setting("constant", of=tuple(SCHEDULES))
+    """Learning rate over the epochs: constant; half (a tenth after half of them, where an evaluated network's momentum
+    starts anew); steps (a fifth at 2/3 and again at 5/6); fifths (halved after each fifth); cosine (to zero);
+    half-cosine (to a half)."""
+    cutmix: float = setting(0.0, least=0, most=1)
+    """Probability that a batch is mixed by CutMix; 0: none is."""
+
+    def decay(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, from 0, in units of the first one."""
+        return SCHEDULES[self.schedule](epoch, self.epochs)  # type: ignore[attr-defined]
 
 
 # Trust ---------------------------------------------------------------------------------------------------------------
@@ -210,15 +241,15 @@ def _is_file(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class ExpertConfig(Training, momentum=0.0, weight_decay=0.0):
-    """How experts are trained. Defaults are those of MTT's code."""
+class ExpertConfig(Scheduled, momentum=0.0, weight_decay=0.0):
+    """How experts are trained. Defaults are those of MTT's code. DANCE and NCFM read initial and final networks."""
 
     count: int = setting(100, least=1)
     """Number of experts."""
     epochs: int = setting(50, least=1)
     """Epochs of an expert."""
     lr: float = setting(0.01, above=0)
-    """Learning rate of SGD, constant."""
+    """Learning rate of SGD at the start."""
     rho: float = setting(0.0, least=0)
     """Radius of GSAM's ascent step (FTD, DATM: .01); 0 is plain SGD."""
     alpha: float = 0.3
@@ -231,6 +262,24 @@ class ExpertConfig(Training, momentum=0.0, weight_decay=0.0):
     """Store trajectories in half precision."""
 
 
+# Observers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ObserverConfig(Scheduled, weight_decay=0.01, batch=128, schedule="cosine"):
+    """How the observer of RDED and CIM is trained, a network with batch norm, by AdamW (``momentum`` is its β₁). All
+    but optimiser and weight decay is our choice: the authors load trained networks."""
+
+    network: str = setting("convnet", of=("convnet", "resnet18", "vgg11"))
+    """Architecture; width and depth of a ConvNet are those of the run."""
+    labels: str = setting("arm", of=("arm", "vanilla", "oracle"))
+    """Labels it is trained on: those of the run's arm, the noisy ones, or the true ones."""
+    epochs: int = setting(30, least=1)
+    """Passes over the training set."""
+    lr: float = setting(0.001, above=0)
+    """Learning rate at the start."""
+
+
 # Distillation --------------------------------------------------------------------------------------------------------
 
 
@@ -239,11 +288,17 @@ class Drawing(Settings):
     """What the settings of all methods have in common: each draws real images, to start from or to match."""
 
     needs_experts: ClassVar[bool] = False
+    needs_observer: ClassVar[bool] = False
 
     draw_power: float = setting(8.0, least=0)
     """An image of a class is drawn with a chance in proportion to (weight · probability of its label) to this power
     (our choice): images that are copied or matched should be typical. It has no effect where weights are 0 or 1 and
     labels are hard."""
+
+    def mosaic(self, side: int) -> int:
+        """Patches along the side of an image of ``side`` pixels that networks see as a whole (RDED's mosaics); those of
+        a ``formation`` they see enlarged, one by one."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -258,6 +313,9 @@ class Learning(Drawing):
     """Momentum of the images and of the student's learning rate."""
     augmentation: str = Training.augmentation
     """Augmentation of synthetic images, and of real ones that are matched: a DSA strategy."""
+    formation: int = setting(1, least=1)
+    """f of multi-formation (IDC): every stored image holds f x f smaller ones, which are enlarged to full size before
+    they are augmented, matched or trained on. It must divide the side of the images; 1: images are used as they are."""
 
 
 @dataclass(frozen=True)
@@ -356,18 +414,98 @@ class DsaConfig(DmConfig, iterations=1000, lr_img=0.1):
 
 
 @dataclass(frozen=True)
+class DanceConfig(
+    DmConfig, iterations=10000, lr_img=1.6, batch_real=128, augmentation="color_crop_cutout", formation=2
+):
+    """Settings of DANCE; defaults are those of its code for 10 images per class (``lr_img``: presets.toml)."""
+
+    needs_experts: ClassVar[bool] = True
+
+    final_epoch: int = setting(60, least=1)
+    """The epoch of an expert whose parameters are θ_final."""
+    calibration: float = setting(1.0, least=0)
+    """Weight of the cross entropy of the synthetic images under θ_final, on which each iteration takes a second step;
+    0: it takes none."""
+    weighted: bool = True
+    """Weigh real images by trust in the statistics that are matched (our choice); otherwise they count alike."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch of an expert that is read."""
+        return self.final_epoch
+
+
+@dataclass(frozen=True)
+class NcfmConfig(DanceConfig, iterations=20000, lr_img=0.004, momentum=0.9, batch_real=1024, lr_net=0.001):
+    """Settings of NCFM: those of DANCE and its own, with the defaults of its code. Images are learned by AdamW, whose
+    β₁ is ``momentum``."""
+
+    frequencies: int = setting(4096, least=1)
+    """Random frequencies t at which the characteristic functions are compared, drawn anew for each class."""
+    weight_decay: float = setting(5e-4, least=0)
+    """Weight decay of the images."""
+
+
+@dataclass(frozen=True)
 class RandomConfig(Drawing):
     """Settings of the baseline of random real images."""
 
     iterations: ClassVar[int] = 0
+    formation: ClassVar[int] = 1
 
     lr_net: float = setting(0.01, above=0)
     """Learning rate of networks that are trained on the images (DC's evaluation)."""
 
 
+@dataclass(frozen=True)
+class Selecting(Drawing):
+    """What the methods have in common that select images by an observer."""
+
+    needs_observer: ClassVar[bool] = True
+    iterations: ClassVar[None] = None  # one for each class
+
+    candidates: int = setting(0, least=0)
+    """Real images of a class that are looked at; 0: all."""
+    lr_net: float = setting(0.001, above=0)
+    """Learning rate of students."""
+
+
+@dataclass(frozen=True)
+class RdedConfig(Selecting, candidates=300):
+    """Settings of RDED; defaults are those of its code."""
+
+    formation: ClassVar[int] = 1
+
+    factor: int = setting(0, least=0)
+    """f, an image of the set is a mosaic of f x f patches, which networks see as it is; 0: 2 from 128 pixels on, else
+    1."""
+    crops: int = setting(5, least=1)
+    """Random crops of each candidate."""
+
+    def mosaic(self, side: int) -> int:
+        return self.factor or (2 if side >= 128 else 1)
+
+
+@dataclass(frozen=True)
+class CimConfig(Selecting):
+    """Settings of CIM."""
+
+    formation: int = setting(2, least=1)
+    """f, as of the methods that learn images: a stored image holds f x f patches, which networks see enlarged."""
+    steps: int = setting(200, least=0)
+    """Steps of AdamW on the residual of a mosaic."""
+    lr_img: float = setting(0.01, above=0)
+    """Learning rate of the residual."""
+    layer: float = setting(0.5, above=0, most=1)
+    """The inner layer, as a share of the observer's layers before its head (our choice)."""
+    augmentation: str = Training.augmentation
+    """Augmentation of patches and anchors alike: a DSA strategy (our choice)."""
+
+
 METHODS: dict[str, type[Drawing]] = {
     **{"mtt": MttConfig, "tesla": TeslaConfig, "ftd": FtdConfig, "datm": DatmConfig},
-    **{"dsa": DsaConfig, "dm": DmConfig, "random": RandomConfig},
+    **{"dsa": DsaConfig, "dm": DmConfig, "dance": DanceConfig, "ncfm": NcfmConfig, "random": RandomConfig},
+    **{"rded": RdedConfig, "cim": CimConfig},
 }
 """Settings of each distillation method by its name; ``tadlib.distill.METHODS`` has the functions."""
 
@@ -376,11 +514,10 @@ METHODS: dict[str, type[Drawing]] = {
 
 
 @dataclass(frozen=True)
-class Protocol(Training):
+class Protocol(Scheduled, schedule="half"):
     """How networks are trained for evaluation. Defaults: MTT's (and FTD's, TESLA's), five networks.
 
-    The learning rate is divided by ten after half the epochs, where momentum starts anew, as in the codes of DC, DM and
-    MTT. ``tadlib.evaluate.PROTOCOLS`` holds the published protocols.
+    ``tadlib.evaluate.PROTOCOLS`` holds the published protocols.
     """
 
     networks: int = setting(5, least=1)
@@ -388,13 +525,28 @@ class Protocol(Training):
     epochs: int = setting(1001, least=2)
     """Epochs of each."""
     lr: float | None = setting(None, above=0)
-    """Learning rate of SGD; None: the synthetic set's own."""
+    """Learning rate at the start; None: the synthetic set's own."""
+    optimiser: str = setting("sgd", of=("sgd", "adamw"))
+    """Optimiser: sgd, or adamw, of which ``momentum`` is β₁."""
     compile: bool = False
     """Compile the training step on a CPU: worthwhile for many epochs of wide networks."""
+    controls: bool = False
+    """Evaluate two controls as well, which triples the time at most: the set with its own hard labels only, and random
+    real images with the labels, the teacher if there is one, and the recipe of the set."""
+    recipe: str = setting("dsa", of=("dsa", "rded", "cim"))
+    """How networks learn: dsa, or as RDED's and CIM's students do (:mod:`tadlib.students`): with batch norm, by AdamW,
+    on crops. The two differ in the loss against a teacher."""
+    teacher: bool = False
+    """Soft labels that the observer gives to every batch instead of the labels of the set; recipes rded and cim."""
+    temperature: float = setting(20.0, above=0)
+    """Temperature of both softmaxes in the loss of recipe rded against the teacher."""
 
-    def late(self, epoch: int) -> bool:
-        """Whether ``epoch`` lies after the learning rate was divided."""
-        return epoch > (self.epochs - 1) // 2 + 1
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        students = self.recipe != "dsa"
+        require(students or not self.teacher, f"teacher is for recipes rded and cim, got recipe {self.recipe!r}")
+        fits = not students or self.optimiser == "adamw"
+        require(fits, f"optimiser must be adamw for recipe {self.recipe}, got {self.optimiser!r}")
 
 
 # A whole run ---------------------------------------------------------------------------------------------------------
@@ -448,7 +600,8 @@ class Essentials:
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
     oracle; as an option one or several."""
     method: str = setting("mtt", of=tuple(METHODS))
-    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm (distributions), or random."""
+    """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm, dance, ncfm (distributions),
+    rded, cim (selected images), or random."""
     ipc: int = setting(10, least=1)
     """Synthetic images per class."""
     seed: int = 0
@@ -476,9 +629,9 @@ class Config(Essentials, Settings):
 
     zca: bool = False
     """ZCA-whitened images instead of normalised ones."""
-    width: int = 128
+    width: int = setting(128, least=1, most=2**16)
     """Channels of the ConvNet."""
-    depth: int = 3
+    depth: int = setting(3, least=1, most=16)
     """Blocks of the ConvNet."""
     norm: str = "instance"
     """Normalisation layer of the ConvNet."""
@@ -494,25 +647,38 @@ class Config(Essentials, Settings):
     datm: DatmConfig = field(default_factory=DatmConfig)
     dsa: DsaConfig = field(default_factory=DsaConfig)
     dm: DmConfig = field(default_factory=DmConfig)
+    dance: DanceConfig = field(default_factory=DanceConfig)
+    ncfm: NcfmConfig = field(default_factory=NcfmConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
+    rded: RdedConfig = field(default_factory=RdedConfig)
+    cim: CimConfig = field(default_factory=CimConfig)
+    observer: ObserverConfig = field(default_factory=ObserverConfig)
     evaluate: Protocol = field(default_factory=Protocol)
 
     def __post_init__(self) -> None:
         from tadlib import noise
         from tadlib.data import require_known
-        from tadlib.nn.networks import NETWORKS
+        from tadlib.nn.networks import NETWORKS, NORMS
 
         super().__post_init__()
+        for place in ("root", "out"):
+            if getattr(self, place) is not None:
+                object.__setattr__(self, place, str(usable(getattr(self, place))))
         require_known(self.dataset)
         known("network", self.evaluate_network, NETWORKS)
+        known("norm", self.norm, [norm for norm in NORMS if norm != "batch"])  # of observers and their students only
         noise.check(self.noise, self.rate, self.dataset)
+        told = self.arm != "oracle" or self.observer.labels != "vanilla"
+        require(told, "observer_labels vanilla is not for arm oracle, which sees no noisy label")
         m, epochs = self.method, self.expert.epochs
         if METHODS[m].needs_experts:
             last = self.method_config.last_epoch
-            needed = f"{m}_max_start - 1 + {m}_expert_epochs = {last} epochs or more"
+            read = f"{m}_final_epoch" if m in ("dance", "ncfm") else f"{m}_max_start - 1 + {m}_expert_epochs"
+            needed = f"{read} = {last} epochs or more"
             require(last <= epochs, f"experts must be trained for {needed}, got expert_epochs {epochs}")
             if self.own_loops:
-                name = next((name for name in ("rho", "compile", "bfloat16") if getattr(self.expert, name)), None)
+                plain = ("rho", "compile", "bfloat16", "schedule", "cutmix")
+                name = next((name for name in plain if getattr(self.expert, name) != getattr(ExpertConfig, name)), None)
                 require(name is None, f"expert_{name} is not for experts that judge labels (loops 'per-expert')")
                 judges = self.arm != "tad-posterior" or "network" in self.posterior.names
                 require(judges, f"loops 'per-expert' needs the predictor network, got {self.posterior.predictors!r}")
@@ -523,7 +689,7 @@ class Config(Essentials, Settings):
 
             try:
                 torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:
+            except Exception as error:  # of as many types as there are kinds of devices
                 raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     @staticmethod
@@ -556,6 +722,20 @@ class Config(Essentials, Settings):
         nested = {name: _section(name, values) for name in SECTIONS}
         return Config(**(values | nested))
 
+    @staticmethod
+    def from_variables(variables: Mapping[str, Any], fixed: Collection[str] = ()) -> "Config":
+        """A configuration from the variables of a notebook up to here (``globals()``): those in lower case that hold a
+        scalar are its parameters, also those that papermill added.
+
+        Raises:
+            InputError: as :meth:`from_params`, and for a parameter that the notebook has ``fixed``.
+        """
+        scalars = {name: v for name, v in variables.items() if isinstance(v, str | int | float | None)}
+        given = {name: v for name, v in scalars.items() if name.islower() and not name.startswith("_")}
+        for name in fixed:
+            require(name not in given, f"{name} has no effect in this notebook, which sets it itself")
+        return Config.from_params(**given)
+
     def to_params(self) -> dict[str, Any]:
         """The inverse of :meth:`from_params`: flat JSON scalars, every one explicit, without those of other methods."""
         params = asdict(self)
@@ -578,6 +758,11 @@ class Config(Essentials, Settings):
     def method_config(self) -> Any:
         """The settings of the method chosen."""
         return getattr(self, self.method)
+
+    @property
+    def needs_observer(self) -> bool:
+        """Whether the method or the evaluation needs an observer."""
+        return self.method_config.needs_observer or self.evaluate.teacher
 
     @property
     def own_loops(self) -> bool:
@@ -618,6 +803,21 @@ def _section(section: str, values: dict[str, Any]) -> Any:
     except InputError as error:
         text = str(error)
         raise InputError(f"{section}_{text}" if text.partition(" ")[0] in names else text) from None
+
+
+@lru_cache
+def meanings() -> dict[str, str]:
+    """What every flat parameter means: the text under its field."""
+    texts: dict[tuple[str, str], str] = {}
+    for part in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        for statement, after in pairwise(getattr(part, "body", [])):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = " ".join(ast.literal_eval(after.value).split())
+                texts[getattr(part, "name", ""), ast.unparse(statement.target)] = text
+    owners = {(f.name, f.name): Config for f in fields(Config) if f.name not in SECTIONS}
+    owners |= {(f"{s}_{f.name}", f.name): kind for s, kind in SECTIONS.items() for f in fields(kind)}
+    bases = {key: [base.__name__ for base in kind.__mro__] for key, kind in owners.items()}
+    return {flat: next(texts[b, name] for b in of if (b, name) in texts) for (flat, name), of in bases.items()}
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """The one error that bad input raises, and short ways to raise it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,35 @@ def required(value: Any, message: str) -> Any:
 
 def required_root(what: str, root: Path | None) -> Path:
     """``root``, or :class:`InputError` that says how to give it where it is None."""
-    return Path(required(root, f"{what} is read from files: give their folder, --root DIR (in Python root=DIR)"))
+    return usable(required(root, f"{what} is read from files: give their folder, --root DIR (in Python root=DIR)"))
 
 
 def known(what: str, name: object, names: Iterable) -> None:
     """Raise :class:`InputError` unless ``name`` is one of ``names``; the message lists them."""
     names = list(names)
     require(name in names, f"unknown {what} {name!r}; expected one of: {', '.join(map(str, names))}")
+
+
+def usable(path: Path | str) -> Path:
+    """The one way in for paths that people give: ``path`` with ~ expanded.
+
+    InputError where the system cannot tell what is there (no permission, too long a name, a zero byte, a loop of
+    links); that nothing is there is no error.
+    """
+    text = str(path)
+    shown = text if len(text) <= 100 else f"{text[:50]}...{text[-47:]}"
+    require(text != "", "a path must not be empty")
+    try:
+        path = Path(path).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"cannot use the path {shown!r}: {getattr(error, 'strerror', None) or error}") from error
+    return Path(path)
+
+
+def some(items: Sequence[object], most: int = 5) -> str:
+    """``items`` in one short line: the first ones, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more

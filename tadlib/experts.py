@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tadlib.checks import require_refined
 from tadlib.config import AuditorConfig, ExpertConfig
 from tadlib.errors import InputError, require
 from tadlib.nn.networks import Network
@@ -37,16 +38,19 @@ def train_expert(
 
     Samples of weight 0 are not used. The random numbers of an expert depend on ``seed`` and its number alone.
     """
+    require_refined(net, x_NCHW, y_NK, w_N)
     state = State(net.init(seed, "expert", expert))
     trajectory_EP = state.theta.new_empty(config.epochs + 1, net.n_parameters)
     trajectory_EP[0] = state.theta
-    sgd = Sgd(config.lr, config.momentum, config.weight_decay, config.rho, config.alpha)
     how: dict[str, Any] = {"batch": config.batch, "strategy": config.augmentation, "compile": config.compile}
+    how["cutmix"] = config.cutmix
     how["generator"] = generator(seed, "expert", expert, "train", device=x_NCHW.device)
     net = replace(net, bfloat16=config.bfloat16)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(config.epochs):
+        lr = config.lr * config.decay(epoch)
+        sgd = Sgd(lr, config.momentum, config.weight_decay, config.rho, config.alpha)
         state = train_epoch(net, state, x_NCHW, y_NK, w_N, sgd=sgd, **how)
-        trajectory_EP[epoch] = state.theta
+        trajectory_EP[epoch + 1] = state.theta
         on_epoch()
     return trajectory_EP
 

@@ -3,6 +3,9 @@ and the user's own images with corrected labels, as a folder or a table.
 
 Legend: S synthetic images, K classes, C H W image.
 
+Where stored images hold several smaller ones (multi-formation), what is exported are the decoded images, which networks
+are trained on.
+
 ``FORMATS`` lists by name the functions that write a distilled set into a folder, ``CORRECTED`` those that write a
 corrected data set.
 """
@@ -57,27 +60,31 @@ def recipe(distilled: Distilled) -> dict[str, Any]:
         "learning_rate": distilled.synthetic.lr,
         "zca": distilled.params["zca"],
         **{name: getattr(distilled, name) for name in names},
-        "shape": list(distilled.synthetic.x.shape),
+        "shape": list(distilled.pixels.shape),
+        "formation": distilled.synthetic.formation,
         "clamped": clamped(distilled),
         "notes": "images.safetensors holds x (as networks take it: normalised by mean and std, or ZCA-whitened where "
         "zca is true), the same images as pixels, and label distributions y: train on x and y, with learning_rate "
-        "and the settings evaluate_* of params. Pictures have 8 bits and are for viewing: pixels outside [0, 1] (the "
-        "fraction clamped) are cut off, the rest rounded.",
+        "and the settings evaluate_* of params. Where formation f is above 1, the set is stored as images of f x f "
+        "parts (stored); x holds the parts enlarged. Pictures have 8 bits and are for viewing: pixels outside [0, 1] "
+        "(the fraction clamped) are cut off, the rest rounded.",
     }
 
 
 def tensors(distilled: Distilled, out: Path) -> None:
     """``images.safetensors`` and ``recipe.json``: the set without loss, for any program."""
-    synthetic = distilled.synthetic
-    save_tensors(out / "images.safetensors", {"x": synthetic.x, "pixels": distilled.pixels, "y": synthetic.y})
+    synthetic = distilled.synthetic.decoded()
+    held = {"x": synthetic.x, "pixels": distilled.pixels, "y": synthetic.y}
+    held |= {"stored": distilled.synthetic.x} if distilled.synthetic.formation > 1 else {}
+    save_tensors(out / "images.safetensors", held)
     save_json(out / "recipe.json", recipe(distilled))
 
 
 def png(distilled: Distilled, out: Path) -> None:
     """``png/<class>/<number>.png``, one picture for each image."""
-    contents, label_S = pngs_of(distilled), distilled.synthetic.y.argmax(1).tolist()
+    contents, label_S = pngs_of(distilled), distilled.synthetic.decoded().y.argmax(1).tolist()
     for k, name in enumerate(distilled.class_names):
-        safe = "".join(c if c.isalnum() else "_" for c in name)
+        safe = "".join(c if c.isalnum() else "_" for c in name)[:50]  # a file's name has at most 255 bytes
         of_class = [content for content, label in zip(contents, label_S) if label == k]
         for i, content in enumerate(of_class):
             write_atomic(out / "png" / f"{k:03d}_{safe}" / f"{i:03d}.png", content)
@@ -89,12 +96,12 @@ def ddranking(distilled: Distilled, out: Path) -> None:
     DD-Ranking takes images as its own loader prepares real ones: whitened (``use_zca=True``), or normalised by its own
     mean and standard deviation. Its soft-label losses take a softmax of the labels, so these are log-probabilities.
     """
-    x_SCHW = distilled.synthetic.x
-    dataset = distilled.params["dataset"]
+    synthetic = distilled.synthetic.decoded()
+    x_SCHW, dataset = synthetic.x, distilled.params["dataset"]
     if not distilled.params["zca"] and dataset in DD_RANKING:
         mean, std = (distilled.pixels.new_tensor(values)[:, None, None] for values in DD_RANKING[dataset])
         x_SCHW = (distilled.pixels - mean) / std
-    log_y_SK, lr = distilled.synthetic.y.clamp_min(LEAST).log(), torch.tensor(distilled.synthetic.lr)
+    log_y_SK, lr = synthetic.y.clamp_min(LEAST).log(), torch.tensor(synthetic.lr)
     parts = {"images": x_SCHW.contiguous(), "labels": log_y_SK, "lr": lr}
     for name, tensor in parts.items():
         content = io.BytesIO()
@@ -108,7 +115,7 @@ def huggingface(distilled: Distilled, out: Path) -> None:
     Columns: ``image`` (PNG, 8 bits), ``label`` (the most probable class), ``soft_label`` (K), and ``x``, the image as
     networks take it (float32, flat, its shape in the card), without the loss of 8 bits.
     """
-    synthetic, folder = distilled.synthetic, out / "huggingface"
+    synthetic, folder = distilled.synthetic.decoded(), out / "huggingface"
     pictures = [{"bytes": content, "path": f"{s:05d}.png"} for s, content in enumerate(pngs_of(distilled))]
     rows = {
         "image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -128,9 +135,15 @@ def huggingface(distilled: Distilled, out: Path) -> None:
     save_json(folder / "recipe.json", recipe(distilled))
 
 
+def _counted(distilled: Distilled) -> str:
+    synthetic, n = distilled.synthetic, len(distilled.pixels)
+    stored = f", stored as {len(synthetic.x)} of {synthetic.formation} x {synthetic.formation} parts each,"
+    return f"{n} synthetic images" + (stored if synthetic.formation > 1 else "")
+
+
 def _card(distilled: Distilled) -> str:
     """A data set card: what the set is and how to train on it. The Parquet file itself tells the features."""
-    p, (n_images, *shape) = distilled.params, distilled.synthetic.x.shape
+    p, (n_images, *shape) = distilled.params, distilled.pixels.shape
     size = "n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"
     prepared = "ZCA-whitened" if p["zca"] else f"normalised by mean {list(distilled.mean)}, std {list(distilled.std)}"
     return f"""---
@@ -147,7 +160,7 @@ configs:
 
 # {p["dataset"]}, distilled to {p["ipc"]} images per class
 
-{n_images} synthetic images that replace the training set of {p["dataset"]} (label noise {p["noise"]}, rate
+{_counted(distilled)} that replace the training set of {p["dataset"]} (label noise {p["noise"]}, rate
 {p["rate"]}; arm {p["arm"]}), made by the method {p["method"]} of tadlib with seed {p["seed"]}.
 
 | column | holds |

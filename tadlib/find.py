@@ -105,7 +105,7 @@ def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.
 
 def _array(name: str, values: Any) -> Tensor:
     try:
-        return torch.as_tensor(values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values))
+        return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
         require(False, f"{name} must be an array of numbers, got {type(values).__name__}: {error}")
         raise

@@ -29,13 +29,18 @@ def plain_dataset(config: Config) -> Dataset:
     return dataset(replace(config, zca=False) if config.zca else config)
 
 
-def network(config: Config, name: str = "convnet") -> Network:
+def network(config: Config, name: str = "convnet", norm: str | None = None) -> Network:
     """The ConvNet of a configuration: auditors, experts and students."""
     data = plain_dataset(config)
-    spec = NetworkSpec(data.image_shape, data.n_classes, name, config.width, config.depth, config.norm)
+    spec = NetworkSpec(data.image_shape, data.n_classes, name, config.width, config.depth, norm or config.norm)
     return Network(spec, config.torch_device)
 
 
 def evaluated_network(config: Config) -> Network:
-    """The network that is trained on the distilled set, ``evaluate_network``."""
-    return network(config, config.evaluate_network)
+    """The network that is trained on the distilled set, ``evaluate_network``; students of RDED have batch norm."""
+    return network(config, config.evaluate_network, None if config.evaluate.recipe == "dsa" else "batch")
+
+
+def observer_network(config: Config) -> Network:
+    """The network of the observer."""
+    return network(config, config.observer.network, "batch")

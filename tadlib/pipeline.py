@@ -1,5 +1,7 @@
 """The pipeline: noise → divert → experts → distill → evaluate, each stage an idempotent function of a configuration.
 
+RDED and CIM have an observer in place of experts (:mod:`tadlib.observer`).
+
 A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder is returned as it is; an interrupted
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
@@ -22,16 +24,17 @@ from tqdm import tqdm
 
 import tadlib
 from tadlib import evaluate as evaluation
-from tadlib import experts, noise, store, trust
-from tadlib.config import Config
+from tadlib import experts, noise, observer, store, trust
+from tadlib.config import Config, Protocol
 from tadlib.data import Dataset, is_own, matrices, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
-from tadlib.distill.synthetic import Real
+from tadlib.distill.synthetic import Real, divisible
 from tadlib.distilled import load_distilled, save_distilled
-from tadlib.errors import require, required
+from tadlib.errors import require, required, some
 from tadlib.evaluate import mean_ci95
-from tadlib.materials import dataset, evaluated_network, network, plain_dataset
+from tadlib.materials import dataset, evaluated_network, network, observer_network, plain_dataset
 from tadlib.nn import pretrained, speed
+from tadlib.nn.training import accuracy
 from tadlib.noise import NoisyLabels
 from tadlib.state import checkpoint
 from tadlib.store import StageFolder, claim_output
@@ -40,7 +43,7 @@ CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # the module that carries out each stage; its code and all that it imports are part of the key
 CODE = {"noise": "noise", "embed": "nn.pretrained", "divert": "trust", "experts": "experts", "distill": "distill"}
-CODE |= {"evaluate": "evaluate"}
+CODE |= {"evaluate": "evaluate", "observer": "observer"}
 MATRICES = ("embeddings", "probabilities")  # kinds of predictors that may come from files
 
 
@@ -178,10 +181,26 @@ def plan(config: Config) -> dict[str, Planned]:
         loops, judged = (_portable(asdict(judge), config), ["noise", *embedded]) if config.own_loops else (None, [])
         add("experts", {"expert": asdict(config.expert), "loops": loops} | common, "divert", *judged)
         inputs.append("experts")
+    if config.needs_observer:
+        stages["observer"] = _plan_observer(config)
+        inputs += ["observer"] if own.needs_observer else []
     add("distill", {"method": config.method, "ipc": config.ipc, config.method: asdict(own)} | common, *inputs)
     evaluated = {"protocol": asdict(config.evaluate), "n_test": config.n_test, "seed": config.seed}
-    add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill")
+    watched = ["observer"] if config.evaluate.teacher else []
+    add("evaluate", evaluated | {"network": network | {"name": config.evaluate_network}}, "distill", *watched)
     return stages
+
+
+def _teaching(config: Config) -> Config:
+    """The configuration whose refined set the observer is trained on; it needs no observer itself."""
+    arm = config.arm if config.observer.labels == "arm" else config.observer.labels
+    return as_used(replace(config, arm=arm, method="random", loops="shared", evaluate=Protocol()))
+
+
+def _plan_observer(config: Config) -> Planned:
+    how = {name: value for name, value in asdict(config.observer).items() if name != "labels"}
+    settings = how | _values(config, "width", "depth", "zca", "seed")
+    return Planned("observer", settings, {"divert": plan(_teaching(config))["divert"].key}, config.out)
 
 
 def _plan_noise(config: Config) -> Planned:
@@ -243,21 +262,31 @@ def trust_method(config: Config) -> Any:
     return trust.method(config.arm, config.auditor, config.tad, config.posterior)
 
 
-def check(config: Config) -> NoisyLabels:
-    """Everything that can be known to fail before work starts: files, sizes, noise, and IPC against class sizes."""
+def check(config: Config, *, distilled: bool = True) -> NoisyLabels:
+    """Everything that can be known to fail before work starts: files, sizes, noise, and, where the labels are to be
+    ``distilled``, IPC against class sizes."""
+    speed.prepare(config.threads)
     data = plain_dataset(config)
     network(config), evaluated_network(config)
+    divisible(data.image_shape, config.method_config.formation * config.method_config.mosaic(data.image_shape[-1]))
     labels = _labels(config, data)
     used_N, whose = labels.noisy_N, "noisy"
+    if config.needs_observer:
+        observer_network(config)
+        known = config.observer.labels != "oracle" or labels.true_N is not None
+        require(known, "observer_labels oracle needs the true labels, which this data set does not have")
     if config.arm == "oracle":
         message = "arm oracle needs the true labels, which this data set does not have"
         message += " (a table may have a column true_label)" if data.files is not None else ""
         used_N, whose = required(labels.true_N, message), "true"
     counts = torch.bincount(used_N, minlength=data.n_classes)
+    empty = [k if data.files is None else repr(data.class_names[k]) for k in (counts == 0).nonzero()[:, 0].tolist()]
+    require(not empty, f"every class needs an image; under the {whose} labels none has class {some(empty)}")
     rarest = int(counts.argmin())
     name = rarest if data.files is None else repr(data.class_names[rarest])
     least = f"class {name} has {int(counts.min())} under the {whose} labels, got {config.ipc}"
-    require(int(counts.min()) >= config.ipc, f"ipc must not exceed the images of a class: {least}")
+    enough = not distilled or int(counts.min()) >= config.ipc
+    require(enough, f"ipc must not exceed the images of a class: {least}")
     if config.arm == "tad-posterior":
         _tables(config, data, labels.noisy_N)
         for network_name in config.posterior.pretrained:
@@ -300,6 +329,7 @@ def inject_noise(config: Config) -> Path:
 
 def load_labels(path: Path) -> NoisyLabels:
     """The labels that stage ``noise`` wrote."""
+    _verify(path)
     return NoisyLabels.load(path / "labels.safetensors")
 
 
@@ -319,6 +349,18 @@ def embed(config: Config) -> Path:
         return {}
 
     return _stage(config, _plan_embed(config), work)
+
+
+def load_accuracies(path: Path) -> list[float]:
+    """The accuracies that stage ``evaluate`` wrote."""
+    _verify(path)
+    return store.load_json(path / "accuracies.json")
+
+
+def _verify(path: Path) -> None:
+    """InputError where a file of a finished stage is damaged."""
+    if StageFolder(path).is_complete():
+        StageFolder(path).verify()
 
 
 def divert(config: Config) -> Path:
@@ -386,6 +428,7 @@ def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, t
 
 def load_refined(path: Path) -> trust.RefinedSet:
     """The refined set that stage ``divert`` wrote, on the CPU."""
+    _verify(path)
     history = path / "history.parquet"
     rows = store.load_table(history).to_dict("records") if history.exists() else []
     return trust.RefinedSet(**store.load_tensors(path / "refined.safetensors"), history=tuple(rows))
@@ -417,6 +460,30 @@ def train_experts(config: Config) -> Path:
     return _stage(config, plan(config)["experts"], work)
 
 
+def train_observer(config: Config) -> Path:
+    """Stage ``observer``: ``observer.safetensors``, a network with batch norm trained on a refined set."""
+    config = as_used(config)
+    teaching, planned = _teaching(config), _plan_observer(config)
+    source = divert(teaching)
+
+    def work(w: Work) -> dict:
+        data, refined, net = dataset(config), load_refined(source).to(config.torch_device), observer_network(config)
+        with w.progress(config.observer.epochs) as step:
+            how: dict[str, Any] = {"seed": config.seed, "resume": w.resume, "on_epoch": step}
+            trained = observer.train_observer(net, data.x_train, refined.y, refined.weight, config.observer, **how)
+        store.save_tensors(w.folder.path / "observer.safetensors", {"theta": trained.theta})
+        found = accuracy(net, trained.theta, data.x_test, data.y_test)
+        return {"accuracy": found, "arm": teaching.arm, "network": config.observer.network}
+
+    return _stage(config, planned, work)
+
+
+def load_observer(config: Config, path: Path) -> tuple[observer.Observer, dict[str, Any]]:
+    """The observer that stage ``observer`` wrote, and what a set or a row tells of it: accuracy, arm, network."""
+    theta_P = store.load_tensors(path / "observer.safetensors")["theta"].to(config.torch_device)
+    return observer.Observer(observer_network(config), theta_P), StageFolder(path).manifest()["extra"]
+
+
 def _enough(config: Config, diverted_at: Path) -> None:
     """InputError where the arm left a class too few images for ``ipc``: before hours go into experts, not after."""
     if not StageFolder(plan(config)["distill"].path).is_complete():
@@ -433,19 +500,24 @@ def distill(config: Config) -> Path:
     _enough(config, inputs["divert"])
     if own.needs_experts:
         inputs["experts"] = train_experts(config)
+    if own.needs_observer:
+        inputs["observer"] = train_observer(config)
 
     def work(w: Work) -> dict:
         data, refined = dataset(config), load_refined(inputs["divert"]).to(config.torch_device)
-        net, trajectories = network(config), None
+        net, about = network(config), dict[str, Any]()
+        guide: experts.TrajectoryStore | observer.Observer | None = None
         if own.needs_experts:
-            trajectories = experts.TrajectoryStore(inputs["experts"])
+            guide = trajectories = experts.TrajectoryStore(inputs["experts"])
             trajectories.verify(net.n_parameters)  # before hours of matching
-        problem = net, data.x_train, refined.y, refined.weight, trajectories, own
+        if own.needs_observer:
+            guide, about["observer"] = load_observer(config, inputs["observer"])
+        problem = net, data.x_train, refined.y, refined.weight, guide, own
         with w.progress(own.iterations) as step:
             how = {"ipc": config.ipc, "seed": config.seed, "resume": w.resume, "on_iteration": step}
             synthetic, rows = DISTILL[config.method](*problem, **how)
         keys = {stage: path.name for stage, path in inputs.items()}
-        provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()}
+        provenance = {"inputs": keys, "versions": store.versions(), "commit": _commit()} | about
         save_distilled(w.folder.path / "distilled.safetensors", synthetic, data, config, provenance)
         if rows:
             store.save_table(w.folder.path / "history.parquet", pd.DataFrame(rows))
@@ -455,21 +527,43 @@ def distill(config: Config) -> Path:
 
 
 def evaluate(config: Config) -> Path:
-    """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions."""
+    """Stage ``evaluate``: ``accuracies.json``, last-epoch test accuracy of every network, as fractions.
+
+    With controls, their mean accuracies are in the manifest beside the set's (:func:`tadlib.evaluate.hard_labels`,
+    :func:`tadlib.evaluate.random_real`).
+    """
     config = as_used(config)
     require(config.n_test != 0, "evaluation needs test images, got n_test 0")
-    source = distill(config)
+    source, diverted_at = distill(config), divert(config)
+    observed = train_observer(config) if config.evaluate.teacher else None
 
     def work(w: Work) -> dict:
-        data, net = dataset(config), evaluated_network(config)
+        data, net, protocol = dataset(config), evaluated_network(config), config.evaluate
         held = load_distilled(source).synthetic.to(config.torch_device)
-        with w.progress(config.evaluate.epochs) as step:
-            how = {"seed": config.seed, "workers": config.threads, "resume": w.resume, "on_epoch": step}
-            accuracies = evaluation.evaluate(net, held, data.x_test, data.y_test, config.evaluate, **how)
-        store.save_json(w.folder.path / "accuracies.json", accuracies)
-        mean, half = mean_ci95(accuracies)
-        found = {"accuracy_mean": mean, "accuracy_ci95": half, "checksum_data": data.checksum}
-        return found | {"evaluated_on": own.TEST if data.files is None else data.files.evaluated_on}
+        factor = config.method_config.mosaic(data.image_shape[-1])
+        sets = {"set": (held, protocol)}
+        if protocol.controls:
+            StageFolder(diverted_at).verify()
+            refined = load_refined(diverted_at).to(config.torch_device)
+            real = Real.of(data.x_train, refined.y, refined.weight, config.method_config.draw_power)
+            sets["random_real"] = evaluation.random_real(held, real, config.seed, factor), protocol
+            hard = evaluation.hard_labels(held)
+            if protocol.teacher or not torch.equal(hard.y, held.y):
+                sets["hard_labels"] = hard, replace(protocol, teacher=False)
+        how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "factor": factor}
+        about: dict[str, Any] = {"checksum_data": data.checksum}
+        about["evaluated_on"] = own.TEST if data.files is None else data.files.evaluated_on
+        if observed is not None:
+            how["teacher"], found = load_observer(config, observed)
+            about |= {"teacher_accuracy": found["accuracy"], "teacher_arm": found["arm"]}
+        with w.progress(protocol.epochs * len(sets)) as step:
+            how |= {"resume": w.resume, "on_epoch": step}
+            accuracies = evaluation.evaluate_each(net, [*sets.values()], data.x_test, data.y_test, **how)
+        store.save_json(w.folder.path / "accuracies.json", accuracies[0])
+        mean, half = mean_ci95(accuracies[0])
+        means = {f"accuracy_{name}": mean_ci95(each)[0] for name, each in zip(sets, accuracies)}
+        controls = {name: means.get(name, mean) for name in CONTROLS if protocol.controls}  # labels may be hard already
+        return {"accuracy_mean": mean, "accuracy_ci95": half} | about | controls
 
     return _stage(config, plan(config)["evaluate"], work)
 
@@ -483,18 +577,22 @@ def run(config: Config) -> dict[str, Any]:
 
 
 TRUST = ("trust_auroc", "trust_precision", "trust_recall")
+TIMED = ("divert", "experts", "observer", "distill", "evaluate")  # stages, in columns seconds_…
+CONTROLS = ("accuracy_hard_labels", "accuracy_random_real")  # where evaluate_controls asks for them
 
 
 def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
     """The row of a finished run, read from the manifests of its stages."""
     manifests = {name: StageFolder(planned.path).manifest() for name, planned in plan(config).items()}
     found = manifests["divert"]["extra"] | manifests["evaluate"]["extra"]
-    found["n_networks"] = len(store.load_json(evaluated_at / "accuracies.json"))
-    for name in ("divert", "experts", "distill", "evaluate"):
+    found["n_networks"] = len(load_accuracies(evaluated_at))
+    for name in TIMED:
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
-    columns = ["accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *TRUST]
+    found["formation"] = config.method_config.formation
+    columns = ["formation", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *CONTROLS, *TRUST]
     columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
+    columns += ["teacher_arm", "teacher_accuracy"]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
     return _row(config, settings, found, columns, manifests["distill"], evaluated_at)
 
@@ -551,11 +649,26 @@ ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", 
 
 
 def merge_results(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a table of results and return it; a row of the same configuration is replaced."""
+    """Add rows to a table of results and return it; a row of the same configuration is replaced.
+
+    Where the table has the rows already nothing is written, so that a finished folder may be read-only.
+    """
+    if path.exists() and _has(table := store.load_table(path), rows):
+        return table
     with store.locked(path.parent / ".results.lock"):
         table = result_table([store.load_table(path), rows] if path.exists() else [rows])
         store.save_table(path, table)
     return table
+
+
+def _has(table: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Whether every one of ``rows`` is in ``table`` with the same values, whatever the types of its columns."""
+    if not rows.columns.isin(table.columns).all() or not rows["config_hash"].isin(table["config_hash"]).all():
+        return False
+    found = table.set_index("config_hash").loc[rows["config_hash"], rows.columns.drop("config_hash")]
+    mine = rows.drop(columns="config_hash")
+    same = [[(a == b) or (pd.isna(a) and pd.isna(b)) for a, b in zip(*pair)] for pair in zip(found.values, mine.values)]
+    return all(map(all, same))
 
 
 def result_table(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ Settings = dict[str, Any]
 PRESETS = ("smoke", "lite", "paper")
 TABLES = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 TRAJECTORIES = ("mtt", "tesla", "ftd", "datm")
+GROUPS = {"trajectories": TRAJECTORIES, "bank": ("dance", "ncfm"), "observed": ("rded", "cim")}
 GREY = "crop_scale_rotate"  # augmentation of digits and garments: no flip, no colour
 COLOUR = "color_crop_cutout_flip_scale_rotate"  # DSA's
 
@@ -30,7 +31,7 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     """
     known("preset", preset, PRESETS)
     values: Settings = {}
-    group = ("trajectories",) if method in TRAJECTORIES else ()
+    group = [name for name, methods in GROUPS.items() if method in methods]
     is_own = dataset.startswith(("folder:", "table:"))
     for table in ("all", *group, method, f"{method}-ipc-{ipc}", "own" if is_own else dataset):
         values |= TABLES[preset].get(table, {})
@@ -40,7 +41,7 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
     values = {method + name if name.startswith("_") else name: value for name, value in values.items()}
     if preset == "paper" and method in TRAJECTORIES:  # experts are trained as long as they are read
         values["expert_epochs"] = values[f"{method}_max_start"] - 1 + values[f"{method}_expert_epochs"]
-    parts = ("auditor", "expert", "evaluate", *(() if method == "random" else (method,)))
+    parts = ("auditor", "expert", "observer", "evaluate", *(() if method in ("random", "rded") else (method,)))
     if is_own:
         values = _of_own(dataset, values, parts)
     if dataset in ("digits", "fashion-mnist"):

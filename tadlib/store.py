@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tadlib
-from tadlib.errors import InputError, require
+from tadlib.errors import InputError, require, usable
 
 PACKAGE = Path(__file__).parent
 MARKER = ".tadlib-output"
@@ -108,9 +108,9 @@ def claim_output(path: Path | str) -> Path:
 
     Raises InputError, and changes nothing, where it is a file or a folder with content that is not ours.
     """
-    path = Path(path)
-    require(path.is_dir() or not path.exists(), f"{path} is not an output folder of tadlib: it is a file")
+    path = usable(path)
     try:
+        require(path.is_dir() or not path.exists(), f"{path} is not an output folder of tadlib: it is a file")
         path.mkdir(parents=True, exist_ok=True)
         # The order counts: another process that claims the folder writes its marker before anything else.
         occupied = any(path.iterdir())
@@ -130,7 +130,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     The file at ``path`` is at all times the old one or the new one, whole, also after a crash or a power cut. Only a
     killed process leaves a temporary file (named ``.tmp…``). An OSError, as for a full disk, names ``path``.
     """
-    path = Path(path)
+    path = usable(path)
     # The name ends as the final one does: some writers choose the format by it.
     temporary = path.parent / f"{TEMPORARY}-{secrets.token_hex(6)}-{path.name}"
     try:
@@ -164,23 +164,29 @@ def locked(path: Path) -> Iterator[None]:
 
     Not reentrant. The system releases the lock when the process ends, however it ends.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
     try:
-        held = lock.acquire(timeout=1)
-    except Timeout:
-        print(f"tad: waiting for another process that uses {path.parent}", file=sys.stderr)
-        held = lock.acquire()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            held = lock.acquire(timeout=1)
+        except Timeout:
+            print(f"tad: waiting for another process that uses {path.parent}", file=sys.stderr)
+            held = lock.acquire()
+    except OSError as error:  # a read-only folder, a full disk
+        raise OSError(f"cannot write to {path.parent}: {error.strerror or error}") from error
     with held:
         yield
 
 
 @contextmanager
-def _reading(path: Path | str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a missing or unreadable file, and the parser's ``errors``, into an InputError that names the file."""
+def _reading(path: Path | str, *errors: type[Exception]) -> Iterator[Path]:
+    """The path of a file, ~ expanded; turns a missing or unreadable file, and the parser's ``errors``, into an
+    InputError that names it."""
+    path = usable(path)
     damage: tuple[type[Exception], ...] = (OSError, *errors)
+    require(path.is_file() or not path.exists(), f"{path} cannot be read: it is no file")  # others may never end
     try:
-        yield
+        yield path
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except damage as error:
@@ -200,8 +206,8 @@ def save_json(path: Path | str, value: Any) -> None:
 
 def load_json(path: Path | str) -> Any:
     """Read a JSON file; InputError naming it when it is missing or damaged."""
-    with _reading(path, ValueError):  # covers bad JSON and bad UTF-8
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+    with _reading(path, ValueError, RecursionError) as file:  # bad JSON, bad UTF-8, and brackets without end
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def save_table(path: Path | str, table: pd.DataFrame) -> None:
@@ -214,7 +220,7 @@ def load_table(path: Path | str) -> pd.DataFrame:
     """Read a Parquet file; InputError naming it when it is missing or cannot be read."""
     # A damaged footer makes the parser raise whatever it trips over, hence Exception.
     # ParquetFile reads just this file: read_table would take "name=value" in a folder's name for a column.
-    with _reading(path, Exception), pq.ParquetFile(path) as file:
+    with _reading(path, Exception) as found, pq.ParquetFile(found) as file:
         return file.read().to_pandas()
 
 
@@ -238,14 +244,15 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
     """Read a safetensors file, on the CPU; InputError naming it when it is missing or cannot be read."""
-    with _reading(path, SafetensorError):
-        return load_file(path)
+    with _reading(path, SafetensorError) as file:
+        return load_file(file)
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:
     """The metadata of a file of :func:`save_tensors`; empty for other safetensors files."""
-    with _reading(path, SafetensorError, ValueError), safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get(HEADER, "{}")).get("metadata", {})
+    damage = (SafetensorError, ValueError, AttributeError, RecursionError)  # no JSON, or no mapping
+    with _reading(path, *damage) as found, safe_open(found, framework="pt") as file:
+        return dict(json.loads((file.metadata() or {}).get(HEADER, "{}")).get("metadata", {}).items())
 
 
 def hardware() -> dict[str, Any]:
@@ -277,15 +284,15 @@ class StageFolder:
     """
 
     def __init__(self, path: Path | str):
-        self.path = Path(path)
+        self.path = usable(path)
 
     def is_complete(self) -> bool:
         """Whether the manifest is valid and every file it lists is there with its size; contents are not read."""
         try:
             files = {self.path / name: entry["bytes"] for name, entry in self.manifest()["files"].items()}
-        except InputError:
+            return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+        except (InputError, OSError):
             return False
-        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
     def manifest(self) -> dict[str, Any]:
         """What :meth:`finish` wrote; InputError when the stage is not finished or the manifest is damaged."""
@@ -293,10 +300,16 @@ class StageFolder:
         require(path.is_file(), f"{self.path} is not a finished stage: it has no {MANIFEST}")
         manifest = load_json(path)
         try:
-            valid = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
+            files = manifest["files"].items()
+            valid = all({"bytes", "sha256"} <= entry.keys() for _, entry in files)
+            inside = all(name and not Path(name).is_absolute() and ".." not in Path(name).parts for name, _ in files)
         except (TypeError, KeyError, AttributeError):  # another structure
-            valid = False
+            valid = inside = False
         require(valid, f"{path} is damaged: it must list each file with its bytes and sha256")
+        rest = {name: value for name, value in manifest.items() if name != "checksum"}
+        whole = manifest.get("checksum", content_key(rest)) == content_key(rest)  # older ones have none
+        require(whole, f"{path} is damaged: its content does not match its checksum")
+        require(inside, f"{path} is damaged: it lists files outside its folder")
         return manifest
 
     def verify(self) -> None:
@@ -316,21 +329,27 @@ class StageFolder:
                 path.unlink()  # left by a killed process
             elif name not in (MANIFEST, CHECKPOINT, LOCK):
                 files[name] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-        save_json(self.path / MANIFEST, {**about, "versions": versions(), "hardware": hardware(), "files": files})
+        manifest = {**about, "versions": versions(), "hardware": hardware(), "files": files}
+        save_json(self.path / MANIFEST, manifest | {"checksum": content_key(manifest)})
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the checkpoint by ``tensors`` and ``meta``: one file, so that they agree also after a crash."""
-        save_tensors(self.path / CHECKPOINT, tensors, {"meta": _json(meta)})
+        text = _json(meta)
+        about = {"meta": text, "checksum": _checkpoint_digest(self.path.name, tensors, text)}
+        save_tensors(self.path / CHECKPOINT, tensors, about)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors (on the CPU) and meta of the last checkpoint; None when there is none, or, with a warning, when it
-        cannot be read: the stage then starts anew."""
+        is damaged or of another folder: the stage then starts anew."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
         try:
-            return load_tensors(path), json.loads(load_metadata(path)["meta"])
+            tensors, about = load_tensors(path), load_metadata(path)
+            whole = about["checksum"] == _checkpoint_digest(self.path.name, tensors, about["meta"])
+            require(whole, "its content does not match its checksum")
+            return tensors, json.loads(about["meta"])
         except (InputError, KeyError) as error:
             warnings.warn(f"checkpoint ignored, the stage starts anew: {path}: {error}", stacklevel=2)
             return None
@@ -345,6 +364,14 @@ class StageFolder:
                 (self.path / CHECKPOINT).unlink(missing_ok=True)
                 (self.path / MANIFEST).unlink()
             yield
+
+
+def _checkpoint_digest(folder: str, tensors: Mapping[str, Tensor], meta: str) -> str:
+    digest = hashlib.sha256(f"{folder}\0{meta}".encode())
+    for name in sorted(tensors):
+        digest.update(f"\0{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _file_digest(path: Path) -> str:

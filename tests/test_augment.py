@@ -183,3 +183,36 @@ def test_bad_input_is_named():
         augment.operations("flip_colour")
     with pytest.raises(InputError, match="a batch needs at least one image, got 0"):
         augment.draw("flip", 0, torch.Generator())
+
+
+def test_cutmix_takes_a_box_from_another_image_and_mixes_labels_by_its_area_and_the_weights():
+    x, y, w = images(), torch.eye(N, dtype=torch.float64), torch.linspace(0.1, 1, N, dtype=torch.float64)
+    areas = []
+    for seed in range(200):
+        rng, again = (torch.Generator().manual_seed(seed) for _ in range(2))
+        mixed, labels, weights = augment.cutmix(x, y, w, 0.5, rng)
+        share, chance, row, column = torch.rand(4, generator=again).tolist()
+        other = torch.randperm(N, generator=again)
+        if chance >= 0.5:
+            assert torch.equal(mixed, x)
+            torch.testing.assert_close(labels, y)
+            torch.testing.assert_close(weights, w)
+            continue
+        height, width = (math.floor(side * math.sqrt(share)) for side in (H, W))
+        top, left = math.floor(row * H) - height // 2, math.floor(column * W) - width // 2
+        expected = x.clone()
+        rows, columns = range(max(top, 0), min(top + height, H)), range(max(left, 0), min(left + width, W))
+        for n in range(N):
+            for i in rows:
+                for j in columns:
+                    expected[n, :, i, j] = x[other[n], :, i, j]
+        assert torch.equal(mixed, expected)
+        area = len(rows) * len(columns) / (H * W)
+        for n in range(N):
+            mass = (1 - area) * w[n] * y[n] + area * w[other[n]] * y[other[n]]
+            torch.testing.assert_close(weights[n] * labels[n], mass)
+        torch.testing.assert_close(labels.sum(1), torch.ones(N, dtype=torch.float64))
+        areas.append(area)
+    assert 70 < len(areas) < 130
+    assert max(areas) > 0.6
+    assert min(areas) < 0.05

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from torchvision.io import decode_png, encode_png
 
 import tadbook
-from tadbook import benchmarks, costs, pages
+from tadbook import benchmarks, costs, pages, tables
 from tadbook.style import ARMS as STYLES
 from tadlib import noise
 from tadlib.config import ARMS
@@ -241,7 +241,7 @@ def rows_of_results(**differing) -> pd.DataFrame:
     """One row of results for each value of the lists in ``differing``, which are as long as each other."""
     same = {"dataset": "digits", "n_train": 100, "rate_nominal": 0.0, "preset": "lite", "seed": 0, "rate_realised": 0.0}
     same |= {"accuracy_ci95": 0.01, "n_networks": 3, "noise": "none", "arm": "oracle", "ipc": 10, "method": "mtt"}
-    same |= {"evaluate_network": "convnet"}
+    same |= {"evaluate_network": "convnet", "formation": 1}
     table = pd.DataFrame([same | dict(zip(differing, values)) for values in zip(*differing.values(), strict=True)])
     return table.assign(config_hash=[f"{i:x}" for i in range(len(table))], device="cpu", hardware="a machine")
 
@@ -493,3 +493,16 @@ def test_a_setting_tested_on_another_network_is_another_setting(tmp_path):
         ["mtt", "50.0 ± 1.0"],
         ["mtt, tested on resnet18", "10.0 ± 1.0"],
     ]
+
+
+def test_mosaics_are_another_setting_and_rows_from_before_there_were_any_have_none(tmp_path):
+    differing = {"noise": ["a", "a"], "arm": ["tad", "tad"], "accuracy_mean": [0.5, 0.1]}
+    tables.replace_rows(tmp_path / "lite.parquet", rows_of_results(**differing, seed=[0, 1]).drop(columns="formation"))
+    mosaics = rows_of_results(**differing, formation=[2, 1], seed=[0, 1])
+    tables.replace_rows(tmp_path / "lite.parquet", mosaics.assign(config_hash=["x", "y"]))
+    read = tadbook.read_results(tmp_path)
+    assert read[["seed", "formation", "config_hash"]].values.tolist() == [[0, 1, "0"], [1, 1, "y"], [0, 2, "x"]]
+    table = tadbook.results_table(read)
+    assert table[["method", "tad"]].values.tolist() == [["mtt", "30.0"], ["mtt, f = 2", "50.0 ± 1.0"]]
+    clean = rows_of_results(formation=[1, 2], accuracy_mean=[0.5, 0.6])
+    assert tadbook.methods_table(clean)[["f", "10 a class"]].values.tolist() == [[1, "50.0 ± 1.0"], [2, "60.0 ± 1.0"]]

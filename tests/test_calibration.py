@@ -1,68 +1,12 @@
-"""Inverse temperature and weights of training labels against loops in plain Python."""
-
-import math
+"""Weights of training labels against loops in plain Python."""
 
 import pytest
 import torch
 
 from tadlib.trust import calibration
-from tadlib.trust.calibration import INVERSE_TEMPERATURES, inverse_temperature, purity, weight_exponent
+from tadlib.trust.calibration import purity, weight_exponent
 
 K = 5
-
-
-def probabilities(n=40, k=K, seed=0):
-    return torch.rand(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(1)
-
-
-# Inverse temperature
-
-
-def slow_log_likelihoods(p, noisy, T, b):
-    found = []
-    for i in range(len(p)):
-        powers = [p[i, y].item() ** b for y in range(K)]
-        found.append(math.log(sum(powers[y] / sum(powers) * T[y, noisy[i]].item() for y in range(K))))
-    return found
-
-
-def test_likelihoods_equal_a_slow_sum():
-    p, T = probabilities(), probabilities(K, K, seed=1)
-    noisy = torch.arange(len(p)) % K
-    for b in (0.5, 2.0):
-        assert calibration.log_likelihoods(p.log(), noisy, T, b).tolist() == pytest.approx(
-            slow_log_likelihoods(p, noisy, T, b), rel=1e-10
-        )
-
-
-@pytest.mark.parametrize("n, bound", [(30, True), (400, False)])
-def test_inverse_temperature_is_the_least_one_not_behind_the_best_by_more_than_two_standard_errors(n, bound):
-    p, T = probabilities(n=n), 0.7 * torch.eye(K, dtype=torch.float64) + 0.06
-    noisy = torch.multinomial((4 * p.log()).softmax(1) @ T, 1, generator=torch.Generator().manual_seed(2))[:, 0]
-    values = {b: slow_log_likelihoods(p, noisy, T, b) for b in INVERSE_TEMPERATURES}
-    likeliest = max(values, key=lambda b: sum(values[b]) / n)
-    best = values[likeliest]
-
-    def allowed(b):
-        behind = [x - y for x, y in zip(best, values[b], strict=True)]
-        mean = sum(behind) / len(behind)
-        variance = sum((x - mean) ** 2 for x in behind) / (len(behind) - 1)
-        return mean <= calibration.STANDARD_ERRORS * math.sqrt(variance / len(behind))
-
-    found, least = inverse_temperature(p.log(), noisy, T), min(b for b in INVERSE_TEMPERATURES if allowed(b))
-    assert found == min(b for b in INVERSE_TEMPERATURES if allowed(b) and b >= calibration.LEAST_SHARE * likeliest)
-    assert found < likeliest, "the case must tell it from the likeliest one"
-    assert (found > least) == bound, "the case must be the one that it is said to be"
-
-
-def test_inverse_temperature_is_the_one_that_generated_the_labels_and_one_label_is_enough():
-    p, T = probabilities(n=50_000), torch.eye(K, dtype=torch.float64)
-    noisy = torch.multinomial((2 * p.log()).softmax(1), 1, generator=torch.Generator().manual_seed(3))[:, 0]
-    assert inverse_temperature(p.log(), noisy, T) == pytest.approx(2.0, rel=0.1)
-    assert inverse_temperature(p[:1].log(), noisy[:1], T) in INVERSE_TEMPERATURES
-
-
-# Weights
 
 
 def test_purity_is_what_a_slow_loop_gives():

@@ -16,7 +16,7 @@ from torchvision.io import decode_image
 
 import tadlib
 from tadlib import cli, noise, pipeline, presets
-from tadlib.config import ARMS, METHODS
+from tadlib.config import ARMS, METHODS, param_types
 from tadlib.data import DATASETS
 from tadlib.errors import InputError
 from tadlib.store import load_json, load_table, load_tensors
@@ -93,7 +93,7 @@ def test_help_names_every_choice(capsys, option, names):
     assert all(name in section for name in names)
 
 
-@pytest.mark.parametrize("args", [[], ["rum"], ["run", "--sed", "1"], ["run", "--seed", "x"], ["export"], ["info"]])
+@pytest.mark.parametrize("args", [[], ["rum"], ["run", "--sed", "1"], ["run", "--seed", "x"], ["export"]])
 def test_arguments_that_cannot_be_read_exit_2(capsys, args):
     with pytest.raises(SystemExit) as exit:
         cli.main(args)
@@ -176,7 +176,7 @@ def test_the_table_is_in_percent_and_finished_runs_are_only_read(ran, monkeypatc
 
 @pytest.mark.parametrize(
     "error, status",
-    [(RuntimeError("out of luck"), 1), (OSError("cannot write x: No space left"), 1), (InputError("no"), 2)],
+    [(RuntimeError("out of luck"), 1), (InputError("no"), 2)],
 )
 def test_a_failing_run_costs_no_other_its_row(ran, monkeypatch, capsys, error, status):
     run = pipeline.run
@@ -197,10 +197,25 @@ def test_a_failing_run_costs_no_other_its_row(ran, monkeypatch, capsys, error, s
     assert ("Traceback" in said.err) == isinstance(error, RuntimeError)
 
 
+def test_a_disk_that_cannot_be_written_stops_the_command(ran, monkeypatch, capsys):
+    tried = []
+
+    def failing(config):
+        tried.append(config.arm)
+        raise OSError("cannot write x: No space left on device")
+
+    monkeypatch.setattr(pipeline, "run", failing)
+    assert cli.main(["run", *tiny("--arm", "vanilla", "tad", "oracle", "--out", ran[0], "--json")]) == 1
+    said = capsys.readouterr()
+    line = "tad: error: arm vanilla, seed 0: cannot write x: No space left on device; 2 more not tried\n"
+    assert (tried, said.err) == (["vanilla"], line)
+    assert [f["error"] for f in json.loads(said.out)["failed"]][1:] == ["not tried"] * 2
+
+
 def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
     out = tmp_path / "runs"
     command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", "run"]
-    args = [*tiny("mtt_iterations=1000000", "--arm", "vanilla", "--out", out)]
+    args = [*tiny("mtt_iterations=1000000", "--arm", "tad", "--out", out)]
     # a shell starts what it puts into the background with SIGINT ignored, and children inherit that
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
@@ -237,7 +252,8 @@ def test_divert_writes_the_refined_set(tmp_path, capsys):
     assert metrics["rate_realised"] == pytest.approx((table["given_label"] != table["true_label"]).mean())
     assert len(load_table(out / "history.parquet")) == 4
 
-    assert cli.main(["divert", *tiny("--out", out, "--arm", "vanilla")]) == 0
+    plain = "--noise pairflip --rate 0.3 --n-train 200 --n-test 100 --device cpu --arm vanilla --out"
+    assert cli.main(["divert", *plain.split(), str(out), "--ipc", "99"]) == 0  # ipc is for distillation alone
     assert (load_table(out / "labels.parquet")["space"] == "trusted").all()
     assert not (out / "history.parquet").exists()  # of the other arm
     capsys.readouterr()
@@ -320,6 +336,112 @@ def test_info_notices_one_changed_byte(distilled, tmp_path, capsys):
         assert f"tad: error: {damaged} is damaged" in capsys.readouterr().err
     assert cli.main(["info", str(tmp_path)]) == 2
     assert "is not a finished stage" in capsys.readouterr().err
+
+
+def test_the_names_that_set_takes_are_listed_with_their_meaning(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["settings"]
+    options = set(cli.RunOptions.__dataclass_fields__)
+    assert set(listed) == set(param_types()) - options
+    assert listed["mtt_lr_img"] == {"default": 100.0, "meaning": "Learning rate of the images."}
+    assert cli.main(["info"]) == 0
+    assert "\nwidth=128: Channels of the ConvNet.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--arm", "vanilla", "oracle", "--set", "auditor_lr=0.1"], "auditor_lr has no effect on vanilla oracle"),
+        (["--arm", "tad", "--set", "posterior_holdout=0.2"], "posterior_holdout has no effect on tad"),
+        (["--method", "random", "--set", "expert_epochs=9"], "expert_epochs has no effect on tad with method random"),
+        (["--threads", "100000"], "threads must not exceed the"),
+        (["--set", "width=1e30"], "width must be in [1, 65536], got"),
+        (["--set", "depth=1e9"], "depth must be in [1, 16], got"),
+    ],
+)
+def test_a_setting_without_effect_or_beyond_this_machine_is_refused(tmp_path, capsys, args, message):
+    assert cli.main(["run", "--out", str(tmp_path / "runs"), *args]) == 2
+    assert capsys.readouterr().err.startswith(f"tad: error: {message}")
+
+
+@pytest.mark.parametrize("setting", ["zca=true", "resolution=4", "ipc=3", "noise=none", "n_train=200"])
+def test_evaluation_of_a_finished_set_takes_the_settings_that_count_for_it_and_no_others(distilled, capsys, setting):
+    assert cli.main(["evaluate", str(distilled), "--device", "cpu", "--set", setting]) == 2
+    name = setting.partition("=")[0]
+    assert capsys.readouterr().err.startswith(f"tad: error: {name} is not for a distilled set")
+    assert cli.main(["evaluate", str(distilled), "--device", "cpu", "--set", "evaluate_networks=1", "n_test=50"]) == 0
+
+
+def test_the_home_folder_is_understood_everywhere(ran, distilled, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    short = (
+        "--n-train 200 --n-test 50 --ipc 1 --method random --arm vanilla --device cpu --set width=4 evaluate_epochs=2"
+    )
+    assert cli.main(["run", "--out=~/runs", *short.split()]) == 0
+    assert cli.main(["export", str(distilled), "--out=~/export"]) == 0
+    assert cli.main(["info", "~/export"]) == 2  # no stage, but found
+    assert "home/export is not a finished stage" in capsys.readouterr().err
+    assert (tmp_path / "home/runs/results.parquet").is_file()
+    assert not list((tmp_path / "cwd").iterdir())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "d/" * 3000, "\0", "loop"])
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for args in (["run", "--out"], ["run", "--root"], ["info"], ["export"], ["evaluate"]):
+        assert cli.main([*args, f"{tmp_path}/{name}"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("tad: error: cannot use the path")
+        assert len(said) < 300
+
+
+def test_a_finished_folder_may_be_read_only(ran, tmp_path, capsys):
+    """A small file system that is mounted again for reading alone; where none can be mounted the test skips."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    try:
+        shutil.copytree(ran[0], mount / "runs")
+        args = tiny("--arm", "tad", "--out", mount / "runs")
+        assert cli.main(["divert", *args]) == 0
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+        for command in ("run", "divert", "distill", "evaluate"):
+            assert cli.main([command, *args]) == 0, capsys.readouterr().err
+        capsys.readouterr()
+        assert cli.main(["run", *args, "--seed", "7"]) == 1
+        said = capsys.readouterr().err
+        assert "Read-only file system" in said
+        assert len(said.splitlines()) == 1
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_a_full_disk_keeps_what_is_finished_and_the_run_goes_on_when_there_is_room(ran, tmp_path, capsys):
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted")
+    try:
+        args, kept = tiny("--arm", "tad", "--out", mount / "runs"), {}
+        for size in (16, 32, 48, 64, 80, 96, 112, 128, 160, 200):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", mount], check=True)
+            status = cli.main(["run", *args])
+            said = capsys.readouterr().err.splitlines()
+            assert status == 0 or len(said) == 1, said
+            done = {path: path.stat().st_mtime_ns for path in mount.rglob("manifest.json")}
+            assert kept.items() <= done.items()  # no finished stage is done again
+            kept = done
+        subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
+        assert cli.main(["run", *args]) == 0
+        for stage in ("divert", "experts", "distill", "evaluate"):
+            (manifest,) = (mount / "runs" / stage).glob("*/manifest.json")
+            assert load_json(manifest)["files"] == load_json(ran[0] / manifest.relative_to(mount / "runs"))["files"]
+    finally:
+        subprocess.run(["umount", mount], check=True)
 
 
 # Small parts

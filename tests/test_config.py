@@ -108,7 +108,7 @@ def test_every_number_and_every_choice_has_bounds():
 
 def test_every_part_of_the_settings_belongs_to_a_run():
     parts = {c for c in vars(config).values() if isinstance(c, type) and issubclass(c, config.Settings)}
-    bases = {config.Settings, config.Training, config.Refining, config.Drawing, config.Learning}
+    bases = {config.Settings, config.Training, config.Scheduled, config.Refining, config.Drawing, config.Learning}
     assert parts - bases - {config.Config} == set(SECTIONS.values())
     assert {name: SECTIONS[name] for name in METHODS} == METHODS
     for _, f in ALL:
@@ -169,7 +169,7 @@ def test_experts_are_trained_as_long_as_they_are_read(method):
     ok = Config.from_params(method=method)
     last = ok.method_config.last_epoch
     assert ok.with_params(expert_epochs=last).expert.epochs == last
-    with pytest.raises(InputError, match=f"must be trained for {method}_max_start - 1 .* got expert_epochs {last - 1}"):
+    with pytest.raises(InputError, match=f"must be trained for {method}_.* = {last} .* got expert_epochs {last - 1}"):
         ok.with_params(expert_epochs=last - 1)
 
 
@@ -197,6 +197,16 @@ def test_one_part_leaves_its_learning_rate_to_the_distilled_set():
 def test_an_unknown_arm_is_answered_with_the_known_ones():
     with pytest.raises(InputError, match="^unknown arm 'tda'; expected one of: " + ", ".join(config.ARMS)):
         Config.from_params(arm="tda")
+
+
+def test_the_variables_of_a_notebook_are_its_parameters():
+    variables = {"rate": 0.4, "noise": "pairflip", "n_train": 200, "root": None, "In": [], "_": "", "ast": ast, "K": 3}
+    made = Config.from_variables(variables)
+    assert (made.rate, made.noise, made.n_train) == (0.4, "pairflip", 200)
+    with pytest.raises(InputError, match="unknown parameter 'raet'; did you mean 'rate'"):
+        Config.from_variables(variables | {"raet": 0.1})
+    with pytest.raises(InputError, match="arm has no effect in this notebook"):
+        Config.from_variables(variables | {"arm": "tad"}, fixed=("arm",))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_sizes_that_the_data_set_lacks_are_refused(bad, message):
 @pytest.mark.parametrize(
     "field, change, message",
     [
-        ("x_train", lambda x: spoilt(x, (3, 0, 1, 2), torch.nan), "be finite.* in 1 of 1297 images, first at 3"),
+        ("x_train", lambda x: spoilt(x, (3, 0, 1, 2), torch.nan), "be finite.* in 1 of 1297, first at 3"),
         ("x_test", lambda x: spoilt(x, (7, 0, 1, 2), -torch.inf), "be finite.* first at 7"),
         ("x_train", lambda x: x[:, 0], r"be \(N, C, H, W\) float32, got \(1297, 8, 8\) float32"),
         ("x_train", lambda x: x.double(), r"be .* got \(1297, 1, 8, 8\) float64"),
@@ -255,6 +255,21 @@ def test_wrong_md5_names_the_file_and_nothing_is_unpickled(tmp_path, monkeypatch
     assert str(path) in str(error.value)
     assert f"must be {expected}, got {md5(path)}" in str(error.value)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_download_fetches_a_damaged_file_anew(tmp_path, monkeypatch):
+    write_cifar(CIFAR10, tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(InputError, match="data_batch_3 is damaged: .*--download"):
+        load_dataset("cifar10", root=tmp_path)
+    monkeypatch.setattr(CIFAR10, "download", lambda self: path.write_bytes(whole))
+    assert len(load_dataset("cifar10", root=tmp_path, download=True).x_train) == 500
+    path.write_bytes(b"")
+    monkeypatch.setattr(CIFAR10, "download", lambda self: None)
+    with pytest.raises((InputError, RuntimeError), match="damaged|corrupted"):
+        load_dataset("cifar10", root=tmp_path, download=True)
 
 
 def test_download_fetches_missing_files_keeps_stdout_clean_and_may_fail(tmp_path, monkeypatch, capsys):

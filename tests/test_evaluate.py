@@ -8,13 +8,22 @@ import torch
 from scipy import stats
 
 from tadlib.config import Protocol
-from tadlib.distill.synthetic import Synthetic
+from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import InputError
-from tadlib.evaluate import PROTOCOLS, evaluate, mean_ci95, train_networks
+from tadlib.evaluate import (
+    PROTOCOLS,
+    evaluate,
+    evaluate_each,
+    hard_labels,
+    mean_ci95,
+    random_real,
+    start,
+    train_networks,
+)
 from tadlib.nn.networks import Network, NetworkSpec
-from tadlib.nn.training import Sgd, State, train_epoch
+from tadlib.nn.training import AdamW, Sgd, State, train_epoch
 from tadlib.rng import generator
-from tadlib.state import checkpoint
+from tadlib.state import checkpoint, restored
 
 K = 3
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2))
@@ -96,15 +105,82 @@ def test_resumed_in_the_middle_gives_the_same_bits(stop):
 
     whole = train(on_epoch=keep)
     seen = []
-    assert torch.equal(train(resume=kept[0], on_epoch=lambda loop: seen.append(loop.epoch)), whole)
+    loop = restored(start(NET, PROTOCOL, seed=0), *kept[0], torch.device("cpu"))
+    assert torch.equal(train(loop=loop, on_epoch=lambda loop: seen.append(loop.epoch)), whole)
     assert seen == list(range(stop + 1, 7))
 
 
+@pytest.mark.parametrize("protocol", [PROTOCOL, replace(PROTOCOLS["ncfm"], networks=2, epochs=6, batch=4)])
+@pytest.mark.parametrize("stop", [3, 6, 7, 11])  # in the first set, at its end, and in the second
+def test_several_sets_are_evaluated_as_one_alone_also_after_an_interruption(stop, protocol):
+    second = replace(synthetic(), lr=0.01, x=synthetic().x.flip(3), formation=2)
+    sets, kept = [(synthetic(), protocol), (second, replace(protocol, weight_decay=0.1))], []
+
+    def keep(loop):
+        if loop.epoch + 6 * len(loop.done) == stop:
+            tensors, meta = checkpoint(loop)
+            kept.append(({k: v.clone() for k, v in tensors.items()}, meta))
+
+    def all_of_them(**more):
+        return evaluate_each(NET, sets, *images(60, 1.0), seed=0, **more)
+
+    whole = all_of_them(on_epoch=keep)
+    assert whole == [evaluate(NET, each, *images(60, 1.0), how, seed=0) for each, how in sets]
+    assert whole == all_of_them(resume=kept[0])
+
+
+def test_mosaics_are_evaluated_by_their_parts():
+    stored = replace(synthetic(), formation=2)
+    assert torch.equal(
+        train_networks(NET, stored, PROTOCOL, seed=0), train_networks(NET, stored.decoded(), PROTOCOL, seed=0)
+    )
+    assert not torch.equal(train(), train_networks(NET, stored, PROTOCOL, seed=0))
+
+
+def test_controls_take_the_labels_away_or_the_images():
+    soft = replace(synthetic(), y=torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]]))
+    assert hard_labels(soft).y.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert torch.equal(hard_labels(soft).x, soft.x)
+    x, label = images(60, 1.0)
+    w = torch.ones(60)
+    w[:30] = 0
+    real = Real.of(x, torch.nn.functional.one_hot(label, K).float(), w, 1.0)
+    s = synthetic()
+    s = replace(s, y=s.y.sort(0, descending=True).values)
+    control = random_real(s, real, 3)
+    assert torch.equal(control.y, s.y)
+    assert (control.lr, control.formation) == (s.lr, s.formation)
+    places = [(x == image).flatten(1).all(1).nonzero().item() for image in control.x]
+    assert [place % K for place in places] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(set(places)) == 9
+    assert min(places) >= 30
+    assert torch.equal(random_real(s, real, 3).x, control.x)
+    assert random_real(replace(s, formation=2), real, 3).x.shape == s.x.shape
+    parts = random_real(s, real, 3, 2)
+    assert torch.equal(parts.x, random_real(replace(s, formation=2), real, 3).x)
+    assert parts.formation == 1
+
+
+def test_training_with_adamw_and_cutmix_is_that_of_the_training_loop():
+    protocol = replace(PROTOCOLS["ncfm"], networks=1, epochs=5, batch=4)
+    s, rng = synthetic(), generator(0, "evaluate", 0, "train")
+    state = State(NET.init(0, "evaluate", 0))
+    for epoch in range(5):
+        how = {"batch": 4, "strategy": protocol.augmentation, "generator": rng, "cutmix": 0.5}
+        rule = AdamW(0.001 * 0.5**epoch, 0.9, 5e-4)
+        state = train_epoch(NET, state, s.x, s.y, torch.ones(9), sgd=rule, **how)
+    assert torch.equal(train(protocol=protocol)[0], state.theta)
+
+
 def test_published_protocols_count_as_their_codes_do():
-    for protocol in PROTOCOLS.values():
-        rates = [0.1 if protocol.late(epoch) else 1.0 for epoch in range(protocol.epochs)]
+    def rates(name):
+        return [PROTOCOLS[name].decay(epoch) for epoch in range(PROTOCOLS[name].epochs)]
+
+    for name in ("mtt", "datm", "dm"):
         # epochs 0 to 1000; the rate falls once epoch 501 is done
-        assert rates == [1.0] * 502 + [0.1] * 499
+        assert rates(name) == [1.0] * 502 + [0.1] * 499
+    assert rates("dance") == pytest.approx([1.0] * 1000 + [0.2] * 250 + [0.04] * 250)
+    assert rates("ncfm") == [0.5**fifth for fifth in range(5) for _ in range(400)]
     assert (PROTOCOLS["mtt"].batch, PROTOCOLS["datm"].batch, PROTOCOLS["dm"].batch) == (256, 128, 256)
     assert PROTOCOLS["dm"].lr == 0.01
 

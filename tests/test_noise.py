@@ -360,8 +360,8 @@ def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, values, options,
         ("a.npy", b"not numpy", r"a\.npy is damaged or no array of integers"),
         ("a.csv", b"1\n2\n2.5\n", r"a\.csv is damaged or no table of integers: .*2\.5"),
         ("a.csv", b"", r"a\.csv is damaged or no table"),
-        ("a.csv", b"x,y\n1,2\n", r"must have one column of labels or one named given_label, got \['x', 'y'\]"),
-        ("a.csv", b"index\n1\n", r"must have one column of labels or one named given_label, got \['index'\]"),
+        ("a.csv", b"x,y\n1,2\n", r"must have one column of labels or one named given_label, got x, y"),
+        ("a.csv", b"index\n1\n", r"must have one column of labels or one named given_label, got index"),
         ("a.csv", b"index,label\n1,2\n1,3\n", "column index of .* must name each image once, by numbers from 0 on"),
         ("a.csv", b"index,label\n-1,2\n", "column index of .* must name each image once"),
         ("a.csv", b"1\n99999999999999999999\n", r"a\.csv is damaged or no table of integers"),
@@ -391,7 +391,7 @@ def test_files_of_other_things_are_refused_and_never_unpickled(tmp_path):
         "trap.npy": r"trap\.npy is damaged or no array of integers",
         "halves.npy": "must hold one column of integers, got shape .* of float64",
         "archive.npy": r"archive\.npy is damaged or no array of integers",
-        "a.parquet": r"must have one column of labels or one named given_label, got \[\]",
+        "a.parquet": r"must have one column of labels or one named given_label, got ",
         "two.safetensors": "must hold one tensor of labels, got 2: x, y",
         "float.safetensors": "must hold one column of integers, got shape .* of float32",
         "bfloat16.safetensors": r"bfloat16\.safetensors is damaged or no file of a tensor of integers",
@@ -420,6 +420,27 @@ def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
     assert list_checksum(part) != list_checksum(tmp_path / "first.parquet")
     with pytest.raises(InputError, match=r"its column index lacks \[39\] and others, 2 of 3"):
         listed(tmp_path / "first.parquet", index_N % 10, index_N=index_N, n_full=40)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("label\n1\n\n3\n", "line 3 has ''"),
+        ("index,given_label\n0,1\n1,\n", "line 3 has ''"),
+        ("index,given_label\n0,1\n1\n", "line 3 has '1'"),
+        ("1\nnan\n", "line 2 has 'nan'"),
+        ("given_label,path\n1,a.png\n", "must name images by index, their place in the full training set, not by path"),
+    ],
+)
+def test_what_is_missing_in_a_table_is_told_with_its_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        listed(tmp_path / "a.csv", torch.arange(3))
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfIndex, Given_Label\r\n1,2\r\n0,0\r\n2,2\r\n\r\n")
+    assert listed(tmp_path / "a.csv", torch.arange(3)).noisy_N.tolist() == [0, 2, 2]
 
 
 def test_labels_that_agree_with_the_true_ones_by_chance_bring_a_warning(tmp_path):
@@ -467,7 +488,7 @@ def test_rates_outside_the_unit_interval_are_refused(kind, rate):
         ("superclass", 0.4, {}, "superclass noise is defined for cifar100 alone, got cifar10"),
         ("superclass", 0.4, {"dataset": "cifar100"}, "hold 100 classes, got n_classes 10"),
         ("instance", 0.4, {}, "instance noise depends on the images: give x_NCHW"),
-        ("instance", 0.4, {"x_NCHW": torch.zeros(3, 1, 2, 2)}, "an image for each of 841 labels, got 3"),
+        ("instance", 0.4, {"x_NCHW": torch.zeros(3, 1, 2, 2)}, r"must be \(841, C, H, W\) float32, got \(3, 1"),
         ("asymmetric", 0.4, {"n_classes": 4, "true_N": torch.arange(4)}, "map of cifar10 needs 10 classes, .* 4"),
     ],
 )
@@ -522,6 +543,15 @@ def test_human_labels_follow_the_index(human_root):
     assert part.noisy_N.tolist() == [9, 1, 1, 6]
     assert (part.rate, part.rate_realised) == (pytest.approx(0.3), 0.5)  # of the file; of these four
     assert torch.equal(part.transition_nominal, whole.transition_realised)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_human_labels_may_be_integers_of_any_size(human_root, kind):
+    expected, path = human(human_root).checksum, human_root / "cifar-n" / "CIFAR-10_human.pt"
+    clean = np.arange(100) % 10
+    worse = np.where(np.arange(100) < 30, (clean + 1) % 10, clean)
+    torch.save({"clean_label": clean.astype(kind), "worse_label": worse.astype(kind)}, path)
+    assert human(human_root).checksum == expected
 
 
 def test_human_labels_need_a_root_and_may_lie_in_it(human_root):

@@ -30,7 +30,8 @@ TINY |= {"evaluate_networks": 3, "evaluate_epochs": 4}
 STAGES = ("noise", "divert", "experts", "distill", "evaluate")
 COLUMNS = [
     *("dataset", "n_train", "noise", "rate_nominal", "rate_realised", "arm", "method", "ipc", "seed", "preset"),
-    *("accuracy_mean", "accuracy_ci95", "n_networks", "trust_auroc", "trust_precision", "trust_recall"),
+    *("formation", "accuracy_mean", "accuracy_ci95", "n_networks", "accuracy_hard_labels", "accuracy_random_real"),
+    *("trust_auroc", "trust_precision", "trust_recall"),
     *("relabel_count", "relabel_accuracy", "seconds_divert", "seconds_experts", "seconds_distill", "seconds_evaluate"),
     *("peak_memory_bytes", "device", "torch_version", "tadlib_version", "commit", "config_hash"),
 ]
@@ -167,6 +168,7 @@ def test_params_survive_the_round_trip_through_json(params):
         ({"n_train": 7}, "n_train must be an integer in"),
         ({"resolution": 9}, "resolution must be an integer in"),
         ({"depth": 4}, "depth must leave at least one pixel"),
+        ({"mtt_formation": 3}, "formation must divide the sides of 8x8 images, got 3"),
         ({"norm": "batch"}, "unknown norm 'batch'"),
         ({"dataset": "cifar10", "root": "/nonexistent"}, "nonexistent"),
     ],
@@ -447,7 +449,11 @@ FEW = {
     "datm": {"syn_steps": 2, "expert_epochs": 1, "max_start": 2, "max_start_initial": 1, "iterations": 2},
     "dsa": {"iterations": 2, "outer_steps": 2, "inner_epochs": 1, "batch_real": 8},
     "dm": {"iterations": 2, "batch_real": 8},
+    "dance": {"iterations": 2, "batch_real": 8, "final_epoch": 4, "formation": 2},
+    "ncfm": {"iterations": 2, "batch_real": 8, "final_epoch": 4, "frequencies": 8},
     "random": {},
+    "rded": {"candidates": 8, "crops": 2},
+    "cim": {"steps": 2},
 }
 
 
@@ -470,6 +476,27 @@ def test_every_method_runs_on_every_arm(all_methods_out, method):
     assert (table["method"] == method).sum() == len(rows)
 
 
+@pytest.mark.parametrize("method, kill", [("ncfm", "distill"), ("datm", "evaluate")])
+def test_mosaics_and_controls_end_with_the_same_bits_after_a_kill(tmp_path, method, kill):
+    """In the middle of a method with a bank; and of evaluation, in that of the second set, whose labels are learned."""
+    base = {name: value for name, value in TINY.items() if not name.startswith("mtt_")}
+    own = {f"{method}_{name}": value for name, value in (FEW[method] | {"formation": 2, "iterations": 4}).items()}
+    params = base | own | {"method": method, "evaluate_controls": True}
+    whole = pipeline.run(Config.from_params(**params, out=str(tmp_path / "whole")))
+    killed = Config.from_params(**params, out=str(tmp_path / "killed"))
+    with start(
+        tmp_path / "killed", kill=kill, params=killed.to_params(), after=6 if kill == "evaluate" else 2
+    ) as process:
+        _, errors = process.communicate("go\n")
+    assert process.returncode == -signal.SIGKILL, errors
+    row = pipeline.run(killed)
+    same = ("accuracy_mean", "accuracy_hard_labels", "accuracy_random_real", "formation", "arm")
+    assert [row[name] for name in same] == [whole[name] for name in same]
+    assert row["formation"] == 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert (row["accuracy_hard_labels"] == row["accuracy_mean"]) == (method == "ncfm")  # whose labels are hard
+
+
 def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, finished):
     row = pipeline.run(tiny(copy, evaluate_network="alexnet"))
     assert row["evaluate_network"] == "alexnet"
@@ -480,7 +507,7 @@ def test_another_architecture_can_be_evaluated_on_the_same_distilled_set(copy, f
 
 # Interrupted stages
 
-# Carries out one run; dies by SIGKILL in the middle of a stage: after two checkpoints and the work that follows them.
+# Carries out one run; dies by SIGKILL in the middle of a stage: after some checkpoints and the work that follows them.
 DRIVER = """
 import json, os, signal, sys
 from tadlib import pipeline
@@ -494,7 +521,7 @@ save, finish = StageFolder.save_checkpoint, StageFolder.finish
 def saving(self, tensors, meta):
     if self.path.parent.name == order["kill"]:
         calls.append(1)
-        if len(calls) > 2:
+        if len(calls) > order["after"]:
             os.kill(os.getpid(), signal.SIGKILL)
     save(self, tensors, meta)
 
@@ -510,9 +537,9 @@ print(json.dumps(finished))
 """
 
 
-def start(out: Path, kill: str = "") -> subprocess.Popen:
-    """A process that waits for a line on its standard input and then carries out the tiny run in ``out``."""
-    order = json.dumps({"params": tiny(out).to_params(), "kill": kill})
+def start(out: Path, kill: str = "", params: dict | None = None, after: int = 2) -> subprocess.Popen:
+    """A process that waits for a line on its standard input and then carries out a run, the tiny one in ``out``."""
+    order = json.dumps({"params": params or tiny(out).to_params(), "kill": kill, "after": after})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen([sys.executable, "-c", DRIVER, order], **pipes, text=True, env=environment)
@@ -544,6 +571,11 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(copy, finished, stag
     assert not list(copy.rglob("checkpoint.safetensors"))
 
 
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits():
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("kill_stages.py")), "6"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_two_processes_at_once_do_the_work_once(tmp_path, finished):
     out = tmp_path / "runs"
     with start(out) as one, start(out) as other:
@@ -572,7 +604,8 @@ def test_a_row_has_the_columns_of_the_interface_and_is_what_the_stages_say(finis
     assert row["n_train"] == 200
     assert (row["rate_nominal"], row["rate_realised"]) == (0.3, pytest.approx(0.3))
     assert row["key"] == folders(out)["evaluate"].name
-    fractions = [row[c] for c in COLUMNS if c.startswith(("accuracy", "trust"))]
+    assert row["formation"] == 1
+    fractions = [row[c] for c in COLUMNS if c.startswith(("accuracy_mean", "accuracy_ci95", "trust"))]
     assert all(0 <= value <= 1 for value in fractions)
     assert all(row[f"seconds_{stage}"] > 0 for stage in STAGES[1:])
     assert row["peak_memory_bytes"] > 1e6

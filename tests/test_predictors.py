@@ -31,7 +31,7 @@ def of_patches(x, y, use=None, count=4, mirror=False):
 def test_leave_one_out_in_closed_form_equals_training_without_the_sample(held_out):
     z, y, _ = problem()
     use, share = torch.arange(60) >= held_out, 0.2
-    r = predictors.leave_one_out(z, y, use, (share,))
+    r = predictors.leave_one_out(z, y, use, ridge=(share,))
     scaled = (z - z[use].mean(0)) / z[use].std(0, correction=0)
     for i in range(60):
         others = use & (torch.arange(60) != i)
@@ -44,7 +44,7 @@ def test_neither_the_own_label_of_a_sample_nor_labels_that_are_not_in_use_have_a
     z, y, use = problem()
     other = y.clone()
     other[7] = y[7].roll(1)
-    a, b = (predictors.leave_one_out(z, labels, use, (0.2,)) for labels in (y, other))
+    a, b = (predictors.leave_one_out(z, labels, use, ridge=(0.2,)) for labels in (y, other))
     assert (a[7] - b[7]).abs().max() < 1e-12
     assert (a[8] - b[8]).abs().max() > 1e-5
     use = torch.arange(60) >= 20
@@ -52,14 +52,67 @@ def test_neither_the_own_label_of_a_sample_nor_labels_that_are_not_in_use_have_a
     assert torch.equal(*(predictors.leave_one_out(z, labels, use) for labels in (y, other)))
 
 
+def with_copies(seed=0):
+    """The problem, in which groups of one to four samples have the same features; their labels differ."""
+    z, y, use = problem(seed=seed)
+    group = torch.cat(
+        [torch.arange(6).repeat_interleave(4), 6 + torch.arange(6).repeat_interleave(2), 12 + torch.arange(24)]
+    )
+    group = group[torch.randperm(60, generator=random(3))]
+    first = torch.stack([(group == g).nonzero()[0, 0] for g in range(36)])
+    return z[first[group]], y, use, group
+
+
+@pytest.mark.parametrize("held_out", [0, 9])
+def test_copies_of_an_image_are_left_out_together(held_out):
+    """The closed form equals refitting without the whole group."""
+    z, y, use, group = with_copies()
+    use, share = group >= held_out, 0.2
+    r = predictors.leave_one_out(z, y, use, group, ridge=(share,))
+    scaled = (z - z[use].mean(0)) / z[use].std(0, correction=0)
+    for i in range(60):
+        others = use & (group != group[i])
+        # the mean of features stays the one of all samples in use, as it needs no labels; so does λ
+        model = Ridge(alpha=share * int(use.sum())).fit(scaled[others], y[others])
+        assert r[i].tolist() == pytest.approx(model.predict(scaled[i : i + 1])[0].tolist(), abs=1e-9)
+
+
+def test_no_label_of_a_copy_has_an_influence_on_a_sample():
+    z, y, use, group = with_copies()
+    group_of_four = (group == 2).nonzero()[:, 0]
+    other = y.clone()
+    other[group_of_four] = y[group_of_four].roll(1, 1)
+    a, b = (predictors.leave_one_out(z, labels, use, group, ridge=(0.2,)) for labels in (y, other))
+    assert (a - b)[group_of_four].abs().max() < 1e-12
+    assert (a - b)[group == 3].abs().max() > 1e-5
+    known, leaked = (predictors.leave_one_out(z, labels, use, ridge=(0.2,)) for labels in (y, other))
+    assert (known - leaked)[group_of_four].abs().max() > 1e-3  # without groups they have
+
+
+def test_groups_of_one_sample_are_none():
+    z, y, use = problem()
+    alone = predictors.leave_one_out(z, y, use)
+    assert torch.equal(alone, predictors.leave_one_out(z, y, use, torch.arange(60).flip(0)))
+
+
+def test_images_with_the_same_pixels_share_a_group():
+    x = torch.rand(5, 1, 3, 3, generator=random())
+    assert predictors.copies(x) is None
+    group = predictors.copies(x[[0, 1, 2, 1, 4, 0, 1]])
+    assert group.tolist() == [0, 1, 2, 1, 3, 0, 1]
+    nearly = x[[0, 0]].clone()
+    nearly[1, 0, 2, 2] += 1e-3
+    assert predictors.copies(nearly) is None
+
+
 def test_the_ridge_is_the_one_of_least_error():
     z, y, use = problem(400)
     grid = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
-    alone = {share: predictors.leave_one_out(z, y, use, (share,)) for share in grid}
+    alone = {share: predictors.leave_one_out(z, y, use, ridge=(share,)) for share in grid}
     errors = {share: (r - y)[:: predictors.PROBED].square().sum().item() for share, r in alone.items()}
     best = min(errors, key=errors.__getitem__)
     assert best != grid[0]
-    torch.testing.assert_close(predictors.leave_one_out(z, y, use, grid), alone[best])
+    torch.testing.assert_close(predictors.leave_one_out(z, y, use, ridge=grid), alone[best])
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -139,8 +192,9 @@ def blurred(n=400, seed=0, T=None):
     return centre[true] + 0.3 * torch.randn(n, K, generator=rng, dtype=torch.float64), true, noisy
 
 
-def slow(r, noisy, T, scale):
-    """p(y | x) of every sample, from class means that are computed without it."""
+def slow(r, noisy, T, scale, group=None):
+    """p(y | x) of every sample, from class means that are computed without it and its copies."""
+    group = torch.arange(len(r)) if group is None else group
     n, k = r.shape
     T, eye = T.double(), torch.eye(k, dtype=torch.float64)
     r = r - r.mean(0)
@@ -154,7 +208,7 @@ def slow(r, noisy, T, scale):
     def means(without):
         use = torch.ones(n, dtype=torch.bool)
         if without is not None:
-            use[without] = False
+            use &= group != group[without]
         return torch.stack([r[use & (noisy == c)].mean(0) for c in range(k)])
 
     beyond = means(None) - own
@@ -179,11 +233,28 @@ def slow(r, noisy, T, scale):
     return (scale * torch.stack(scores)).softmax(1)
 
 
-@pytest.mark.parametrize("T", [uniform(0.0, K), uniform(0.3, K), torch.eye(K).roll(1, 1) * 0.4 + torch.eye(K) * 0.6])
+TRANSITIONS = [uniform(0.0, K), uniform(0.3, K), torch.eye(K).roll(1, 1) * 0.4 + torch.eye(K) * 0.6]
+
+
+@pytest.mark.parametrize("T", TRANSITIONS)
 def test_lda_equals_the_formulas_written_out_sample_by_sample(T):
     r, _, noisy = blurred(n=120, T=uniform(0.2, K))
     found = lda_statistics(r, noisy).probabilities(T, 0.8)
     torch.testing.assert_close(found.double(), slow(r, noisy, T, 0.8), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("T", TRANSITIONS)
+def test_means_of_classes_are_those_without_all_copies_of_a_sample(T):
+    r, _, noisy = blurred(n=120, T=uniform(0.2, K))
+    group = torch.cat([torch.arange(20).repeat_interleave(3), torch.arange(20, 80)])[
+        torch.randperm(120, generator=random())
+    ]
+    r = r[torch.stack([(group == g).nonzero()[0, 0] for g in range(80)])[group]]  # copies have the same predictions
+    found = lda_statistics(r, noisy, group).probabilities(T, 0.8)
+    torch.testing.assert_close(found.double(), slow(r, noisy, T, 0.8, group), atol=2e-5, rtol=1e-4)
+    assert (found.double() - slow(r, noisy, T, 0.8)).abs().max() > 1e-3
+    # numbers of groups need not be consecutive
+    assert torch.equal(found, lda_statistics(r, noisy, 7 * group + 3).probabilities(T, 0.8))
 
 
 def test_the_matrix_unmixes_the_means():

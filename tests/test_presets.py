@@ -1,10 +1,13 @@
 """Presets: published settings are those of the tables, and every preset makes a valid configuration."""
 
+from dataclasses import replace
+
 import pytest
 
 from tadlib import presets
 from tadlib.config import METHODS, Config, known_param
 from tadlib.errors import InputError
+from tadlib.evaluate import PROTOCOLS
 
 EVERY = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 10, 50)]
 
@@ -15,7 +18,7 @@ EVERY = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 1
 def test_small_presets_make_a_configuration(preset, method, dataset):
     config = Config.from_params(preset=preset, method=method, dataset=dataset)
     assert not config.zca
-    if dataset != "cifar10" and method != "random":
+    if dataset != "cifar10" and method not in ("random", "rded"):
         assert "color" not in config.method_config.augmentation
         assert "flip" not in config.method_config.augmentation
 
@@ -45,6 +48,10 @@ PUBLISHED = [
     ("dsa", "cifar10", 50, {"outer_steps": 50, "inner_epochs": 10, "lr_img": 0.1, "iterations": 1000}),
     ("dsa", "cifar100", 1, {"outer_steps": 1, "inner_epochs": 1, "lr_net": 0.01, "batch_real": 256}),
     ("dm", "tiny-imagenet", 10, {"iterations": 20000, "lr_img": 1, "momentum": 0.5, "depth": 4, "lr_net": 0.01}),
+    ("dance", "cifar10", 10, {"iterations": 10000, "lr_img": 1.6, "batch_real": 128, "momentum": 0.5, "formation": 2}),
+    ("dance", "cifar100", 50, {"lr_img": 8, "expert_schedule": "steps", "expert_cutmix": 0.5, "expert_momentum": 0.9}),
+    ("ncfm", "cifar10", 10, {"iterations": 20000, "batch_real": 1024, "frequencies": 4096, "formation": 2}),
+    ("ncfm", "tiny-imagenet", 50, {"batch_real": 128, "evaluate_epochs": 40, "evaluate_optimiser": "adamw"}),
 ]
 
 
@@ -62,14 +69,29 @@ def test_experts_are_trained_as_long_as_they_are_read(method):
     for dataset, ipc in EVERY:
         if dataset != "tiny-imagenet" and (dataset, ipc) in published(method):
             config = Config.from_params(preset="paper", dataset=dataset, ipc=ipc, method=method)
-            assert (config.width, config.depth, config.evaluate.epochs) == (128, 3, 1001)
+            assert (config.width, config.depth) == (128, 3)
+            expected = {"dance": PROTOCOLS["dance"], "ncfm": PROTOCOLS["ncfm"]}.get(method)
+            if not config.needs_observer:
+                assert config.evaluate == (
+                    expected or replace(config.evaluate, epochs=1001, schedule="half", cutmix=0.0)
+                )
             if METHODS[method].needs_experts:
                 assert config.expert.epochs == config.method_config.last_epoch
-                assert (config.expert.count, config.expert.lr, config.expert.batch) == (100, 0.01, 256)
+                bank = (20, 0.01, 64) if expected else (100, 0.01, 256)
+                assert (config.expert.count, config.expert.lr, config.expert.batch) == bank
+
+
+def test_dance_and_ncfm_share_their_bank_and_at_small_scales_the_experts_of_mtt():
+    def experts(method, **scale):
+        return Config.from_params(method=method, dataset="cifar10", **scale).expert
+
+    assert experts("dance", preset="paper") == experts("ncfm", preset="paper")
+    for preset in ("smoke", "lite"):
+        assert experts("dance", preset=preset) == experts("ncfm", preset=preset) == experts("mtt", preset=preset)
 
 
 def test_tables_hold_everything_published():
-    assert published("mtt") == published("datm") == set(EVERY)
+    assert published("mtt") == published("datm") == published("dance") == published("ncfm") == set(EVERY)
     assert published("ftd") == set(EVERY) - {("tiny-imagenet", 50)}
     assert published("tesla") == {(dataset, ipc) for dataset, ipc in EVERY if dataset != "tiny-imagenet"}
     with pytest.raises(InputError, match="published settings of tesla for cifar10 ipc 1, .*; got tiny-imagenet ipc 1"):
@@ -82,5 +104,5 @@ def test_every_name_in_the_tables_is_a_setting(preset):
         method = table.partition("-ipc-")[0]
         columns = values.get("published", [[]])[0]
         for name in {*values, *columns} - {"published", "dataset", "ipc"}:
-            for owner in presets.TRAJECTORIES[:1] if table == "trajectories" else (method,):
+            for owner in presets.GROUPS.get(table, (method,)):
                 known_param(owner + name if name.startswith("_") else name)

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from tadlib import pipeline
-from tadlib.config import METHODS, Config, stored_params
+from tadlib.config import METHODS, Config, MttConfig, stored_params
 from tadlib.data import is_own, own
 from tadlib.errors import InputError
 from tadlib.nn.networks import Network, NetworkSpec
@@ -22,8 +22,8 @@ from tadlib.noise import FIXED_RATE
 from tadlib.store import MANIFEST, StageFolder, load_table, processor
 from workflow.jobs import Job
 
-STAGES = ("divert", "experts", "distill", "evaluate")
-STAGES_OF_JOB = {"noise": (), "divert": ("divert",), "experts": ("experts",), "run": ("distill", "evaluate")}
+STAGES = pipeline.TIMED
+STAGES_OF_JOB = {"noise": (), "run": ("distill", "evaluate")} | {stage: (stage,) for stage in STAGES[:3]}
 # channels, side, classes, training images as published
 SHAPES = {
     "digits": (1, 8, 10, 1297),
@@ -82,17 +82,24 @@ def kind(stage: str, config: Config) -> tuple[str, str, str]:
 def work(stage: str, config: Config) -> float:
     """Multiply-adds of the forward passes of a stage; 0 for those that take no time worth counting."""
     channels, side, n_classes, n_full = shape(config.dataset)
-    n_train, n_syn = config.n_train or n_full, config.ipc * n_classes
     own: Any = config.method_config
+    n_train, n_syn = config.n_train or n_full, config.ipc * n_classes * own.formation**2  # as networks see them
     if stage == "divert":
         images = pipeline.trust_method(config).epochs * n_train
     elif stage == "experts":
         images = config.expert.count * config.expert.epochs * n_train
+    elif stage == "observer":
+        images = config.observer.epochs * n_train
     elif stage == "evaluate":
-        images = config.evaluate.networks * config.evaluate.epochs * n_syn
+        images = config.evaluate.networks * config.evaluate.epochs * n_syn * (3 if config.evaluate.controls else 1)
+        images *= 2 if config.evaluate.teacher else 1
     elif stage != "distill" or config.method == "random":
         images = 0
-    elif own.needs_experts:
+    elif config.method == "cim":
+        images = 2 * own.steps * n_syn
+    elif config.method == "rded":
+        images = n_classes * min(own.candidates or n_train, n_train // n_classes) * own.crops
+    elif isinstance(own, MttConfig):
         images = own.iterations * own.syn_steps * min(own.batch_syn or n_syn, n_syn)
     else:
         images = own.iterations * (n_classes * own.batch_real + n_syn)
@@ -143,7 +150,7 @@ def measured(out: Path, results: Path) -> dict[str, Machine]:
             except (InputError, KeyError):  # a table of something else
                 continue
             for stage in STAGES:
-                seconds = row[f"seconds_{stage}"]
+                seconds = row.get(f"seconds_{stage}")  # tables from before there were observers
                 if seconds is not None and seconds == seconds:
                     machine = machines[_machine(row["device"], row["hardware"])]
                     machine.note(stage, config, seconds, row["peak_memory_bytes"])

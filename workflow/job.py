@@ -57,7 +57,8 @@ def run_stage(job: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     from tadlib import pipeline
     from tadlib.config import Config
 
-    functions = {"noise": pipeline.inject_noise, "divert": pipeline.divert, "experts": pipeline.train_experts}
+    functions = {"noise": pipeline.inject_noise, "divert": pipeline.divert}
+    functions |= {"experts": pipeline.train_experts, "observer": pipeline.train_observer}
     path = functions[job["stage"]](Config.from_params(**job["params"], **machine))
     _require_key(path.name, job)
 

@@ -1,9 +1,9 @@
 """From runs to jobs: what has to be done, in which order, and what shows that it is done.
 
-Jobs of three kinds are stages that several runs share: ``noise``, ``divert`` and ``experts``. A job of the fourth kind,
-``run``, executes the notebook of one run, which distils, evaluates and shows the results. Every job has a target, a
-file under the output folder that appears when the job is done, and whose path holds a key of all that the result
-depends on. So a job has to be done exactly when its target is missing; modification times do not matter.
+Jobs of four kinds are stages that several runs share: ``noise``, ``divert``, ``experts`` and ``observer``. A job of the
+fifth kind, ``run``, executes the notebook of one run, which distils, evaluates and shows the results. Every job has a
+target, a file under the output folder that appears when the job is done, and whose path holds a key of all that the
+result depends on. So a job has to be done exactly when its target is missing; modification times do not matter.
 """
 
 import ast
@@ -21,7 +21,7 @@ from workflow.job import ROW
 from workflow.load import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ("noise", "divert", "experts")
+SHARED = ("noise", "divert", "experts", "observer")
 NOTEBOOK = ROOT / "notebooks" / "run.ipynb"
 DEFINING = ("dataset", "noise", "rate", "arm", "method", "ipc", "seed", "preset")  # a run, its settings apart
 # What the notebook calls besides the stages, whose keys cover the rest: without this a changed figure would never be
@@ -35,7 +35,7 @@ class Job:
     """One thing to do."""
 
     stage: str
-    """noise, divert, experts or run."""
+    """noise, divert, experts, observer or run."""
     target: str
     """Path under the output folder of the file that shows that it is done."""
     needs: tuple[str, ...]

@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from tadlib.config import MACHINE, OLD_NAMES, Config, converted, known_param
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, require, usable
 
 SECTIONS = ("shared", "blocks", "without")
 Block = dict[str, list[Any]]  # name -> values
@@ -62,7 +62,7 @@ def load_grid(path: Path | str, **machine: Any) -> Grid:
         InputError: with the file and the block, for what is no YAML, a name that does not exist or is there twice, a
             value of the wrong type or out of range, a combination that no run can have, and a run that is there twice.
     """
-    path = Path(path)
+    path = usable(path)
     with _within(str(path)):
         sections = _read(path)
         with _within("shared"):
@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"there is no such grid; grids beside it: {others}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # brackets without end, a zero byte
         raise InputError(f"no valid YAML: {' '.join(str(error).split())}") from error
     require(isinstance(content, dict), f"a grid is made of the entries {', '.join(SECTIONS)}")
     for name in content:
@@ -169,7 +169,7 @@ def _value(name: str, value: Any, folder: Path) -> Any:
     value = converted(name, value)
     kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
     if (name, kind) in (("noise", "file"), ("dataset", "folder"), ("dataset", "table")) and colon:
-        return f"{kind}:{(folder / Path(path).expanduser()).resolve()}"  # beside the grid, wherever the jobs run
+        return f"{kind}:{(folder / usable(path)).resolve()}"  # beside the grid, wherever the jobs run
     return value
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tadlib.errors import InputError, require
+from tadlib.errors import InputError, require, usable
 from tadlib.store import claim_output, save_json
 from workflow.cost import STAGES, cost_text, measured
 from workflow.job import FAILED
@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return INCOMPLETE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,14 +76,14 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _run(options: argparse.Namespace, more: list[str]) -> int:
-    path = Path(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
+    path = usable(options.grid) if options.grid.endswith((".yml", ".yaml")) else ROOT / "grids" / f"{options.grid}.yml"
     require(path.stem not in ("noise", *STAGES), f"grid {path.stem} must not be called like a stage")
     require(not set("{}") & set(path.stem), f"the name of a grid must not contain braces, got {path.stem}")
     profile, local = _profile(options.profile)
     cores = os.cpu_count() or 1
     enough = not local or options.threads <= cores
     require(enough, f"threads must not exceed the {cores} cores of this machine, got {options.threads}")
-    out, root = options.out.resolve(), options.root and str(Path(options.root).expanduser().resolve())
+    out, root = usable(options.out).resolve(), options.root and str(usable(options.root).resolve())
     machine = {"out": str(out), "root": root, "device": options.device, "threads": options.threads}
     grid = load_grid(path, **machine)
     jobs = grid_jobs(grid)
@@ -132,7 +135,7 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
 def _profile(name: str) -> tuple[Path, bool]:
     """The folder of a Snakemake profile, and whether its jobs run on this machine."""
     ours = ROOT / "profiles" / name
-    settings = (ours if ours.is_dir() else Path(name).resolve()) / "config.yaml"
+    settings = (ours if ours.is_dir() else usable(name).resolve()) / "config.yaml"
     require(settings.is_file(), f"there is no profile {name}: expected local, slurm, or the folder of one")
     return settings.parent, yaml.safe_load(settings.read_text(encoding="utf-8")).get("executor", "local") == "local"
 

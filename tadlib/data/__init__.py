@@ -1,14 +1,7 @@
 """Data sets as tensors on a device, and how their images are prepared."""
 
-from tadlib.data.datasets import (
-    DATASET_NAMES,
-    DATASETS,
-    Dataset,
-    balanced_subset,
-    load_dataset,
-    require_known,
-    require_labels,
-)
+from tadlib.checks import require_labels
+from tadlib.data.datasets import DATASET_NAMES, DATASETS, Dataset, balanced_subset, load_dataset, require_known
 from tadlib.data.own import is_own
 
 __all__ = [

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tadlib.checks import require_images, require_labels, require_tensor
 from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data.whiten import Whitening, fit
-from tadlib.errors import InputError, known, require, required_root
+from tadlib.errors import InputError, known, require, required_root, some, usable
 from tadlib.rng import generator
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
@@ -61,24 +62,17 @@ class Dataset:
     """Of the user's own images: where they come from. ``y_train`` are then noisy labels."""
 
     def __post_init__(self) -> None:
-        K, shape = self.n_classes, self.x_train.shape[1:]
-        for split, x, y, sizes in (
-            ("train", self.x_train, self.y_train, "CHW"),
-            ("test", self.x_test, self.y_test, shape),
-        ):
-            n = "N" if split == "train" or self.files is None else len(x)  # of own images none need be set aside
-            require_tensor(f"x_{split}", x, (n, *sizes), torch.float32)
+        K, shape = self.n_classes, tuple(self.x_train.shape[1:])
+        require_images("x_train", self.x_train)
+        if self.files is None or len(self.x_test):  # of own images none need be set aside
+            require_images("x_test", self.x_test, shape)
+        for split, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            if split == "test" and self.files is not None and not len(x):
+                continue
             require_labels(f"y_{split}", y, K, len(x))
-            low_N, high_N = x.flatten(1).aminmax(dim=1)  # carries NaN on, and needs no copy of x
-            bad_N = ~(low_N.isfinite() & high_N.isfinite())
-            if bad_N.any():
-                raise InputError(
-                    f"x_{split} must be finite, got NaN or infinity in {int(bad_N.sum())} of {len(x)} images, "
-                    f"first at {_first(bad_N)}"
-                )
         count_K = torch.bincount(self.y_train, minlength=K).tolist()
         absent = [name for name, count in zip(self.class_names, count_K) if count == 0]
-        require(not absent, f"every class needs a training image, got none of: {', '.join(absent)}")
+        require(not absent, f"every class needs a training image, got none of: {some(absent)}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(len(values) == shape[0], f"{name} must have {shape[0]} values (one a channel), got {len(values)}")
         require(all(s > 0 for s in self.std), f"std must be positive in every channel, got {self.std}")
@@ -171,15 +165,13 @@ def load_dataset(
     require_known(name)
     if own.is_own(name):
         _require_integer("resolution", resolution, 1, MOST_SIDE, name)
-        loaded = own.load(
-            name, resolution=resolution, n_test=n_test, cache=None if cache is None else Path(cache).expanduser()
-        )
+        loaded = own.load(name, resolution=resolution, n_test=n_test, cache=None if cache is None else usable(cache))
         raw = Raw(loaded.x, loaded.y, loaded.x, loaded.y, loaded.listing.class_names)
         all_train, all_test, n_full = loaded.train, loaded.test, loaded.listing.n_train
         n_test = n_test if loaded.listing.has_test else None  # others are held out already
         least, resolution, purpose = 0, None, "own"  # of that size already
     else:
-        loaded, raw = None, DATASETS[name](None if root is None else Path(root).expanduser(), download)
+        loaded, raw = None, DATASETS[name](None if root is None else usable(root), download)
         _require_integer("resolution", resolution, 1, raw.x_train.shape[-1], name)
         all_train, all_test = torch.arange(len(raw.y_train)), torch.arange(len(raw.y_test))
         least, n_full, purpose = len(raw.class_names), len(raw.y_train), name
@@ -299,28 +291,37 @@ DATASET_NAMES = tuple(DATASETS)
 def _require_files(
     name: str, root: Path | None, md5s: dict[str, str], fetch: Callable[[Path], object], download: bool
 ) -> Path:
-    """``root`` when every file of ``md5s`` (path below root → md5) lies there undamaged, fetched first if asked for."""
+    """``root`` when every file of ``md5s`` (path below root → md5) lies there undamaged; where ``download`` says so,
+    they are fetched first if any is not."""
     root = required_root(name, root)
 
-    def missing() -> list[str]:
-        return [file for file in md5s if not (root / file).is_file()]
+    def damage() -> tuple[list[str], list[str]]:
+        """What is missing, and what is damaged and why."""
+        missing, damaged = [], []
+        for file, expected in md5s.items():
+            if not (root / file).is_file():
+                missing.append(file)
+            elif (got := _md5(root / file)) != expected:
+                damaged.append(f"{root / file} is damaged: its md5 must be {expected}, got {got}")
+        return missing, damaged
 
-    if download and missing():
+    missing, damaged = damage()
+    if download and (missing or damaged):
         try:
             with redirect_stdout(sys.stderr):  # torchvision's messages must not end up in the output of --json
                 fetch(root)
         except (OSError, RuntimeError) as error:
             raise InputError(f"{name} could not be downloaded to {root}: {error}") from error
-    require(
-        not missing(),
-        f"{name}: files missing under {root}: {', '.join(missing())}; put them there, "
-        "or let them be downloaded with --download (in Python download=True)",
-    )
-    for file, expected in md5s.items():
-        with open(root / file, "rb") as stream:
-            got = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        require(got == expected, f"{root / file} is damaged: its md5 must be {expected}, got {got}; fetch it anew")
+        missing, damaged = damage()
+    advice = "or let them be downloaded with --download (in Python download=True)"
+    require(not missing, f"{name}: files missing under {root}: {', '.join(missing)}; put them there, {advice}")
+    require(not damaged, f"{'; '.join(damaged)}; put whole files there, {advice}")
     return root
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -372,25 +373,3 @@ def _normalised(
     for out, chunk in zip(out_NCHW.split(CHUNK), index.split(CHUNK)):
         torch.sub(_scaled(x_NCHW[chunk], resolution, white), mean_C11, out=out).div_(std_C11)
     return out_NCHW
-
-
-def require_labels(what: str, y_N: Tensor, n_classes: int, n: int | str = "N") -> None:
-    """InputError unless ``y_N`` is (n,) int64, by default of any length but 0, with values in [0, n_classes)."""
-    require_tensor(what, y_N, (n,), torch.int64)
-    bad_N = (y_N < 0) | (y_N >= n_classes)
-    if bad_N.any():
-        first = _first(bad_N)
-        raise InputError(f"{what} must be in [0, {n_classes}), got {int(y_N[first])} at {first}")
-
-
-def require_tensor(what: str, tensor: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype) -> None:
-    """InputError unless ``tensor`` has ``dtype`` and ``shape``, where a letter stands for any size but 0."""
-    fits = tensor.dtype == dtype and tensor.ndim == len(shape)
-    fits = fits and all(n == size or (isinstance(size, str) and n > 0) for n, size in zip(tensor.shape, shape))
-    expected, got = str(shape).replace("'", ""), tuple(tensor.shape)
-    message = f"{what} must be {expected} {dtype}, got {got} {tensor.dtype}".replace("torch.", "")
-    require(fits, message + ("" if tensor.numel() else ", which is empty"))
-
-
-def _first(mask_N: Tensor) -> int:
-    return int(mask_N.nonzero()[0])

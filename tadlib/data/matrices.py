@@ -23,7 +23,8 @@ def read_matrix(path: Path | str) -> Tensor:
     require(path.is_file(), f"no such file: {path}")
     try:
         if path.suffix == ".npy":
-            found = torch.from_numpy(np.ascontiguousarray(np.load(path, allow_pickle=False).astype(np.float32)))
+            with path.open("rb") as file:
+                found = torch.from_numpy(np.array(np.load(file, allow_pickle=False), dtype=np.float32))
         elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -35,7 +36,7 @@ def read_matrix(path: Path | str) -> Tensor:
 
             table = pd.read_parquet(path)
             table = table.sort_values("index") if "index" in table.columns else table
-            found = torch.from_numpy(table.drop(columns="index", errors="ignore").to_numpy(np.float32))
+            found = torch.from_numpy(np.array(table.drop(columns="index", errors="ignore"), dtype=np.float32))
         else:
             raise InputError(expected)
     except InputError:

@@ -88,6 +88,8 @@ def _listing(root: Path | None) -> Listing:
     for line, text in enumerate(_lines(annotations), start=1):
         fields = text.split("\t")
         require(len(fields) >= 2, f"{annotations} line {line} must hold a file name, a tab and an id, got {text!r}")
+        inside = fields[0] == Path(fields[0]).name and "\0" not in fields[0] and len(fields[0].encode()) < 256
+        require(inside, f"{annotations} line {line} must name a file in {images}, got {fields[0][:99]!r}")
         if fields[1] in number:
             test.append((images / fields[0], number[fields[1]]))
     require(bool(test), f"{annotations} names no image of the {len(ids)} classes in {train_folder}")
@@ -122,10 +124,12 @@ def _decoded(images: Images, split: str) -> dict[str, Tensor]:
     for i, (file, _) in enumerate(images):
         try:
             with Image.open(file) as image:
-                size = image.size
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
+                size, deep = image.size, image.mode.startswith(("I", "F"))
+                fits = size == (SIDE, SIDE) and not deep  # another picture, which may be huge, is not decoded
+                pixels = np.asarray(image.convert("RGB")) if fits else x_NHWC[i]
+        except Exception as error:  # a damaged file makes a decoder raise whatever it trips over
             raise InputError(f"{file} is damaged or no image: {error}") from error
+        require(not deep, f"{file} must have 8 bits a channel, got the mode {image.mode}")
         require(size == (SIDE, SIDE), f"{file} must be {SIDE} x {SIDE} pixels, got {size[0]} x {size[1]}")
         x_NHWC[i] = pixels
     x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).contiguous()

@@ -7,7 +7,7 @@
 
 from collections.abc import Callable
 
-from tadlib.distill import datm, dm, dsa, ftd, mtt, random, tesla
+from tadlib.distill import cim, dance, datm, dm, dsa, ftd, mtt, ncfm, random, rded, tesla
 
 METHODS: dict[str, Callable] = {
     "mtt": mtt.distill,
@@ -16,5 +16,9 @@ METHODS: dict[str, Callable] = {
     "datm": datm.distill,
     "dsa": dsa.distill,
     "dm": dm.distill,
+    "dance": dance.distill,
+    "ncfm": ncfm.distill,
+    "rded": rded.distill,
+    "cim": cim.distill,
     "random": random.distill,
 }

@@ -83,7 +83,9 @@ def start(problem: Problem) -> State:
     if problem.config.init == "correct":
         problem = replace(problem, real=right_images(problem, experts))
     state = mtt.start(problem)
-    state.y = mean_right_logits(problem, experts, state.x, state.y.argmax(1))
+    seen = replace(state.synthetic(), formation=problem.config.formation).decoded()
+    z_SK = mean_right_logits(problem, experts, seen.x, seen.y.argmax(1))
+    state.y = z_SK.unflatten(0, (len(state.y), -1)).mean(1)  # of all parts of a stored image
     return state
 
 

@@ -8,10 +8,9 @@ class k move so that the two mean embeddings meet (eq. 4):
     L = Σ_k ‖ mean_B ψ(A_ω(x)) − mean_S ψ(A_ω(s)) ‖²
 """
 
-import torch
 from torch import Tensor
 
-from tadlib.distill import loop
+from tadlib.distill import distributions, loop
 from tadlib.distill.loop import Problem, State
 from tadlib.nn import augment
 from tadlib.nn.networks import Network
@@ -26,11 +25,7 @@ def class_gradient(
     net: Network, theta_P: Tensor, draws: tuple[augment.Draw, ...], real_BCHW: Tensor, x_SCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradient with respect to one class's synthetic images (S, C, H, W), and its distance ()."""
-    with torch.no_grad():
-        real_BD = net.features(theta_P, augment.apply(draws, real_BCHW))
-    x_SCHW = x_SCHW.detach().requires_grad_()
-    value = distance(real_BD, net.features(theta_P, augment.apply(draws, x_SCHW)))
-    return torch.autograd.grad(value, x_SCHW)[0], value.detach()
+    return distributions.class_gradient(net, theta_P, draws, real_BCHW, x_SCHW, distance)
 
 
 def start(problem: Problem) -> State:
@@ -41,9 +36,12 @@ def start(problem: Problem) -> State:
 def advance(problem: Problem, state: State) -> None:
     """One fresh network."""
     config, theta_P = problem.config, loop.fresh_network(problem, state, "dm")
-    grad_x, loss = loop.class_by_class(
-        problem, state.x, state.generator, lambda k, *batch: class_gradient(problem.net, theta_P, *batch)
-    )
+
+    def gradient(k: int, x_SCHW: Tensor) -> tuple[Tensor, Tensor]:
+        index_B, draws = loop.drawn(problem, k, state.generator)
+        return class_gradient(problem.net, theta_P, draws, problem.real.x[index_B], x_SCHW)
+
+    grad_x, loss = loop.class_by_class(problem, state.x, gradient)
     x, velocity_x = loop.momentum_step(state.x, state.velocity_x, grad_x, config.lr_img, config.momentum)
     loop.end_iteration(state, {"x": x, "velocity_x": velocity_x}, loss, grad_x.norm())
 

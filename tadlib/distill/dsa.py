@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tadlib.distill import loop
 from tadlib.distill.loop import Problem, State
+from tadlib.distill.synthetic import Synthetic
 from tadlib.matching import soft_cross_entropy
 from tadlib.nn import augment
 from tadlib.nn import training as train
@@ -67,24 +68,26 @@ def advance(problem: Problem, state: State) -> None:
     """One fresh network, trained on the images as they change."""
     config, net, random, y_SK = problem.config, problem.net, state.generator, state.y
     student = train.State(loop.fresh_network(problem, state, "dsa"))
-    x, velocity_x, w_S = state.x, state.velocity_x, torch.ones(len(y_SK), device=y_SK.device)
+    x, velocity_x = state.x, state.velocity_x
     losses, norms = [], []
 
-    def gradient(k, draws, real_BCHW, x_SCHW):
-        return class_gradient(net, student.theta, draws, real_BCHW, x_SCHW, y_SK[k * problem.ipc])
+    def gradient(k, x_SCHW):
+        index_B, draws = loop.drawn(problem, k, random)
+        return class_gradient(net, student.theta, draws, problem.real.x[index_B], x_SCHW, y_SK[k * problem.ipc])
 
     for step in range(config.outer_steps):
-        grad_x, loss = loop.class_by_class(problem, x, random, gradient)
+        grad_x, loss = loop.class_by_class(problem, x, gradient)
         losses.append(loss)
         norms.append(grad_x.norm())
         x, velocity_x = loop.momentum_step(x, velocity_x, grad_x, config.lr_img, config.momentum)
+        seen = Synthetic(x, y_SK, config.lr_net, config.formation).decoded()
         for _ in range(config.inner_epochs if step < config.outer_steps - 1 else 0):
             student = train.train_epoch(
                 net,
                 student,
-                x,
-                y_SK,
-                w_S,
+                seen.x,
+                seen.y,
+                seen.y.new_ones(len(seen.y)),
                 sgd=train.Sgd(config.lr_net),
                 batch=config.batch_train,
                 strategy=config.augmentation,

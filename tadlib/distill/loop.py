@@ -7,15 +7,19 @@ takes one iteration and appends a row to ``state.rows``. :func:`driver` makes it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
+from tadlib.checks import require_refined
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import Trajectories
 from tadlib.nn import augment
+from tadlib.nn.crops import decode
 from tadlib.nn.networks import Network
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
@@ -74,7 +78,7 @@ def start_from_real(problem: Problem, name: str, lr: float) -> State:
         InputError: when a class has fewer than ``ipc`` usable images.
     """
     random = problem.generator(name)
-    x_SCHW, y_SK = problem.real.choose(problem.ipc, random)
+    x_SCHW, y_SK = problem.real.choose(problem.ipc, random, problem.config.formation)
     rate = torch.tensor(lr, device=x_SCHW.device)
     zeros = torch.zeros_like
     return State(random, x_SCHW, y_SK, rate, zeros(x_SCHW), zeros(y_SK), zeros(rate))
@@ -94,23 +98,29 @@ def fresh_network(problem: Problem, state: State, name: str) -> Tensor:
     return problem.net.init(seed, name)
 
 
-def class_by_class(
-    problem: Problem,
-    x_SCHW: Tensor,
-    random: torch.Generator,
-    gradient: Callable[[int, tuple[augment.Draw, ...], Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor]:
-    """Gradient with respect to the synthetic images (S, C, H, W), and the distance (), summed over classes.
+def decoded(problem: Problem, x_SCHW: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The images that a network sees, and the function that takes a gradient with respect to them back to the stored
+    images (S, C, H, W)."""
+    seen_SCHW, pull_back = vjp(partial(decode, factor=problem.config.formation), x_SCHW)  # type: ignore[misc]
+    return seen_SCHW, lambda grad_x: pull_back(grad_x)[0]
 
-    ``gradient(k, draws, real_BCHW, x_SCHW)`` gives both for class ``k``, from a batch of its real images, its synthetic
-    images, and one augmentation for all of them.
+
+def class_by_class(
+    problem: Problem, x_SCHW: Tensor, gradient: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Gradient with respect to the stored images (S, C, H, W), and the loss (), summed over classes.
+
+    ``gradient(k, x_SCHW)`` gives both for class ``k`` and its synthetic images as networks see them.
     """
-    config, real, parts = problem.config, problem.real, []
-    for k, x_of_class in enumerate(x_SCHW.chunk(real.n_classes)):
-        index_B = real.draw(k, config.batch_real, random)
-        draws = augment.draw(config.augmentation, 1, random)
-        parts.append(gradient(k, draws, real.x[index_B], x_of_class))
-    return torch.cat([g for g, _ in parts]), torch.stack([value for _, value in parts]).sum()
+    seen_SCHW, pull_back = decoded(problem, x_SCHW)
+    parts = [gradient(k, x_of_class) for k, x_of_class in enumerate(seen_SCHW.chunk(problem.real.n_classes))]
+    return pull_back(torch.cat([g for g, _ in parts])), torch.stack([value for _, value in parts]).sum()
+
+
+def drawn(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor, tuple[augment.Draw, ...]]:
+    """Indices (B,) of a batch of real images of class ``k``, and one augmentation for them and the synthetic ones."""
+    config = problem.config
+    return problem.real.draw(k, config.batch_real, random), augment.draw(config.augmentation, 1, random)
 
 
 def end_iteration(
@@ -166,8 +176,10 @@ def driver(
 
         ``experts`` is None for methods that match no trajectories. ``on_iteration`` is called with the state after each
         iteration; ``resume`` is what :func:`tadlib.state.checkpoint` gave then, from which the run ends with the same
-        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`).
+        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`). InputError where images,
+        labels, weights and network do not belong together.
         """
+        require_refined(net, x_NCHW, y_NK, w_N)
         problem = Problem(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), experts, config, ipc, seed)
         state = start(problem)
         if resume is not None:
@@ -175,6 +187,6 @@ def driver(
         while state.iteration < config.iterations:
             advance(problem, state)
             on_iteration(state)
-        return result(state), state.rows
+        return replace(result(state), formation=config.formation), state.rows
 
     return distill

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tadlib.config import MttConfig
-from tadlib.distill.loop import Problem, State, driver, end_iteration, momentum_step, start_from_real
+from tadlib.distill.loop import Problem, State, decoded, driver, end_iteration, momentum_step, start_from_real
 from tadlib.errors import require
 from tadlib.experts import Trajectories
 from tadlib.matching import Step, match, soft_cross_entropy
@@ -73,27 +73,29 @@ def iterate(
     pick = torch.randint(2**31, (2,), generator=random, device=random.device).tolist()
     expert, epoch = pick[0] % len(experts), epochs[pick[1] % len(epochs)]
     start_P, target_P = (experts.read(expert, e).to(state.x.device) for e in (epoch, epoch + config.expert_epochs))
+    (seen_SCHW, pull_back), shared = decoded(problem, state.x), config.formation**2
     m = match(
         problem.net,
         start_P,
         target_P,
-        state.x,
-        state.y,
+        seen_SCHW,
+        state.y.repeat_interleave(shared, 0),
         state.lr,
-        steps(config, len(state.x), random),
+        steps(config, len(seen_SCHW), random),
         gradient=config.gradient,
         loss_fn=loss_fn,
         compile=config.compile,
     )
-    new = {}
-    new["x"], new["velocity_x"] = momentum_step(state.x, state.velocity_x, m.grad_x, config.lr_img, config.momentum)
+    grad_x, new = pull_back(m.grad_x), {}
+    new["x"], new["velocity_x"] = momentum_step(state.x, state.velocity_x, grad_x, config.lr_img, config.momentum)
     if labels is not None:
-        new["y"], new["velocity_y"] = momentum_step(state.y, state.velocity_y, m.grad_y, *labels)
+        grad_y = m.grad_y.unflatten(0, (-1, shared)).sum(1)
+        new["y"], new["velocity_y"] = momentum_step(state.y, state.velocity_y, grad_y, *labels)
     new["velocity_lr"] = config.momentum * state.velocity_lr + m.grad_lr
     # the step lr_lr·v taken in log lr: equal to first order, and the rate stays positive
     log_step = (config.lr_lr * new["velocity_lr"] / state.lr).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
     new["lr"] = state.lr * (-log_step).exp()
-    return end_iteration(state, new, m.loss, m.grad_x.norm(), threshold=threshold, expert=expert, start_epoch=epoch)
+    return end_iteration(state, new, m.loss, grad_x.norm(), threshold=threshold, expert=expert, start_epoch=epoch)
 
 
 def advance(problem: Problem, state: State) -> None:

@@ -1,40 +1,60 @@
-"""The synthetic set, and the real images that methods draw.
+"""The synthetic set, multi-formation, and the real images that methods draw.
 
 Legend: N samples, S synthetic images, K classes, C H W image, B batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from tadlib.errors import require
+from tadlib.nn.crops import decode, mosaic
+
+
+def divisible(shape: tuple[int, ...], factor: int, name: str = "formation") -> None:
+    """InputError, which gives ``factor`` its name, unless it divides both sides of images of ``shape`` (…, H, W)."""
+    height, width = shape[-2:]
+    divides = height % factor == 0 == width % factor
+    require(divides, f"{name} must divide the sides of {height}x{width} images, got {factor}")
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Images ``x`` (S, C, H, W), normalised as the data set; label distributions ``y`` (S, K); learning rate ``lr``."""
+    """Images ``x`` (S, C, H, W), normalised as the data set; label distributions ``y`` (S, K); learning rate ``lr``.
+
+    Images of a ``formation`` f above 1 are stored: each holds f² (:func:`tadlib.nn.crops.decode`), which share its
+    label.
+    """
 
     x: Tensor
     y: Tensor
     lr: float
+    formation: int = 1
 
     def to(self, device: torch.device | str) -> "Synthetic":
         """The same set on ``device``."""
-        return Synthetic(self.x.to(device), self.y.to(device), self.lr)
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def decoded(self) -> "Synthetic":
+        """The set that networks are trained on, of formation 1."""
+        x_SCHW, y_SK = decode(self.x, self.formation), self.y.repeat_interleave(self.formation**2, 0)
+        return replace(self, x=x_SCHW, y=y_SK, formation=1)
 
 
 @dataclass(frozen=True)
 class Real:
     """The refined set as methods draw from it, by the hard training labels.
 
-    ``x`` (N, C, H, W); ``label`` (N,); ``chance`` (N,) of a sample among those of its class, up to a factor;
-    ``counts`` of samples with a chance, class by class (counted once, because a count at every draw would wait for the
-    GPU).
+    ``x`` (N, C, H, W); ``label`` (N,); ``weight`` (N,) of a sample as one of its class: its trust; ``chance`` (N,)
+    among those of its class, up to a factor; ``counts`` of samples with a chance, class by class (counted once, because
+    a count at every draw would wait for the GPU).
     """
 
     x: Tensor
     label: Tensor
+    weight: Tensor
     chance: Tensor
     n_classes: int
     counts: tuple[int, ...] = field(init=False)
@@ -48,7 +68,7 @@ class Real:
         """From images, label distributions and weights; the hard training label is the most likely one."""
         mass_N, label_N = (w_N[:, None] * y_NK).max(1)
         chance_N = torch.where(w_N > 0, (mass_N**power).clamp_min(1e-30), 0.0)  # any of positive weight can be drawn
-        return Real(x_NCHW, label_N, chance_N, y_NK.shape[1])
+        return Real(x_NCHW, label_N, mass_N, chance_N, y_NK.shape[1])
 
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Indices (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
@@ -64,13 +84,19 @@ class Real:
             f"ipc must not exceed the images of a class: class {least} has {self.counts[least]}, got {ipc}",
         )
 
-    def choose(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def choose(self, ipc: int, generator: torch.Generator, formation: int = 1) -> tuple[Tensor, Tensor]:
         """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
 
+        With a ``formation`` f, each is a mosaic of f² images, made smaller by averaging f x f pixels (our choice; IDC
+        drops pixels); a class that has too few for that repeats some.
+
         Raises:
-            InputError: as :meth:`enough`.
+            InputError: as :meth:`enough`, and unless f divides the sides.
         """
         self.enough(ipc)
-        index_S = torch.cat([self.draw(k, ipc, generator) for k in range(self.n_classes)])
+        divisible(self.x.shape, formation)
+        n = ipc * formation**2
+        drawn = (self.draw(k, n, generator).repeat(formation**2)[:n] for k in range(self.n_classes))
         y_SK = torch.eye(self.n_classes, dtype=self.x.dtype, device=self.x.device).repeat_interleave(ipc, 0)
-        return self.x[index_S].clone(), y_SK
+        small = avg_pool2d(self.x[torch.cat(list(drawn))], formation)
+        return mosaic(small, formation).contiguous(), y_SK

@@ -1,6 +1,6 @@
-"""Differentiable Siamese augmentation (DSA; Zhao & Bilen 2021), as pure functions of sampled parameters.
+"""Differentiable Siamese augmentation (DSA; Zhao & Bilen 2021), as pure functions of sampled parameters, and CutMix.
 
-Legend: N samples, C H W image.
+Legend: N samples, K classes, C H W image.
 
 ``draw`` samples one operation for the whole batch and its parameters for every sample; ``apply`` carries it out.
 Every operation is affine in the image once its parameters are fixed, so its pull-back is a plain vjp and a stored
@@ -129,3 +129,30 @@ def apply(draws: tuple[Draw, ...], x_NCHW: Tensor) -> Tensor:
     for d in draws:
         x_NCHW = OPERATIONS[d.op][3](x_NCHW, d.params.expand(len(x_NCHW), -1))
     return x_NCHW
+
+
+def cutmix(
+    x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, chance: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, label distributions and weights of a batch mixed by CutMix (Yun et al., ICCV 2019) with probability
+    ``chance``: a box of every image comes from another one, and the two labels are mixed by area.
+
+    The box, the same for all, has the share 1 − λ of the image, λ uniform, and its centre anywhere in it. Labels count
+    by their weights.
+    """
+    height, width = x_NCHW.shape[2:]
+    share, mixed, *centre = torch.rand(4, generator=generator, device=generator.device).unbind()
+    other = torch.randperm(len(x_NCHW), generator=generator, device=generator.device)
+    ratio = share.sqrt() * (mixed < chance)  # of the sides; nothing here waits for a GPU
+
+    def covered(side: int, u: Tensor) -> Tensor:
+        size = (ratio * side).floor()
+        place = torch.arange(side, device=x_NCHW.device) - (u * side).floor() + (size / 2).floor()
+        return (place >= 0) & (place < size)
+
+    box_HW = covered(height, centre[0])[:, None] & covered(width, centre[1])
+    cut = box_HW.to(y_NK.dtype).mean()
+    mass_NK = w_N[:, None] * y_NK
+    mass_NK = torch.lerp(mass_NK, mass_NK[other], cut)
+    total_N = mass_NK.sum(1)
+    return torch.where(box_HW, x_NCHW[other], x_NCHW), mass_NK / total_N.clamp_min(1e-12)[:, None], total_N

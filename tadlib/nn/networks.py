@@ -3,7 +3,8 @@
 Legend: N samples, K classes, C H W image, D features, P flat parameters.
 
 Trajectories, students and meta-gradients live in parameter space, so a network is used as a function
-``net(theta_P, x_NCHW) -> logits_NK``. The modules only describe the architecture; they hold no state.
+``net(theta_P, x_NCHW) -> logits_NK``. The modules only describe the architecture; they hold no state. The running
+statistics of batch norm are the last entries of the vector; :meth:`Network.learn` brings them up to date.
 """
 
 import math
@@ -41,13 +42,24 @@ def halved(x_NCHW: Tensor) -> Tensor:
 
 Shape = tuple[int, int, int]  # C H W
 
-# What the DC code base calls instance, group and layer norm. Batch norm is missing: its running statistics are state.
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose only state is the running mean and variance."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.num_batches_tracked = None
+
+
+# What the DC code base calls instance, group and layer norm; batch norm is for networks trained by tadlib.students.
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "instance": lambda shape: ContiguousGroupNorm(shape[0], shape[0]),
     "group": lambda shape: ContiguousGroupNorm(4, shape[0]),
     "layer": lambda shape: nn.LayerNorm(list(shape)),  # scale and shift of every pixel
     "none": lambda shape: nn.Identity(),
+    "batch": lambda shape: BatchNorm(shape[0]),
 }
+IMAGENET_SIDE = 128  # pixels from which on a ResNet starts as for ImageNet
 
 
 class Stack:
@@ -148,10 +160,19 @@ class ResidualBlock(nn.Module):
 
 
 def resnet18(spec: "NetworkSpec") -> Classifier:
-    """ResNet-18 (He et al. 2016) as in the DC code base: 3x3 stem without pooling, mean over the last map."""
+    """ResNet-18 (He et al. 2016) as in the DC code base: 3x3 stem without pooling, mean over the last map.
+
+    From 128 pixels on it has the stem for ImageNet: 7x7 at stride 2, then max pooling 3x3 at stride 2.
+    """
     _require_side(spec, 16)  # below, the last map is one pixel, whose instance norm is zero
     stack = Stack(spec)
-    stack.conv(64, bias=False)
+    if min(spec.image_shape[1:]) < IMAGENET_SIDE:
+        stack.conv(64, bias=False)
+    else:
+        c, height, width = spec.image_shape
+        half, stack.shape = (64, -(-height // 2), -(-width // 2)), (64, -(-height // 4), -(-width // 4))
+        stack.layers += [nn.Conv2d(c, 64, 7, 2, padding=3, bias=False), NORMS[spec.norm](half), nn.ReLU()]
+        stack.layers.append(nn.MaxPool2d(3, 2, padding=1))
     for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         for s in (stride, 1):
             block = ResidualBlock(stack.shape, channels, s, spec.norm)
@@ -206,27 +227,31 @@ class Network:
 
     def __post_init__(self):
         with torch.device("meta"):
-            module = NETWORKS[self.spec.name](self.spec)
-        require(not list(module.buffers()), f"network {self.spec.name!r} has buffers; only parameters may be its state")
+            module = NETWORKS[self.spec.name](self.spec).eval()
         object.__setattr__(self, "device", torch.device(self.device))
         object.__setattr__(self, "module", module)
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of the parameters by name, in the order of the flat vector."""
-        return {name: p.shape for name, p in self.module.named_parameters()}
+        """Shapes of the parameters by name, then of running statistics, in the order of the flat vector."""
+        return {name: p.shape for name, p in (*self.module.named_parameters(), *self.module.named_buffers())}
 
     @property
     def n_parameters(self) -> int:
-        """P."""
+        """P, running statistics included."""
         return sum(shape.numel() for shape in self.shapes.values())
+
+    @cached_property
+    def n_statistics(self) -> int:
+        """How many of the last entries of the flat vector are running statistics; 0 without batch norm."""
+        return sum(b.numel() for b in self.module.buffers())
 
     def init(self, seed: int, *names: str | int) -> Tensor:
         """Initial parameters (P,), a function of ``seed`` and ``names`` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "network", *names))  # leaves those of GPUs alone
             module = NETWORKS[self.spec.name](self.spec)
-        return nn.utils.parameters_to_vector(module.parameters()).detach().to(self.device)
+        return nn.utils.parameters_to_vector([*module.parameters(), *module.buffers()]).detach().to(self.device)
 
     def unflatten(self, theta_P: Tensor, prefix: str = "") -> dict[str, Tensor]:
         """Views of ``theta_P`` under the names of the parameters that start with ``prefix``, without it."""
@@ -239,6 +264,26 @@ class Network:
             return functional_call(self.module, self.unflatten(theta_P), (x_NCHW,))
         with torch.autocast(x_NCHW.device.type, torch.bfloat16):
             return functional_call(self.module, self.unflatten(theta_P), (x_NCHW,)).to(theta_P.dtype)
+
+    def learn(self, theta_P: Tensor, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) by the statistics of the batch itself, and the running statistics after it (Q,)."""
+        named = self.unflatten(theta_P)
+        statistics = {name: named[name].detach().clone() for name, _ in self.module.named_buffers()}
+        self.module.train()
+        try:
+            logits_NK = functional_call(self.module, named | statistics, (x_NCHW,))  # updates the statistics
+        finally:
+            self.module.eval()
+        return logits_NK, torch.cat([theta_P.new_empty(0), *(part.flatten() for part in statistics.values())])
+
+    def inner(self, theta_P: Tensor, x_NCHW: Tensor, share: float) -> Tensor:
+        """The output of the first ``share`` of the layers before the head, one at least."""
+        body = self.module.get_submodule("body")
+        assert isinstance(body, nn.Sequential)
+        layers = body[: max(1, round(share * len(body)))]
+        named = self.unflatten(theta_P, "body.")
+        own = {name for name, _ in (*layers.named_parameters(), *layers.named_buffers())}
+        return functional_call(layers, {name: named[name] for name in own}, (x_NCHW,))
 
     def features(self, theta_P: Tensor, x_NCHW: Tensor) -> Tensor:
         """Penultimate features (N, D)."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from tadlib.errors import require
+
 logger = logging.getLogger(__name__)
 
 RECORDED_AFTER = 3  # calls before one is recorded as a CUDA graph
@@ -21,7 +24,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's mal
 
 
 def prepare(threads: int) -> None:
-    """Set up this process for small networks on a CPU: threads, no denormals, freed memory kept."""
+    """Set up this process for small networks on a CPU: threads, no denormals, freed memory kept.
+
+    InputError where this machine has fewer cores than ``threads``: torch would start that many and stand still.
+    """
+    cores = os.cpu_count() or 1
+    require(threads <= cores, f"threads must not exceed the {cores} cores of this machine, got {threads}")
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # denormals make small networks many times slower on a CPU
     keep_memory()

@@ -70,6 +70,38 @@ class Sgd:
             return theta_P - self.lr * g_P, velocity_P
         return theta_P.sub(g_P, alpha=self.lr), velocity_P
 
+    def zeros(self, theta_P: Tensor) -> Tensor:
+        """The velocity before the first step."""
+        return torch.zeros_like(theta_P)
+
+
+@dataclass(frozen=True)
+class AdamW(Sgd):
+    """AdamW (Loshchilov & Hutter 2019) with β₁ = ``momentum``, β₂ = .999, ε = 1e-8, as in PyTorch; ``rho`` must be 0.
+
+    The velocity (2, P + 1) holds the averages of g and g². Each ends with the average of ones, which is 1 − βᵗ: the
+    correction of the averages' bias needs no count of steps.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float | Tensor = 0.0  # type: ignore[assignment]  # of all parameters, or (P,) of each
+
+    def step(self, theta_P: Tensor, g_P: Tensor, velocity_P: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The next parameters and velocity; ``velocity_P`` None stands for zeros."""
+        g_P = torch.nn.functional.pad(g_P, (0, 1), value=1.0)
+        first_P, second_P = (self.zeros(theta_P) if velocity_P is None else velocity_P).unbind(-2)
+        first_P = first_P.lerp(g_P, 1 - self.momentum)
+        second_P = second_P.lerp(g_P.square(), 1 - 0.999)
+        mean_P, square_P = (m[..., :-1] / m[..., -1:] for m in (first_P, second_P))
+        moved_P = theta_P * (1 - self.lr * self.weight_decay) - self.lr * mean_P / (square_P.sqrt() + 1e-8)
+        return moved_P, torch.stack([first_P, second_P], -2)
+
+    def zeros(self, theta_P: Tensor) -> Tensor:
+        return theta_P.new_zeros(*theta_P.shape[:-1], 2, theta_P.shape[-1] + 1)
+
+
+OPTIMISERS: dict[str, type[Sgd]] = {"sgd": Sgd, "adamw": AdamW}
+
 
 def weighted_loss(logits_BK: Tensor, y_BK: Tensor, w_B: Tensor) -> Tensor:
     """Cross entropy against label distributions, averaged with weights."""
@@ -135,6 +167,7 @@ def train_epoch(
     loss_fn: Loss = weighted_loss,
     on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     compile: bool = False,
+    cutmix: float = 0.0,
 ) -> State:
     """One pass over the samples; those of weight 0 are left out unless ``extra`` or ``on_step`` is given.
 
@@ -146,6 +179,7 @@ def train_epoch(
             and the parameters after it.
         compile: compile the step (:class:`tadlib.nn.speed.Compiled`), once for each size of batch, of which an epoch
             has at most two; not with ``extra`` or ``on_step``, which may be any Python code.
+        cutmix: probability that a batch is mixed (:func:`tadlib.nn.augment.cutmix`).
     """
     everyone = extra is not None or on_step is not None
     require(not everyone or not compile, "a step with a further loss or an observer cannot be compiled")
@@ -161,15 +195,22 @@ def train_epoch(
         lr = state.theta.new_tensor(lr)
     for index_B in batches(n, batch, generator):
         index_B = index_B if used is None else used[index_B]
-        x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
+        x_B, y_B, w_B = augmented(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator)
         x_B = channels_last(x_B) if compile else x_B
-        velocity_P = state.velocity if plain or state.velocity is not None else torch.zeros_like(state.theta)
+        velocity_P = state.velocity if plain or state.velocity is not None else sgd.zeros(state.theta)
         more = (index_B,) if plain else ()
-        *moved, logits_BK = step(state.theta, velocity_P, x_B, y_NK[index_B], w_N[index_B], lr, *more)
+        *moved, logits_BK = step(state.theta, velocity_P, x_B, y_B, w_B, lr, *more)
         state = State(*moved)
         if on_step is not None:
             on_step(index_B, logits_BK, state.theta)
     return state
+
+
+def augmented(index_B, x_NCHW, y_NK, w_N, strategy, cutmix, generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Images as they are trained on, label distributions and weights."""
+    x_B = augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
+    y_B, w_B = y_NK[index_B], w_N[index_B]
+    return augment.cutmix(x_B, y_B, w_B, cutmix, generator) if cutmix else (x_B, y_B, w_B)
 
 
 def train_epoch_together(
@@ -184,6 +225,7 @@ def train_epoch_together(
     batch: int,
     strategy: str,
     compile: bool = False,
+    cutmix: float = 0.0,
     stacked: bool = False,
     workers: int = 1,
 ) -> list[State]:
@@ -192,7 +234,7 @@ def train_epoch_together(
     With ``stacked`` all take a step at once, which fills a GPU; it equals one after the other up to rounding. Otherwise
     ``workers`` threads train a network each, with the same bits as one after the other.
     """
-    how: dict[str, Any] = {"sgd": sgd, "batch": batch, "strategy": strategy}
+    how: dict[str, Any] = {"sgd": sgd, "batch": batch, "strategy": strategy, "cutmix": cutmix}
     if stacked and not sgd.rho:
         return _train_stacked(net, states, x_NCHW, y_NK, w_N, generators=generators, **how)
 
@@ -224,21 +266,20 @@ def _stacked_gradient(net: Network) -> Recorded:
     return Recorded(partial(gradient, losses))
 
 
-def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy) -> list[State]:
+def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, strategy, cutmix) -> list[State]:
     used = w_N.nonzero()[:, 0]
     require(len(used) >= 1, "training needs a sample of positive weight, got none")
     slope: Callable[..., Tensor] = _stacked_gradient(net) if x_NCHW.is_cuda else _stacked_gradient(net).f
-
-    def seen(index_B: Tensor, generator: torch.Generator) -> Tensor:
-        return augment.apply(augment.draw(strategy, len(index_B), generator), x_NCHW[index_B])
 
     theta_RP = torch.stack([s.theta for s in states])
     velocities = [s.velocity for s in states if s.velocity is not None]
     velocity_RP = torch.stack(velocities) if velocities else None
     for indices in zip(*(batches(len(used), batch, g) for g in generators), strict=True):
         index_RB = used[torch.stack(indices)]
-        x_RB = torch.stack([seen(index_B, g) for index_B, g in zip(index_RB, generators, strict=True)])
-        g_RP = slope(theta_RP, x_RB, y_NK[index_RB], w_N[index_RB])
+        parts = (
+            augmented(i, x_NCHW, y_NK, w_N, strategy, cutmix, g) for i, g in zip(index_RB, generators, strict=True)
+        )
+        g_RP = slope(theta_RP, *map(torch.stack, zip(*parts, strict=True)))
         theta_RP, velocity_RP = sgd.step(theta_RP, g_RP, velocity_RP)
     return [State(theta_RP[r], None if velocity_RP is None else velocity_RP[r]) for r in range(len(states))]
 

@@ -3,7 +3,9 @@
 Legend: N samples, M labels in a file, K classes.
 """
 
+import csv
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +18,9 @@ from numpy._core.multiarray import _reconstruct
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tadlib.data import require_labels
+from tadlib.checks import require_labels
 from tadlib.data.class_maps import superclass_of
-from tadlib.errors import InputError, known, require, required_root
+from tadlib.errors import InputError, known, require, required_root, some, usable
 from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
 from tadlib.store import HEADER, load_table
 
@@ -38,6 +40,7 @@ HUMAN_LABELS = {
     "cifar100-coarse": ("CIFAR-100_human.pt", {"coarse": "noisy_coarse_label"}),
 }
 COLUMN, INDEX = "given_label", "index"  # as in the labels.parquet of a refined set
+INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 ENOUGH = 100  # least number of images at which agreement with the true labels is compared with chance
 
 
@@ -97,11 +100,13 @@ def _read_human(path: Path, *names: str) -> list[Tensor]:
     """Label arrays of a CIFAR-N file. It pickles numpy arrays; only their constructors are let in."""
     # The published files name the function as numpy 1 did; files saved since then as numpy 2 does.
     old_name = (_reconstruct, "numpy.core.multiarray._reconstruct")
-    constructors: list[Any] = [old_name, _reconstruct, np.ndarray, np.dtype, np.dtypes.Int64DType]
+    integers = {type(np.dtype(f"{sign}int{bits}")) for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    constructors: list[Any] = [old_name, _reconstruct, np.ndarray, np.dtype, *integers]
     try:
         with torch.serialization.safe_globals(constructors):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        return [torch.from_numpy(np.asarray(content[name])) for name in names]
+        arrays = [np.asarray(content[name]) for name in names]
+        return [torch.from_numpy(a.astype(np.int64) if a.dtype.kind in "iu" else a) for a in arrays]
     except Exception as error:  # a damaged pickle raises whatever its reader trips over
         raise InputError(f"{path} is damaged or no file of CIFAR-N's labels ({type(error).__name__})") from error
 
@@ -129,7 +134,7 @@ def listed(request: Request) -> Answer:
     are the realised ones. Labels that agree with the true ones no more often than by chance bring a warning.
     """
     require(bool(request.variant), "labels of a file need its path, file:PATH, got 'file:'")
-    path, true_N = Path(request.variant).expanduser(), request.true_N
+    path, true_N = Path(request.variant), request.true_N
     found = read_list(path)
     require_labels(f"labels in {path}", found.noisy_M, request.n_classes)
     rows_N = _rows(path, found, request)
@@ -145,7 +150,7 @@ def listed(request: Request) -> Answer:
 def list_checksum(path: Path | str) -> str:
     """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format and order, and
     of their indices unless these are 0 to M - 1."""
-    found = read_list(Path(path).expanduser())
+    found = read_list(Path(path))
     digest = hashlib.sha256(found.noisy_M.numpy().data)
     if found.index_M is not None and not torch.equal(found.index_M, torch.arange(len(found.index_M))):
         digest.update(found.index_M.numpy().data)
@@ -154,6 +159,7 @@ def list_checksum(path: Path | str) -> str:
 
 def read_list(path: Path) -> Listed:
     """The labels in a file (see :func:`listed`), which is never unpickled; InputError where it holds something else."""
+    path = usable(path)
     known("type of file of labels", path.suffix, READERS)
     require(path.is_file(), f"file of labels {path} does not exist")
     return READERS[path.suffix](path)
@@ -212,9 +218,9 @@ def _reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[No
 
 
 def _read_safetensors(path: Path) -> Listed:
-    # numpy has no bfloat16: TypeError
+    # numpy has no bfloat16, and older versions no float8: TypeError, AttributeError
     with (
-        _reading(path, "file of a tensor of integers", SafetensorError, TypeError),
+        _reading(path, "file of a tensor of integers", SafetensorError, TypeError, AttributeError, KeyError),
         safe_open(path, framework="np") as file,
     ):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -227,51 +233,66 @@ def _read_safetensors(path: Path) -> Listed:
 
 
 def _read_npy(path: Path) -> Listed:
-    with _reading(path, "array of integers", ValueError), path.open("rb") as file:
+    with _reading(path, "array of integers", Exception), path.open("rb") as file:  # a damaged header raises anything
         values = np.lib.format.read_array(file, allow_pickle=False)
     return Listed(_integers(path, values))
 
 
 def _read_csv(path: Path) -> Listed:
-    """A CSV file; it may lack a line of names."""
-    import pandas as pd
-
-    with _reading(path, "table", ValueError):
-        table = pd.read_csv(path, header=None, dtype=str)
-    if not str(table.iloc[0, 0]).strip().lstrip("+-").isdigit():
-        table = table.iloc[1:].set_axis([str(name).strip() for name in table.iloc[0]], axis=1)
+    """A CSV file; it may lack a line of names. What is missing or no integer is told with its line."""
+    with _reading(path, "table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
+    for end in (0, -1):
+        while lines and not any(lines[end][1]):
+            lines.pop(end)
+    require(bool(lines), f"{path} is damaged or no table: it has no lines")
+    first = lines[0][1]
+    names: list = list(range(len(first)))
+    if not INTEGER.fullmatch(first[0] if first else ""):
+        names, lines = first, lines[1:]
 
     def column(name: Any) -> Tensor:
-        with _reading(path, "table of integers", ValueError, OverflowError):
-            return torch.from_numpy(np.array([int(value) for value in table[name]], dtype=np.int64))
+        place, values = names.index(name), []
+        for line, row in lines:
+            value = row[place] if place < len(row) else ""
+            fits = len(row) == len(names) and INTEGER.fullmatch(value) and abs(int(value)) < 2**63
+            got = value if len(row) == len(names) or not row else ",".join(row)
+            require(bool(fits), f"{path} is damaged or no table of integers: line {line} has {got!r}")
+            values.append(int(value))
+        return torch.tensor(values, dtype=torch.int64)
 
-    return _from_table(path, list(table.columns), column)
+    return _from_table(path, names, column)
 
 
 def _read_parquet(path: Path) -> Listed:
     table = load_table(path)
-    if table.index.name == INDEX:  # pandas reads the column as the index of its rows
+    if table.index.name == INDEX and INDEX not in table:  # pandas reads the column as the index of its rows
         table = table.reset_index()
-    return _from_table(path, list(table.columns), lambda name: _integers(path, table[name].to_numpy()))
+    return _from_table(path, list(table.columns), lambda name: _integers(path, table[name].to_numpy(), name))
 
 
 def _from_table(path: Path, names: list, column: Callable[[Any], Tensor]) -> Listed:
     """The labels of a table in the order of its column ``index`` where it has one; ``column`` reads a column."""
-    others = [name for name in names if name != INDEX]
-    fits = (COLUMN in others or len(others) == 1) and len(set(names)) == len(names)
-    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {names}")
-    noisy_M = column(COLUMN if COLUMN in others else others[0])
-    if INDEX not in names:
+    by_name = {str(name).strip().lower(): name for name in names}
+    others = [name for name in by_name if name != INDEX]
+    fits = (COLUMN in others or len(others) == 1) and len(by_name) == len(names)
+    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names)}")
+    expected = f"must name images by {INDEX}, their place in the full training set, not by path"
+    require("path" not in by_name or INDEX in by_name, f"{path} {expected}")
+    noisy_M = column(by_name[COLUMN if COLUMN in others else others[0]])
+    if INDEX not in by_name:
         return Listed(noisy_M)
-    index_M, order_M = column(INDEX).sort(stable=True)
+    index_M, order_M = column(by_name[INDEX]).sort(stable=True)
     once = len(index_M) == 0 or bool(index_M[0] >= 0 and (index_M.diff() > 0).all())
     require(once, f"column {INDEX} of {path} must name each image once, by numbers from 0 on")
     return Listed(noisy_M[order_M], index_M=index_M)
 
 
-def _integers(path: Path, values: np.ndarray) -> Tensor:
+def _integers(path: Path, values: np.ndarray, name: str = "") -> Tensor:
     fits = values.ndim == 1 and values.dtype.kind in "iu"
-    require(fits, f"{path} must hold one column of integers, got shape {values.shape} of {values.dtype}")
+    where = f"{name} in {path}" if name else f"{path}"
+    require(fits, f"{where} must hold one column of integers, got shape {values.shape} of {values.dtype}")
     return torch.from_numpy(values.astype(np.int64))
 
 

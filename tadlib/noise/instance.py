@@ -6,7 +6,8 @@ Legend: N samples, K classes, C H W image, D = C H W pixels.
 import torch
 from torch import Tensor
 
-from tadlib.errors import require, required
+from tadlib.checks import require_images
+from tadlib.errors import required
 from tadlib.noise.labels import Answer, Request
 
 DEVIATION = 0.1  # of the rates of single samples
@@ -25,9 +26,8 @@ def instance_dependent(request: Request) -> Answer:
     """
     rate, true_N, K = request.rate, request.true_N, request.n_classes
     x_NCHW = required(request.x_NCHW, "instance noise depends on the images: give x_NCHW")
-    n = len(x_NCHW)
-    require(n == len(true_N), f"x_NCHW must hold an image for each of {len(true_N)} labels, got {n}")
-    x_ND = x_NCHW.detach().cpu().flatten(1)
+    require_images("x_NCHW, an image for each label,", x_NCHW, n=len(true_N))
+    x_ND = x_NCHW.cpu().flatten(1)
     u_N, v_N, w_N = torch.rand(3, len(true_N), dtype=torch.float64, generator=request.rng)
     q_N = truncated_normal(w_N, rate) if rate else torch.zeros_like(w_N)
     noisy_N = true_N.clone()

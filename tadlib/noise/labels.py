@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadlib.data.datasets import require_labels, require_tensor
-from tadlib.errors import require
+from tadlib.checks import require_labels, require_tensor
+from tadlib.errors import InputError, require
 from tadlib.store import load_metadata, load_tensors, save_tensors
 
 
@@ -93,9 +93,12 @@ class NoisyLabels:
         """Read a file of :meth:`save`; InputError when it is missing, damaged or holds something else."""
         tensors, metadata = load_tensors(path), load_metadata(path)
         require("noise" in metadata and "given" in tensors, f"{path} does not hold noisy labels")
-        scalars = json.loads(metadata["noise"])
         noisy_N, true_N, T_KK = tensors["given"], tensors.get("true"), tensors.get("transition_nominal")
-        return NoisyLabels(noisy_N, true_N, **scalars, transition_nominal=T_KK, checked_N=tensors.get("checked"))
+        try:
+            scalars = {name: json.loads(metadata["noise"])[name] for name in ("n_classes", "kind", "rate", "seed")}
+            return NoisyLabels(noisy_N, true_N, **scalars, transition_nominal=T_KK, checked_N=tensors.get("checked"))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:  # InputError among them
+            raise InputError(f"{path} does not hold noisy labels: {error}") from error
 
 
 @dataclass(frozen=True)

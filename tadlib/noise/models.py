@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tadlib.checks import require_labels, require_tensor
 from tadlib.data.class_maps import ASYMMETRIC_MAPS, superclass_groups
-from tadlib.data.datasets import require_labels, require_tensor
-from tadlib.errors import known, require
+from tadlib.errors import known, require, usable
 from tadlib.noise.files import human, human_set, listed
 from tadlib.noise.instance import instance_dependent
 from tadlib.noise.labels import Answer, NoisyLabels, Request, require_rate
@@ -61,12 +61,12 @@ def inject(
     """
     name, variant = _parsed(kind, rate, dataset)
     require(n_classes >= 2, f"n_classes must be at least 2, got {n_classes}")
-    true_N = true_N.detach().cpu()
     require_labels("true labels", true_N, n_classes)
+    true_N = true_N.cpu()
     if index_N is not None:
-        index_N = index_N.detach().cpu()
         require_tensor("index_N", index_N, tuple(true_N.shape), torch.int64)
-    root = None if root is None else Path(root).expanduser()
+        index_N = index_N.cpu()
+    root = None if root is None else usable(root)
     rng = generator(seed, "noise", kind)
     request = Request(true_N, variant, float(rate or 0), n_classes, rng, dataset, root, index_N, n_full, x_NCHW)
     noisy_N, nominal, transition_nominal = NOISE_MODELS[name](request)

@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tadlib.checks import require_fit, require_labels
 from tadlib.config import AuditorConfig
-from tadlib.errors import require
+from tadlib.errors import require, some
 from tadlib.nn.networks import Network
 from tadlib.nn.training import Sgd, State, one_hot, train_epoch
 from tadlib.rng import generator
@@ -53,22 +54,14 @@ class NoisyProblem:
     probabilities: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, value, dtype, ndim in (("images", self.x, torch.float32, 4), ("labels", self.noisy, torch.int64, 1)):
-            fits = isinstance(value, Tensor) and value.dtype == dtype and value.ndim == ndim
-            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            kind = str(dtype).removeprefix("torch.")
-            require(fits, f"{what} must be a {kind} tensor of {ndim} dimensions, got {got}")
-        n, k = len(self.noisy), self.n_classes
-        require(n > 0, "trust needs at least one sample, got 0")
-        require(len(self.x) == n, f"got {len(self.x)} images and {n} labels; expected as many")
-        low, high = int(self.noisy.min()), int(self.noisy.max())
-        require(low >= 0 and high < k, f"labels must be in [0, {k}), got {low} to {high}")
-        n_true = n if self.true is None else len(self.true)
-        require(n_true == n, f"true labels must be as many as noisy ones, {n}, got {n_true}")
-        bad = int((~self.x.flatten(1).sum(1).isfinite()).sum())
-        require(bad == 0, f"images must be finite, got NaN or infinity in {bad} of {n}")
+        k = self.n_classes
+        require_labels("labels", self.noisy, k)
+        n = len(self.noisy)
+        require_fit(self.net, "images", self.x, k, n)
+        if self.true is not None:
+            require_labels("true labels", self.true, k, n)
         empty = (torch.bincount(self.noisy, minlength=k) == 0).nonzero()[:, 0].tolist()
-        require(not empty, f"every class needs a sample with its label; classes without: {empty}")
+        require(not empty, f"every class needs a sample with its label; classes without: {some(empty)}")
 
     def __len__(self) -> int:
         return len(self.noisy)

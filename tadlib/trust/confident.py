@@ -11,8 +11,8 @@ little about directions and about single classes, so counts are joined by pseudo
 import torch
 from torch import Tensor
 
-DIRECTIONS = 200.0  # pseudo-counts of wrong labels of a class, spread over all others
-SAMPLES = 1000.0  # pseudo-counts of samples of a class, wrong as often as the mean
+DIRECTIONS = 100.0  # pseudo-counts of wrong labels of a class, spread over all others
+SAMPLES = 300.0  # pseudo-counts of samples of a class, wrong as often as the mean
 STEPS = 100  # of expectation maximisation
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 LIKENESS = 0.7  # a where flips follow the likeness of classes
-DOUBT = 0.45  # a where labels disagree in cases of doubt
+DOUBT = 0.46  # a where labels disagree in cases of doubt
 OVERDISPERSED = (0.02, 0.035)  # between these values of overdispersion a falls to DOUBT
 UNCERTAIN = 0.2  # by which a may be wrong, for the interval of the noise rate
 
