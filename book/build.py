@@ -54,7 +54,7 @@ CITATION_LINK = re.compile(r"\[\([^\]]*\)\]\(\.\./book/references\.md#([\w,]+)\)
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
-    "api-labels": ("tadlib.noise", "tadlib.trust"),
+    "api-labels": ("tadlib.find", "tadlib.noise", "tadlib.trust"),
     "api-distillation": (
         "tadlib.nn",
         "tadlib.experts",

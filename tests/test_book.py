@@ -483,6 +483,17 @@ def test_the_example_of_own_images_runs(repository, tmp_path, monkeypatch):
     assert left["distilled"].pixels.shape == (10, 1, 8, 8)
 
 
+def test_the_example_of_label_errors_runs(repository, capsys):
+    left: dict = {"__name__": "__main__"}
+    exec(compile((repository / "book" / "label_errors.py").read_text(), "label_errors.py", "exec"), left)
+    wrong, flagged = left["labels"] != left["true"], left["suspects"]["flagged"]
+    assert wrong[flagged].mean() > 0.9
+    assert flagged[wrong].mean() > 0.9
+    low, high = left["suspects"].attrs["interval"]
+    assert low < wrong.mean() < high
+    assert capsys.readouterr().err == ""
+
+
 def test_a_setting_tested_on_another_network_is_another_setting(tmp_path):
     rows = rows_of_results(
         evaluate_network=["convnet", "resnet18"], accuracy_mean=[0.5, 0.1], noise=["a", "a"], arm=["tad", "tad"]
