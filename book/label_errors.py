@@ -3,6 +3,7 @@
 python label_errors.py
 """
 
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
@@ -11,7 +12,7 @@ from tadlib import find_label_errors
 from tadlib.noise import inject
 
 x, true = load_digits(return_X_y=True)
-labels = inject(true, "symmetric", 0.2, n_classes=10, seed=0).noisy_N.numpy()
+labels = inject(torch.from_numpy(true), "symmetric", 0.2, n_classes=10, seed=0).noisy_N.numpy()
 model = LogisticRegression(C=0.01, max_iter=500)
 p = cross_val_predict(model, x / 16, labels, method="predict_proba")
 suspects = find_label_errors(labels, probabilities=p, images=x.reshape(-1, 8, 8))
