@@ -144,7 +144,7 @@ function explore(root, kind, data) {
       draw();
     },
 
-    /* q(y) ∝ p(y | x)^b T[y, noisy label] for one sample, with b and T to choose. */
+    /* q(y) ∝ p(y | x) T[y, noisy label]^a for one sample, with a and T to choose. */
     posterior() {
       const captions = data.noisy.map((g, i) => [i, `${i + 1}: noisy ${data.names[g]}, true ${data.names[data.true[i]]}`]);
       const sample = select(captions), a = slider(0, 1.5, 0.05, data.a);
@@ -155,14 +155,14 @@ function explore(root, kind, data) {
       };
       const draw = () => {
         const i = Number(sample.value), g = data.noisy[i], exponent = Number(a.value);
-        const T = data.transitions[flips.value].map((row) => Math.max(row[g], 1e-12) ** exponent);
-        const q = softmax(data.log_p[i].map((v, y) => v + Math.log(T[y])));
+        const T = data.transitions[flips.value].map((row) => row[g]);
+        const image = softmax(data.log_p[i]);
+        const q = softmax(data.log_p[i].map((v, y) => v + exponent * Math.log(Math.max(T[y], 1e-12))));
         const best = q.indexOf(Math.max(...q)), mark = { [data.true[i]]: "← true" };
         stage.replaceChildren(
           make("div", { class: "sample" }, tile(0, i, 96, captions[i][1]), make("span", {}, `noisy ${data.names[g]}`),
             make("span", {}, `true ${data.names[data.true[i]]}`)),
-          bars("predicted: p(y|x)", softmax(data.log_p[i]), data.names),
-          bars(`noisy label: T[y, ${data.names[g]}]^a`, T, data.names),
+          bars("predicted: p(y|x)", image, data.names), bars(`noisy label: T[y, ${data.names[g]}]`, T, data.names),
           bars("both: q(y)", q, data.names, mark)
         );
         const right = best === data.true[i] ? "which is right" : `which is wrong: it is ${data.names[data.true[i]]}`;
@@ -171,7 +171,7 @@ function explore(root, kind, data) {
           `Most likely true label: ${data.names[best]} with ${q[best].toFixed(2)}, ${right}.`;
       };
       sample.oninput = a.oninput = flips.oninput = draw;
-      show(labelled("sample", sample), labelled("exponent a", a), labelled("T", flips));
+      show(labelled("sample", sample), labelled("exponent a of T", a), labelled("T", flips));
       draw();
     },
 

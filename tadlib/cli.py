@@ -316,8 +316,8 @@ class Audit(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Output):
-    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, and in other formats; or
-    your own images with corrected labels."""
+    """Write a distilled set as tensors (images.safetensors) with the recipe to train on them, the observer that labels
+    them if there is one, and in other formats; or your own images with corrected labels."""
 
     path: Positional[Path]
     """A distilled set: distilled.safetensors or its folder. For the formats folder and table: a finished stage divert,
@@ -348,12 +348,14 @@ class Export(Output):
         require(not self.copy, f"--copy is for the formats {', '.join(formats.CORRECTED)}")
         held = distilled.load_distilled(self.path)
         out = store.claim_output(self.out)
+        taught = formats.observer(held, self.path, out)
         formats.tensors(held, out)
         for name in self.format:
             formats.FORMATS[name](held, out)
         n_images = len(held.pixels)
         document = {"out": str(out), "images": n_images, "formats": self.format, "clamped": formats.clamped(held)}
-        return OK, document, f"{n_images} images, images.safetensors, recipe.json and {', '.join(self.format)} in {out}"
+        files = ["images.safetensors", *(["observer.safetensors"] if taught else []), "recipe.json"]
+        return OK, document, f"{n_images} images, {', '.join(files)} and {', '.join(self.format)} in {out}"
 
     def corrected(self) -> Answer:
         """Write the user's own images with the labels that a finished diversion left them."""

@@ -34,6 +34,7 @@ from tadlib.store import StageFolder, load_table, replacing, save_json, save_ten
 # Mean and standard deviation by which DD-Ranking normalises a data set (ddranking/utils/data.py)
 DD_RANKING = dict.fromkeys(("cifar10", "cifar100"), ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
 DD_RANKING["tiny-imagenet"] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}
 LEAST = 1e-12  # replaces a probability of 0, whose logarithm is infinite
 
 
@@ -66,8 +67,9 @@ def recipe(distilled: Distilled) -> dict[str, Any]:
         "notes": "images.safetensors holds x (as networks take it: normalised by mean and std, or ZCA-whitened where "
         "zca is true), the same images as pixels, and label distributions y: train on x and y, with learning_rate "
         "and the settings evaluate_* of params. Where formation f is above 1, the set is stored as images of f x f "
-        "parts (stored); x holds the parts enlarged. Pictures have 8 bits and are for viewing: pixels outside [0, 1] "
-        "(the fraction clamped) are cut off, the rest rounded.",
+        "parts (stored); x holds the parts enlarged. Where evaluate_teacher is true, networks learn the labels that an "
+        "observer (provenance) gives to each augmented batch: observer.safetensors holds its parameters. Pictures have "
+        "8 bits and are for viewing: pixels outside [0, 1] (the fraction clamped) are cut off, the rest rounded.",
     }
 
 
@@ -78,6 +80,23 @@ def tensors(distilled: Distilled, out: Path) -> None:
     held |= {"stored": distilled.synthetic.x} if distilled.synthetic.formation > 1 else {}
     save_tensors(out / "images.safetensors", held)
     save_json(out / "recipe.json", recipe(distilled))
+
+
+def observer(distilled: Distilled, path: Path, out: Path) -> bool:
+    """Copy ``observer.safetensors`` of the set at ``path``, where it was made with one; tells whether there is one.
+
+    Raises InputError where stage ``observer`` does not lie beside the set's, or is damaged.
+    """
+    if (key := distilled.provenance.get("inputs", {}).get("observer")) is None:
+        return False
+    folder = path if path.is_dir() else path.parent
+    stage = StageFolder(folder.resolve().parents[1] / "observer" / key)
+    require(
+        stage.is_complete(), f"{path} was made with an observer, which is not in {stage.path}: export it where it was"
+    )
+    stage.verify()
+    write_atomic(out / "observer.safetensors", (stage.path / "observer.safetensors").read_bytes())
+    return True
 
 
 def png(distilled: Distilled, out: Path) -> None:
@@ -145,6 +164,7 @@ def _card(distilled: Distilled) -> str:
     """A data set card: what the set is and how to train on it. The Parquet file itself tells the features."""
     p, (n_images, *shape) = distilled.params, distilled.pixels.shape
     size = "n<1K" if n_images < 1000 else "1K<n<10K" if n_images < 10000 else "10K<n<100K"
+    labels = "`soft_label`" + (" or, as here, an observer's labels of each batch" if p.get("evaluate_teacher") else "")
     prepared = "ZCA-whitened" if p["zca"] else f"normalised by mean {list(distilled.mean)}, std {list(distilled.std)}"
     return f"""---
 pretty_name: {json.dumps(f"{p['dataset']} distilled by {p['method']}, {p['ipc']} images per class")}
@@ -170,8 +190,8 @@ configs:
 | `soft_label` | the label to train with, a distribution over the classes |
 | `x` | the image to train with, float32 of shape {shape}, {prepared} |
 
-Train on `x` and `soft_label` with SGD, learning rate {distilled.synthetic.lr:.6g} (the rest of the recipe is in
-`recipe.json`):
+Train on `x` and {labels} with {OPTIMISERS[p.get("evaluate_optimiser", "sgd")]}, learning rate
+{distilled.synthetic.lr:.6g} (the rest of the recipe is in `recipe.json`):
 
 ```python
 import torch

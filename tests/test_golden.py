@@ -19,6 +19,7 @@ from tadlib.config import ARMS, Config
 GOLDEN = Path(__file__).parent / "golden" / "refined.json"
 NOISES = ("symmetric", "pairflip", "instance")
 TENSORS = ("noisy", "y", "weight", "trust", "space", "reliability", "hard_weight", "transition", "space_history")
+TENSORS += ("posterior", "flagged", "noise_rate")
 SMALL = {"n_train": 500, "width": 8, "auditor_epochs": 8, "auditor_warmup": 3}
 
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from tadlib import pipeline
-from tadlib.config import Config
+from tadlib.config import METHODS, Config
 from tadlib.errors import InputError
 from tadlib.nn.networks import Network, NetworkSpec
 from workflow import cost, jobs
@@ -319,6 +319,23 @@ def test_time_follows_what_was_measured_in_proportion_to_the_work():
     assert machine.seconds("divert", config(arm="vanilla")) == (0.0, True)
     # twice the side: four times the places of every layer
     assert cost.work("experts", config(resolution=32)) == 4 * cost.work("experts", config(resolution=16))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_work_of_every_method_is_counted_and_that_of_its_observer_and_teacher(method):
+    of = config(method=method, observer_epochs=20)
+    assert (cost.work("distill", of) > 0) == (method != "random")
+    assert ("observer" in pipeline.plan(of)) == (method in ("rded", "cim"))
+    assert cost.work("observer", of) == 2 * cost.work("experts", config(expert_count=1, expert_epochs=10))
+    if of.evaluate.teacher:
+        alone = config(method=method, evaluate_teacher=False)
+        assert cost.work("evaluate", of) == 2 * cost.work("evaluate", alone)
+
+
+def test_runs_of_both_methods_that_select_share_an_observer_that_is_a_job(tmp_path):
+    grid = load_grid(write(tmp_path, "shared: {dataset: digits, arm: tad}\nblocks: [{method: [rded, cim]}]\n"))
+    stages = [job.stage for job in grid_jobs(grid)]
+    assert stages == ["divert", "observer", "run", "run"]
 
 
 def test_disk_is_what_a_store_of_trajectories_takes():

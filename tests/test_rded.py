@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_mtt import K, small_problem
 
-from tadlib import pipeline
+from tadlib import cli, export, pipeline
 from tadlib.config import CimConfig, Config, ObserverConfig, Protocol, RdedConfig
 from tadlib.data.images import Images
 from tadlib.distill import METHODS, cim, rded
@@ -22,7 +22,7 @@ from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import AdamW, State, accuracy
 from tadlib.observer import Observer, decayed, step, train_observer
 from tadlib.state import checkpoint, restored
-from tadlib.store import StageFolder, load_json
+from tadlib.store import StageFolder, load_json, load_tensors
 from tadlib.students import target_loss
 
 NET = Network(NetworkSpec((1, 8, 8), K, width=4, depth=2, norm="batch"))
@@ -451,6 +451,16 @@ def test_a_row_and_an_artefact_name_the_teacher_and_both_methods_share_it(tmp_pa
     with pytest.raises(InputError, match="evaluate_teacher=False trains on hard labels"):
         made.evaluate(device="cpu")
     assert 0 <= made.evaluate(device="cpu", evaluate_teacher=False)[0] <= 1
+    out = tmp_path / "export"
+    path = pipeline.distill(small(tmp_path / "runs", method, arm=arm))
+    assert cli.main(["export", str(path), "--out", str(out), "--format", "huggingface"]) == 0
+    observed = load_tensors(out / "observer.safetensors")["theta"]
+    stage = pipeline.plan(small(tmp_path / "runs", method, arm=arm))["observer"].path
+    assert torch.equal(observed, load_tensors(stage / "observer.safetensors")["theta"])
+    assert load_tensors(out / "images.safetensors")["x"].shape[0] == 20 * made.synthetic.formation**2
+    assert "with AdamW" in (out / "huggingface" / "README.md").read_text()
+    with pytest.raises(InputError, match="was made with an observer, which is not in"):
+        export.observer(made, tmp_path / "elsewhere" / "distill" / "key" / "distilled.safetensors", out)
     keys = [pipeline.plan(small(tmp_path / "runs", m, arm=arm))["observer"].key for m in OF]
     assert keys[0] == keys[1]
 

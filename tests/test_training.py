@@ -198,7 +198,7 @@ def test_gsam_step_equals_one_by_hand(rho, alpha):
     assert not torch.equal(state.theta, epoch(x, y, w, sgd=Sgd(0.05)).theta)
 
 
-@pytest.mark.parametrize("rule", [Sgd(0.05, 0.0, 1e-2), Sgd(0.05, 0.9, 1e-2), AdamW(0.01, 0.9, 1e-2)])
+@pytest.mark.parametrize("rule", [Sgd(0.05, 0.0, 1e-2), Sgd(0.05, 0.9, 1e-2), AdamW(0.01, 0.9, 1e-2), AdamW(0.01, 0.0)])
 @pytest.mark.parametrize("cutmix", [0.0, 0.7])
 def test_networks_stacked_or_on_threads_are_those_trained_alone(rule, cutmix):
     x, y, w = data(dtype=torch.float64)

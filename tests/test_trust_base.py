@@ -132,6 +132,40 @@ def test_metrics_of_soft_labels_count_their_mass_and_those_of_hard_labels_their_
     assert found["mass_accuracy"] == pytest.approx((0.9 + 0.4 + 1 + 0.5 * 0.8 + 0.5 * 0.7) / 4)
 
 
+def decided(**changes):
+    """The set with what the trust posterior adds."""
+    fields = {
+        "posterior": torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6], [0.1, 0.9], [0.8, 0.2]]),
+        "flagged": torch.tensor([False, True, False, False, True, True]),
+        "noise_rate": torch.tensor([0.45, 0.3, 0.6], dtype=torch.float64),
+    }
+    return by_hand(**fields | changes)
+
+
+def test_metrics_of_decisions_by_hand():
+    refined, true = decided()
+    found = {name: refined.metrics(true)[name] for name in refined.metrics(true).keys() - by_hand()[0].metrics(true)}
+    brier = sum(x**2 for x in (0.1, 0.8, 0.3, 0.4, 0.1, 0.2)) / 6
+    expected = {"flag_share": 0.5, "flag_f1": 1.0, "brier": brier}
+    expected |= {"noise_rate_estimate": 0.45, "noise_rate_low": 0.3, "noise_rate_high": 0.6}
+    assert found == pytest.approx(expected)
+    # of four flags two are right, and one wrong label is missed: precision 1/2, recall 2/3
+    other, _ = decided(flagged=torch.tensor([True, True, True, False, True, False]))
+    assert other.metrics(true)["flag_f1"] == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
+    none, _ = decided(flagged=torch.zeros(6, dtype=torch.bool))
+    assert none.metrics(true)["flag_f1"] == 0
+    assert none.metrics(none.noisy)["flag_f1"] is None  # nothing to flag, and nothing flagged
+
+
+def test_the_table_tells_what_is_flagged_and_suggested():
+    refined, true = decided()
+    table = refined.table(true)
+    assert list(table.columns[-3:]) == ["flagged", "suggested", "probability"]
+    assert list(table.flagged) == refined.flagged.tolist()
+    assert list(table.suggested) == [0, 1, 0, 1, 1, 0]
+    assert list(table.probability) == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.9, 0.8])
+
+
 def test_the_table_has_one_row_a_sample():
     refined, true = by_hand()
     expected = pd.DataFrame(
@@ -153,10 +187,10 @@ def test_the_table_has_one_row_a_sample():
 
 
 def test_a_set_moves_between_devices_as_a_whole():
-    refined, _ = by_hand(hard_weight=torch.ones(6), transition=torch.eye(2), space_history=torch.zeros(3, 6))
+    refined, _ = decided(hard_weight=torch.ones(6), transition=torch.eye(2), space_history=torch.zeros(3, 6))
     moved = refined.to("meta")
     tensors = {name for name, value in vars(refined).items() if isinstance(value, torch.Tensor)}
-    assert len(tensors) == 9
+    assert len(tensors) == 12
     assert all(getattr(moved, name).device.type == "meta" for name in tensors)
     assert moved.history == refined.history
 

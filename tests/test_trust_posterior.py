@@ -1,4 +1,4 @@
-"""The trust posterior: its formulas against loops in plain Python, and the run from patches to the refined set."""
+"""The trust posterior: the run from predictors to the refined set, and what it promises."""
 
 from dataclasses import replace
 
@@ -6,12 +6,22 @@ import pytest
 import torch
 from noisy_digits import SMALL, WIDE, K, assert_consistent, digits, same_bits
 
-from tadlib import trust
+from tadlib import noise, trust
 from tadlib.config import AuditorConfig, PosteriorConfig
 from tadlib.errors import InputError
-from tadlib.nn.training import predict
-from tadlib.trust import RECALIBRATED, TRUSTED, UNTRUSTED, RefinedSet, TrustPosterior, base, predictors, transition
-from tadlib.trust.posterior import pool, posterior
+from tadlib.nn.training import one_hot, predict
+from tadlib.rng import generator
+from tadlib.trust import (
+    RECALIBRATED,
+    TRUSTED,
+    UNTRUSTED,
+    RefinedSet,
+    TrustPosterior,
+    base,
+    pooling,
+    predictors,
+    transition,
+)
 
 AUDITOR = AuditorConfig(epochs=3, warmup=2, lr=0.05, batch=32)
 
@@ -47,40 +57,6 @@ def started(problem, auditor=AUDITOR, **settings):
     return method, method.init(problem)
 
 
-# Formulas
-
-
-def probabilities(n=40, k=5, seed=0):
-    return torch.rand(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(1)
-
-
-def test_pool_is_the_normalised_geometric_mean_in_which_no_predictor_rules_a_class_out_alone():
-    a, b, c = (probabilities(seed=s) for s in range(3))
-    means = (a * b * c) ** (1 / 3)
-    torch.testing.assert_close(pool([a, b, c]).exp(), means / means.sum(1, keepdim=True), rtol=1e-12, atol=0)
-    certain = torch.tensor([[1.0, 0.0]])
-    assert pool([certain, certain.flip(1)]).exp()[0].tolist() == pytest.approx([0.5, 0.5])
-
-
-def test_posterior_equals_bayes_rule_spelled_out():
-    p, T, b = probabilities(), probabilities(5, 5, seed=1), 1.7
-    noisy = torch.arange(len(p)) % 5
-    q = posterior(p.log(), noisy, T, b)
-    for i in range(len(p)):
-        terms = [p[i, y].item() ** b * T[y, noisy[i]].item() for y in range(5)]
-        assert q[i].tolist() == pytest.approx([term / sum(terms) for term in terms], rel=1e-10)
-    certain = posterior(p.log(), noisy, torch.eye(5, dtype=torch.float64))  # flips that cannot happen
-    assert torch.equal(certain.argmax(1), noisy)
-    assert certain.amax(1).min() > 1 - 1e-9
-
-
-def test_bad_predictions_are_named():
-    with pytest.raises(InputError, match="at least one predictor, got 0"):
-        pool([])
-    with pytest.raises(InputError, match="predictions must be finite"):
-        pool([torch.tensor([[0.5, torch.nan]])])
-
-
 # The refined set
 
 
@@ -95,15 +71,26 @@ def assert_consistent_weights(refined: RefinedSet, auditor=AUDITOR, **settings):
     of_noisy = (refined.weight * refined.y.gather(1, refined.noisy[:, None])[:, 0]).double()
     of_noisy -= hard * (refined.label == refined.noisy)
     torch.testing.assert_close(of_noisy, soft * refined.trust, atol=1e-5, rtol=0)
-    sizes = torch.bincount(refined.noisy, minlength=K)
-    least = sizes.clamp_max(max(1, int(config.minimum * len(refined.noisy) / K)))
-    assert (torch.bincount(refined.noisy[refined.space == TRUSTED], minlength=K) >= least).all()
+    # trusted: the most probable class, above the threshold, among the most trusted ones of the class, or recalled
+    least = max(1, int(config.minimum * len(refined.noisy) / K))
+    bar = torch.stack([refined.trust[refined.noisy == k].sort(descending=True).values[:least][-1] for k in range(K)])
+    enough = (refined.trust > config.threshold) | (refined.trust >= bar[refined.noisy])
+    enough |= refined.reliability > 1 - config.error
+    most = refined.posterior.argmax(1) == refined.noisy
+    assert torch.equal(refined.space == TRUSTED, most & enough)
     torch.testing.assert_close(refined.transition.sum(1), torch.ones(K).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(refined.posterior.sum(1), torch.ones(len(refined.noisy)))
+    of_noisy = refined.posterior.gather(1, refined.noisy[:, None])[:, 0].double()
+    torch.testing.assert_close(of_noisy, refined.trust, atol=1e-6, rtol=0)
+    assert torch.equal(refined.flagged, 1 - refined.trust > 1 / (1 + config.cost))
+    estimate, low, high = refined.noise_rate.tolist()
+    assert estimate == pytest.approx((1 - refined.trust).mean().item(), abs=1e-6)
+    assert 0 <= low <= estimate <= high <= 1
 
 
-SETTINGS: list[dict] = [{"filters": 8}, {"ema": 0.0}, {"holdout": 0.0}, {"threshold": 0.9}, {"minimum": 0.9}]
+SETTINGS: list[dict] = [{"filters": 8}, {"ema": 0.0}, {"holdout": 0.0}, {"threshold": 0.9}]
 SETTINGS += [{"error": 0.9, "threshold": 0.9}, {"error": 0.0}, {"drop": 0.0}, {"purity": 1.0}]
-SETTINGS += [{"soft_weight": 0.0}, {"soft_weight": 1.0}]
+SETTINGS += [{"soft_weight": 0.0}, {"soft_weight": 1.0}, {"cost": 9.0}]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +106,7 @@ def test_every_setting_changes_something_and_leaves_a_consistent_set(problem, ba
 
 
 def test_no_setting_is_left_out():
-    tested_below = {"mirror", "purity_alike"}
+    tested_below = {"minimum", "mirror", "predictors"}
     assert {name for change in SETTINGS for name in change} | tested_below == set(vars(PosteriorConfig()))
 
 
@@ -127,6 +114,14 @@ def test_no_setting_is_left_out():
 def test_a_single_epoch_is_enough(problem, change):
     auditor = replace(AUDITOR, epochs=1, warmup=1)
     assert_consistent_weights(run(problem, auditor, **change), auditor, **change)
+
+
+def test_a_minimum_of_every_class_is_trusted_below_the_threshold_where_the_noisy_label_is_the_most_probable(problem):
+    auditor = replace(AUDITOR, epochs=1, warmup=1)
+    strict = {"threshold": 0.99, "error": 0.0}
+    few, many = (run(problem, auditor, minimum=m, **strict) for m in (0.0, 0.9))
+    assert_consistent_weights(many, auditor, minimum=0.9, **strict)
+    assert (many.space == TRUSTED).sum() > (few.space == TRUSTED).sum()
 
 
 def test_a_pseudo_label_is_used_only_if_its_probability_of_error_is_small(problem):
@@ -163,20 +158,56 @@ def test_held_out_labels_are_never_trained_on(problem):
     assert not torch.equal(exchanged.refined.trust, state.refined.trust)
 
 
-def test_the_regression_on_patches_does_not_learn_held_out_labels(problem, monkeypatch):
+def test_regressions_do_not_learn_held_out_labels(problem, monkeypatch):
     used, leave_one_out = [], predictors.leave_one_out
-    monkeypatch.setattr(predictors, "leave_one_out", lambda z, y, use: used.append(use) or leave_one_out(z, y, use))
-    _, state = started(problem, holdout=0.2)
-    assert torch.equal(used[0], state.trained_on)
+    monkeypatch.setattr(predictors, "leave_one_out", lambda *a: used.append(a[2]) or leave_one_out(*a))
+    z_ND = problem.x.flatten(1)
+    _, state = started(replace(problem, embeddings=(z_ND,)), holdout=0.2)
+    assert len(used) == len(state.predictions) == 2
+    assert all(torch.equal(use, state.trained_on) for use in used)
     assert 0.75 < used[0].double().mean() < 0.85
+
+
+def test_copies_of_held_out_images_are_held_out_as_well(problem):
+    method = TrustPosterior(AUDITOR, PosteriorConfig(holdout=0.2))
+    group = torch.arange(300) // 3
+    kept, alone = method.trained_on(problem, group), method.trained_on(problem)
+    for of_three in range(100):
+        assert kept[group == of_three].tolist() == [bool(alone[group == of_three].all())] * 3
 
 
 def test_warm_up_begins_with_the_posterior_of_predictions_on_patches(problem):
     _, state = started(problem)
-    q = posterior(state.patches.double().log(), problem.noisy, state.transition).float()
+    (found,) = state.predictions
+    w_V = pooling.weights([found.p], problem.noisy, found.transition)
+    log_p = pooling.pool([found.p], w_V)
+    q = pooling.posterior(log_p, problem.noisy, found.transition, found.exponent).float()
     assert torch.equal(state.target, q)
     right, noisy_right = ((labels == problem.true).double().mean() for labels in (q.argmax(1), problem.noisy))
     assert right > noisy_right + 0.05
+
+
+@pytest.mark.parametrize("exponent", [0.45, 1.0])
+def test_the_posterior_has_matrix_exponent_and_range_of_the_prediction_that_explains_labels_best(problem, exponent):
+    method, state = started(problem, holdout=0.2)
+    (of_patches,) = state.predictions
+    best = replace(of_patches, transition=transition.uniform(0.3, K), exponent=exponent, range=(0.0, 0.3))
+    state.predictions = [replace(of_patches, log_likelihood=-9.0), replace(best, log_likelihood=-0.1)]
+    p_NK = torch.full((300, K), 1 / K)
+    q, estimated = method.posterior(problem, state, p_NK)
+    p_VNK = [of_patches.p, of_patches.p, p_NK]
+    # weights are those of labels that no predictor was trained on
+    w_V = pooling.weights(p_VNK, problem.noisy, best.transition, ~state.trained_on)
+    log_p = pooling.pool(p_VNK, w_V)
+    assert torch.equal(q, pooling.posterior(log_p, problem.noisy, best.transition, exponent))
+    rate = pooling.noise_rate(log_p, problem.noisy, best)
+    assert estimated == {
+        "weights": w_V.tolist(),
+        "exponent": exponent,
+        "kept": pytest.approx(0.7),
+        "noise_rate": [rate.estimate, rate.low, rate.high],
+    }
+    assert torch.equal(method.result(problem, state).transition, best.transition)
 
 
 def test_warm_up_leaves_targets_and_refined_set_as_they_are(problem):
@@ -249,16 +280,80 @@ def test_the_mirror_image_is_predicted_too_where_augmentation_flips(problem, aug
     torch.testing.assert_close(method.predicted(problem, state), expected)
 
 
-def test_where_labels_flip_between_alike_classes_hard_labels_have_to_be_purer(problem):
-    exponents = []
-    for alike in (False, True):
-        method, state = started(problem, purity=0.5)
-        assert not state.alike  # digits flip from each class to the next
-        state.alike = alike
-        for _ in range(AUDITOR.epochs):
-            method.step(problem, state)
-        exponents.append(state.rows[-1]["weight_exponent"])
-    assert exponents[0] == 1 < exponents[1]
+# Other predictors
+
+
+def test_without_a_network_nothing_is_trained_and_one_epoch_is_enough(problem):
+    settings = {"predictors": "patches"}
+    method, state = started(problem, **settings)
+    before = state.auditor.theta.clone()
+    assert method.epochs == 1
+    assert state.trained_on.all()
+    refined = run(problem, **settings)
+    assert_consistent_weights(refined, replace(AUDITOR, epochs=1, warmup=1), **settings)
+    assert len(refined.history) == 1
+    method.step(problem, state)
+    assert torch.equal(state.auditor.theta, before)
+    assert torch.equal(state.target, refined.posterior)
+
+
+def test_embeddings_and_probabilities_are_predictors(problem):
+    """One-hot true classes as embeddings leave nothing to doubt; probabilities that are right neither."""
+    true_NK, auditor = one_hot(problem.true, K), replace(AUDITOR, epochs=1, warmup=1)
+    blurred = true_NK + 0.1 * torch.randn(300, K, generator=generator(0, "blur"))
+    noisy_NK = (0.98 * true_NK + 0.002) @ (0.7 * torch.eye(K) + 0.3 * torch.eye(K).roll(1, 1))
+    for more in ({"embeddings": (blurred,)}, {"probabilities": (noisy_NK,)}):
+        given = replace(problem, **more)
+        refined = run(given, auditor, predictors="embeddings:a.npy")  # files are read by the pipeline
+        assert refined.metrics(problem.true)["trust_auroc"] > 0.99, more
+        assert_consistent_weights(refined, auditor)
+        both = run(given, auditor, predictors="patches embeddings:a.npy")
+        assert not same_bits(refined, both)
+
+
+def test_a_network_alone_is_refused(problem):
+    with pytest.raises(InputError, match="predictors must name another one than the network, got 'network'"):
+        started(problem, predictors="network")
+
+
+# Promises
+
+
+@pytest.mark.parametrize("settings", [{}, {"predictors": "patches"}], ids=str)
+def test_a_checked_label_is_never_flagged_and_counts_as_right(problem, settings):
+    alone = run(problem, cost=99.0, **settings)
+    checked = alone.flagged & (torch.arange(300) % 2 == 0)
+    assert checked.sum() > 20
+    refined = run(replace(problem, checked=checked), cost=99.0, **settings)
+    assert not (refined.flagged & checked).any()
+    assert (refined.trust[checked] == 1).all()
+    assert torch.equal(refined.posterior[checked], problem.noisy_NK[checked])
+    assert refined.noise_rate[0] == pytest.approx((1 - refined.trust).mean().item(), abs=1e-6)
+    assert refined.noise_rate[0] < alone.noise_rate[0]
+
+
+@pytest.mark.parametrize("labels", ["drawn anew", "the same"])
+def test_copies_of_all_images_change_neither_trust_nor_the_matrix(labels):
+    single = digits(None, "symmetric", 0.4)
+    x, true = single.x.repeat(2, 1, 1, 1), single.true.repeat(2)
+    noisy = single.noisy.repeat(2)
+    if labels == "drawn anew":
+        noisy = noise.inject(true, "symmetric", 0.4, n_classes=K, seed=0).noisy_N
+    copied = replace(single, x=x, noisy=noisy, true=true)
+    alone, twice = (run(problem, predictors="patches") for problem in (single, copied))
+    precision = [of.metrics(p.true)["trust_precision"] for of, p in ((alone, single), (twice, copied))]
+    assert precision[0] == pytest.approx(precision[1], abs=0.05)
+    assert (alone.transition - twice.transition).diagonal().abs().max() < 0.05
+
+
+@pytest.mark.parametrize("n", [50, 100, 200])
+@pytest.mark.parametrize("kind, rate", [("none", 0.0), ("symmetric", 0.4)])
+def test_the_interval_of_few_labels_holds_the_true_rate(n, kind, rate):
+    problem = digits(n, kind, rate)
+    estimate, low, high = run(problem, predictors="patches").noise_rate.tolist()
+    true_rate = (problem.noisy != problem.true).double().mean().item()
+    assert low <= true_rate <= high
+    assert low <= estimate <= high
 
 
 def test_digits_with_pairflips_are_sorted_out():

@@ -135,7 +135,7 @@ def _step(net: Network, sgd: Sgd, loss_fn: Loss, extra: Callable | None = None) 
 
         rule = replace(sgd, lr=lr)
         moved = rule.step(theta_P, rule.direction(partial(gradient, loss), theta_P), velocity_P)
-        return *(moved if sgd.momentum else moved[:1]), logits[0].detach()
+        return *(moved if sgd.momentum or isinstance(sgd, AdamW) else moved[:1]), logits[0].detach()
 
     return step
 

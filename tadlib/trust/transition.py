@@ -119,14 +119,14 @@ def best_uniform(lda: LdaStatistics) -> TransitionFit:
 
 
 def uniform_range(lda: LdaStatistics) -> tuple[float, float]:
-    """By how much less and more uniform noise explains labels within two units of the most log-likelihood (95 %)."""
-    found = []
+    """By how much less and more uniform noise than the best explains labels within 2 units of log-likelihood (95 %)."""
+    found, best = [], best_uniform(lda)
     for rate in torch.linspace(0, 0.8, 9).tolist():
         value = _value(lda, partial(uniform, rate, len(lda.share), lda.b.device), SEARCHED)
         found.append((value(*ascend(value, _start(lda, 1.0), STEPS // 5)).item() * len(lda.b), rate))
-    most, likeliest = max(found)
-    rates = [rate for value, rate in found if value > most - 2]
-    return likeliest - min(rates), max(rates) - likeliest
+    rates = [rate for value, rate in found if value > max(found)[0] - 2]
+    likeliest = 1 - best.transition[0, 0].item()
+    return max(likeliest - min(rates), 0.0), max(max(rates) - likeliest, 0.0)
 
 
 def free(lda: LdaStatistics, scale: float) -> Iterator[TransitionFit]:
