@@ -1,7 +1,7 @@
 """Build the book: run the notebooks, stage its sources, render them as HTML.
 
     python book/build.py                   run every notebook, then render _build/html/index.html
-    python book/build.py --only 02_trust   run this one (and reuse the others as last run), then render
+    python book/build.py --only 02-trust   run this one (and reuse the others as last run), then render
     python book/build.py --html-only       render the notebooks as last run here, or as committed
     python book/build.py --in-place        run every notebook and put its outputs into notebooks/; render nothing
     python book/build.py --pdf             render the notebooks as last run as _build/latex/book.pdf (needs LaTeX)
@@ -19,16 +19,21 @@ OWNER stands there, pages get no buttons to Binder and Colab: they would lead no
 """
 
 import argparse
+import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -39,11 +44,18 @@ INSTALL = "install"  # tag of the cell that installs the library where it is mis
 LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended latexmk xindy fonts-dejavu"  # of Debian
 NO_CHAPTERS = ("run",)  # notebooks that are no page: the log of a grid's run
 CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for nbval alone
+CAPTION = "caption"  # tag of the cells that hold a figure's caption for readers without the book
+COLUMNS = 80  # of code that pages show
+KEEP: Any = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+BOX = "box"  # tag of the cells that are a box in the book; their first line is its title
+# what reads as a link in any Jupyter, and as a numbered reference or a citation in the book
+FIGURE_LINK = re.compile(r"\[[^\]]*\]\(#((?:fig|tab)-[\w-]+)\)")
+CITATION_LINK = re.compile(r"\[\([^\]]*\)\]\(\.\./book/references\.md#([\w,]+)\)")
 # the pages of the API: title and what its modules' names begin with; what fits none is on the first page
 API_PAGES: dict[str, tuple[str, ...]] = {
     "api": (),
-    "api_labels": ("tadlib.noise", "tadlib.trust"),
-    "api_distillation": (
+    "api-labels": ("tadlib.find", "tadlib.noise", "tadlib.trust"),
+    "api-distillation": (
         "tadlib.nn",
         "tadlib.experts",
         "tadlib.matching",
@@ -52,7 +64,7 @@ API_PAGES: dict[str, tuple[str, ...]] = {
         "tadlib.observer",
         "tadlib.students",
     ),
-    "api_report": ("tadbook",),
+    "api-report": ("tadbook",),
 }
 
 
@@ -139,6 +151,36 @@ def with_install_cell(notebook: nbformat.NotebookNode, url: str) -> nbformat.Not
     return notebook
 
 
+def with_captions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """``notebook`` with the caption of every figure, which the book reads from its metadata, in a cell below it.
+
+    The build leaves these cells out; they are for readers of the file.
+    """
+    cells = []
+    for cell in text_and_code(notebook):
+        cells.append(cell)
+        if figure := cell.metadata.get("mystnb", {}).get("figure"):
+            text = f'<a id="{figure["name"]}"></a>**Figure.** {figure["caption"]}'
+            made = nbformat.v4.new_markdown_cell(text, id=f"{figure['name']}-caption", metadata={"tags": [CAPTION]})
+            cells.append(made)
+    notebook.cells = cells
+    return notebook
+
+
+def text_and_code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells of a notebook without its repeated captions."""
+    return [cell for cell in notebook.cells if CAPTION not in cell.metadata.get("tags", [])]
+
+
+def as_myst(cell: nbformat.NotebookNode) -> str:
+    """The text of a cell as the book takes it: numbered references and citations for links, and boxes."""
+    text = CITATION_LINK.sub(r"{cite:p}`\1`", FIGURE_LINK.sub(r"{numref}`\1`", cell.source))
+    if BOX in cell.metadata.get("tags", []):
+        title, _, rest = text.partition("\n")
+        text = f":::{{admonition}} {title.strip('*')}\n:class: tip\n{rest}\n:::"
+    return text
+
+
 def keep_costs(path: Path, chapter: str, seconds: float, processor_seconds: float) -> None:
     """Put what a chapter took into the table at ``path``, in place of what it took before."""
     import pandas as pd
@@ -198,14 +240,16 @@ def dress(source: Path, executed: Path, note: str) -> None:
     and the empty heading that pandas writes over an index, which a screen reader would announce, becomes a plain cell.
     """
     committed, notebook = (nbformat.read(path, as_version=4) for path in (source, executed))
+    for part in (committed, notebook):
+        part.cells = text_and_code(part)
     if [cell.cell_type for cell in committed.cells] == [cell.cell_type for cell in notebook.cells]:
         for cell, now in zip(notebook.cells, committed.cells):
             cell.metadata = now.metadata
             if cell.cell_type == "markdown":
-                cell.source = now.source
+                cell.source = as_myst(now)
     first, title_now = notebook.cells[0], committed.cells[0]
     if first.cell_type == title_now.cell_type == "markdown":
-        first.source = title_now.source  # whatever else has changed; without the note of an earlier rendering
+        first.source = as_myst(title_now)  # whatever else has changed; without the note of an earlier rendering
     if note and first.cell_type == "markdown" and "\n\n" in first.source:
         title, question, *rest = first.source.split("\n\n")
         first.source = "\n\n".join([title, question, note, *rest])
@@ -240,12 +284,47 @@ def stage(root: Path, staged: Path) -> None:
     for package in ("tadlib", "tadbook"):  # pages show their code
         if (root / package).is_dir():
             shutil.copytree(root / package, staged / package, ignore=shutil.ignore_patterns("__pycache__"))
+    narrow([path for package in ("tadlib", "tadbook") for path in (staged / package).rglob("*.py")])
     copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     if PLACEHOLDER in repository_url(config):
         without_launch_buttons(config)
     (staged / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def narrow(paths: Sequence[Path]) -> None:
+    """Lay out code that pages show for ``COLUMNS`` columns, in place; without ruff it stays as wide as it is."""
+    if not paths or importlib.util.find_spec("ruff") is None:
+        return
+    for path in paths:
+        path.write_text(narrow_text(path.read_text(encoding="utf-8")), encoding="utf-8")
+    command = [sys.executable, "-m", "ruff", "format", "--quiet", "--isolated", "--line-length", str(COLUMNS)]
+    subprocess.run([*command, *map(str, paths)], check=True)
+
+
+def narrow_text(code: str) -> str:
+    """``code`` with docstrings and comments broken at ``COLUMNS``, which a formatter leaves alone.
+
+    A line that is indented within a docstring, such as a formula, goes on with a deeper indentation.
+    """
+    lines = code.splitlines()
+    tree = ast.parse(code)
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            docstring = node.body[0]
+            inside |= {*range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno)}
+    broken: list[str] = []
+    for number, line in enumerate(lines):
+        bare = line.lstrip()
+        indent = line[: len(line) - len(bare)]
+        if len(line) <= COLUMNS or not (number in inside or bare.startswith("#")):
+            broken.append(line)
+            continue
+        mark, text = ("# ", bare.removeprefix("# ")) if bare.startswith("#") else ("", bare)
+        broken += textwrap.wrap(text, COLUMNS, initial_indent=indent + mark, subsequent_indent=indent + mark, **KEEP)
+    return "\n".join(broken) + "\n"
 
 
 def copy_mathjax(target: Path) -> None:
@@ -386,7 +465,8 @@ def build_in_place(root: Path, only: str | None = None) -> None:
         if only not in (None, path.stem):
             continue
         if path in chapter_paths(root):
-            nbformat.write(with_install_cell(nbformat.read(path, as_version=4), url), path)
+            notebook = with_captions(nbformat.read(path, as_version=4))
+            nbformat.write(with_install_cell(notebook, url), path)
         seconds, processor = run_in_place(path, root / "_build" / "attempts" / path.name)
         if path in chapter_paths(root):
             keep_costs(root / "results" / "chapters.parquet", path.stem, seconds, processor)

@@ -3,6 +3,7 @@
 It imports tadlib, never the other way round, and it alone imports matplotlib and seaborn.
 """
 
+from tadbook.chapter import configure
 from tadbook.comparison import against_rate, comparisons, shortfalls, verdict
 from tadbook.costs import chapter_note
 from tadbook.explore import (
@@ -20,10 +21,12 @@ from tadbook.labels import (
     label_bars,
     loss_histograms,
     mixtures,
+    mixtures_over_epochs,
     review_curve,
     roc_curves,
     score_histograms,
     space_flow,
+    space_moves,
     transition_maps,
     trust_over_rounds,
     weighed_labels,
@@ -57,6 +60,7 @@ __all__ = [
     "calibration_curve",
     "chapter_note",
     "comparisons",
+    "configure",
     "discriminants",
     "explore_images",
     "explore_noise",
@@ -70,6 +74,7 @@ __all__ = [
     "matching_loss",
     "methods_table",
     "mixtures",
+    "mixtures_over_epochs",
     "read_results",
     "read_trust",
     "labels_table",
@@ -79,6 +84,7 @@ __all__ = [
     "score_histograms",
     "shortfalls",
     "space_flow",
+    "space_moves",
     "stage_table",
     "style",
     "summarise",

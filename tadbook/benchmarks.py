@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,19 +16,21 @@ def meta_gradient(table: pd.DataFrame) -> Figure:
     """Seconds and peak memory of one meta-gradient over the number of student steps, a column a width."""
     widths = sorted(table.width.unique())
     made, axes = figure(4.6, 2, len(widths))
-    styles = dict(zip(sorted(table.method.unique()), CYCLE, strict=False))
+    names = sorted(table.method.unique())
+    styles = {name: (*line, marker) for name, line, marker in zip(names, CYCLE, "os^D", strict=False)}
     for column, width in zip(axes.T, widths, strict=True):
         of_width = table[table.width == width]
         for method, rows in of_width.sort_values("steps").groupby("method"):
-            colour, dashes = styles[method]
+            colour, dashes, marker = styles[method]
             whole = rows[~rows.out_of_memory]
             for ax, values in ((column[0], whole.cpu_seconds), (column[1], whole.peak_bytes / 1e9)):
-                ax.plot(whole.steps, values, color=colour, linestyle=dashes, marker="o", markersize=3, label=method)
+                drawn = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4.5, "label": method}
+                ax.plot(whole.steps, values, **drawn)
             for steps, limit in rows[rows.out_of_memory][["steps", "memory_limit_gb"]].itertuples(index=False):
                 column[1].plot(steps, limit, "x", color=colour)
                 column[1].annotate("out of memory", (steps, limit), ha="right", va="bottom", fontsize=7)
         column[0].set(title=f"width {width}, batch {of_width.batch.iloc[0]}", ylabel="processor seconds")
-        column[1].set(xlabel="student steps N", ylabel="peak memory (GB)")
+        column[1].set(xlabel="student steps J", ylabel="peak memory (GB)")
         for ax in column:
             ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -36,14 +39,16 @@ def meta_gradient(table: pd.DataFrame) -> Figure:
     return made
 
 
-def _bars(table: pd.DataFrame, column: str, label: str) -> Figure:
+def _bars(table: pd.DataFrame, column: str, label: str, scale: str = "linear") -> Figure:
     made, axes = figure(0.6 + 0.35 * len(table))
     ax = axes[0, 0]
     ax.barh(table.method, table[column], color=CYCLE[0][0], height=0.6)
     for i, value in enumerate(table[column]):
         ax.text(value, i, f" {value:.3g}", va="center", fontsize=7.5, color=MUTED)
     ax.invert_yaxis()
-    ax.set(xlabel=label)
+    ax.set(xlabel=label, xscale=scale)
+    if scale == "log":  # room for the numbers, and bars that begin at a power of ten
+        ax.set_xlim(10 ** np.floor(np.log10(table[column].min())), 3 * table[column].max())
     return made
 
 
@@ -54,7 +59,8 @@ def expert_training(table: pd.DataFrame) -> Figure:
 
 def trajectory_store(table: pd.DataFrame) -> Figure:
     """Milliseconds of one random read of each way to keep trajectories."""
-    return _bars(table, "read_milliseconds", "one random read, warm (ms)")
+    timed = table.dropna(subset="read_milliseconds")
+    return _bars(timed, "read_milliseconds", "one random read, warm (ms, logarithmic)", "log")
 
 
 def evaluation(table: pd.DataFrame) -> Figure:

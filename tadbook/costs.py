@@ -10,10 +10,10 @@ from tadlib.store import load_table
 
 # how often each chapter runs each stage for one arm that learns; a warm-up counts as a part of a diversion
 RUNS: dict[str, dict[str, float]] = {
-    "02_trust": {"divert": 3.7},
-    "03_recalibration": {"divert": 1},
-    "04_experts_and_distillation": {"divert": 1, "experts": 2, "distill": 1},
-    "05_benchmark": {"divert": 2, "experts": 4, "distill": 4, "evaluate": 4},
+    "02-trust": {"divert": 3.7},
+    "03-recalibration": {"divert": 1},
+    "04-experts-and-distillation": {"divert": 1, "experts": 2, "distill": 1},
+    "05-benchmark": {"divert": 2, "experts": 4, "distill": 4, "evaluate": 4},
 }
 
 

@@ -297,7 +297,7 @@ def anchor_picture(
             ax.plot([0, mean[0]], [0, mean[1]], color=INK, linewidth=0.9)
             ax.add_patch(Circle(mean, 2, fill=False, edgecolor=INK, linewidth=1.1, linestyle=(0, (4, 1.5))))
             ax.annotate(
-                rf"$\mu_{{{class_names[k]}}}$",
+                rf"$a_{{{class_names[k]}}}$",
                 mean,
                 ha="center",
                 va="center",
@@ -389,3 +389,66 @@ def review_curve(orders: Mapping[str, Tensor]) -> Figure:
     ax.set(xlabel="images looked at", ylabel="wrong labels found (%)", xlim=(0, looked[-1]), ylim=(0, 102))
     ax.legend(loc="lower right")
     return made
+
+
+def mixtures_over_epochs(
+    splits: Mapping[int, Split], label_N: Tensor, right_N: Tensor, classes: Sequence[int], class_names: Sequence[str]
+) -> Figure:
+    """The losses of single classes, and the two Gaussians fitted to them, at several epochs: a row a class, a column
+    an epoch."""
+    made, axes = figure(1.3 * len(classes) + 0.6, len(classes), len(splits), sharex=True, sharey="row")
+    label, right = array(label_N), array(right_N)
+    grid, edges = np.linspace(0, 1, 200), np.linspace(0, 1, 21)
+    for column, (epoch, split) in zip(axes.T, splits.items(), strict=True):
+        column[0].set_title(f"epoch {epoch}")
+        for ax, k in zip(column, classes, strict=True):
+            own = label == k
+            _right_and_wrong(ax, array(split.u)[own], right[own], edges, density=True)
+            fitted = (array(t[k]) for t in (split.mixture.mean, split.mixture.variance.sqrt(), split.mixture.weight))
+            for mean, sigma, weight in zip(*fitted):
+                ax.plot(grid, weight * norm.pdf(grid, mean, sigma), color=INK, linewidth=1.1)
+            ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=(), ylim=(0, None))
+    for ax, k in zip(axes[:, 0], classes):
+        ax.set_ylabel(f"noisy label\n{class_names[k]}")
+    made.supxlabel(r"average loss of the noisy label, scaled to [0, 1] within the class, $u_i$", fontsize=8.5)
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return made
+
+
+def space_moves(space_history_EN: Tensor, right_N: Tensor, epochs: Sequence[int]) -> Figure:
+    """How samples move between the spaces from one of ``epochs`` (counted from 1) to the next: those whose noisy label
+    is right (N,) on the left, the others on the right. A band is as wide as the samples in it are many."""
+    made, axes = figure(3.1, 1, 2, sharey=True)
+    history, names = array(space_history_EN), list(SPACES)  # trusted, recalibrated, untrusted: codes 2, 1, 0
+    cases = {"noisy label right": array(right_N), "noisy label wrong": ~array(right_N)}
+    for ax, (title, mask) in zip(axes[0], cases.items(), strict=True):
+        codes = 2 - history[[epoch - 1 for epoch in epochs]][:, mask].astype(int)
+        n = codes.shape[1]
+        for x, own in enumerate(codes):
+            counts = np.bincount(own, minlength=3)
+            starts = np.concatenate([[0], counts.cumsum()[:-1]])
+            for code, (name, (colour, hatch)) in enumerate(SPACES.items()):
+                box = {"facecolor": colour, "hatch": hatch, "edgecolor": "white" if code == 0 else MUTED}
+                ax.bar(x, counts[code], 0.24, starts[code], linewidth=0.4, label=name if x == 0 else None, **box)
+            if x == len(codes) - 1:
+                break
+            following = np.bincount(codes[x + 1], minlength=3)
+            left, right = starts.astype(float), np.concatenate([[0], following.cumsum()[:-1]]).astype(float)
+            for i, j in np.ndindex(3, 3):
+                if moved := int(((own == i) & (codes[x + 1] == j)).sum()):
+                    ends = float(left[i]), float(right[j])
+                    _band(ax, (x + 0.12, x + 0.88), ends, moved, SPACES[names[i]][0])
+                left[i], right[j] = left[i] + moved, right[j] + moved
+        ax.set(xlim=(-0.2, len(codes) - 0.8), ylim=(0, None), title=f"{title}: {n:,} samples")
+        ax.set_xticks(range(len(codes)), [f"{epoch}" for epoch in epochs])
+        ax.set_xlabel("epoch")
+    axes[0, 0].set_ylabel("samples")
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return made
+
+
+def _band(ax: Axes, x: tuple[float, float], y: tuple[float, float], height: float, colour: str) -> None:
+    """A band of ``height`` from the left end, above ``y[0]`` at ``x[0]``, to the right one."""
+    s = np.linspace(0, 1, 30)
+    rise = (y[1] - y[0]) * (3 * s**2 - 2 * s**3)
+    ax.fill_between(x[0] + (x[1] - x[0]) * s, y[0] + rise, y[0] + height + rise, color=colour, alpha=0.45, linewidth=0)

@@ -79,7 +79,7 @@ def gradient_agreement(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylim(1e-18, None)
     axes[0, 1].set(ylabel="angle (degrees)", ylim=(0, None))
     for ax in axes[0]:
-        ax.set_xlabel("student steps $N$")
+        ax.set_xlabel("student steps $J$")
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted(table["steps"].unique()), sorted(table["steps"].unique()))
         ax.minorticks_off()

@@ -1,24 +1,24 @@
 """Trajectory matching: the loss of Cazenavette et al. (MTT, 2022) and its exact gradient in constant memory.
 
-Legend: N steps, M = N + 1, B batch, S synthetic images, K classes, C H W image, P flat parameters.
+Legend: J steps (M = J + 1 points), B batch, S synthetic images, K classes, C H W image, P flat parameters.
 
-A student starts at the expert's θ_0 and takes N steps on synthetic data::
+A student starts at the expert's θ_0 and takes J steps on synthetic data::
 
-    θ_{i+1} = θ_i − β g_i,   g_i = ∇_θ ℓ(f(θ_i; a_i(X_{B_i})), Y_{B_i}),
+    θ_{j+1} = θ_j − β g_j,   g_j = ∇_θ ℓ(f(θ_j; A_j(X_{B_j})), Y_{B_j}),
 
-and should end where the expert is M epochs later:  L = ‖θ_N − θ*‖² / ‖θ_0 − θ*‖².
+and should end where the expert is M epochs later:  L = ‖θ_J − θ*‖² / ‖θ_0 − θ*‖².
 
-The reverse sweep carries one vector λ_i = ∂L/∂θ_i and needs, per step, only Hessian-vector products of one step's
+The reverse sweep carries one vector λ_j = ∂L/∂θ_j and needs, per step, only Hessian-vector products of one step's
 loss, which need no graph over the unroll (``exact``)::
 
-    λ_N = 2(θ_N − θ*) / ‖θ_0 − θ*‖²
-    (h, m_X, m_Y) = ∇_{θ,x,y} ⟨∇_θ ℓ(θ_i; x, y), λ_{i+1}⟩
-    ∂L/∂X_{B_i} −= β a_iᵀ(m_X),  ∂L/∂Y_{B_i} −= β m_Y,  ∂L/∂β −= ⟨g_i, λ_{i+1}⟩,  λ_i = λ_{i+1} − β h
+    λ_J = 2(θ_J − θ*) / ‖θ_0 − θ*‖²
+    (h, m_X, m_Y) = ∇_{θ,x,y} ⟨∇_θ ℓ(θ_j; x, y), λ_{j+1}⟩
+    ∂L/∂X_{B_j} −= β A_jᵀ(m_X),  ∂L/∂Y_{B_j} −= β m_Y,  ∂L/∂β −= ⟨g_j, λ_{j+1}⟩,  λ_j = λ_{j+1} − β h
 
-Memory: N + 1 parameter vectors and one step's graph. By symmetry the products are also the derivative of ∇_{θ,x,y} ℓ
-along λ_{i+1} (a jvp), but differentiating twice in reverse by plain autograd takes less time, above all for small
-networks. ``unrolled`` (autograd through all N steps, as MTT's authors do) and ``tesla`` (without the Hessian products,
-λ_i = λ_N; Cui et al. 2023) are there for comparison.
+Memory: J + 1 parameter vectors and one step's graph. By symmetry the products are also the derivative of ∇_{θ,x,y} ℓ
+along λ_{j+1} (a jvp), but differentiating twice in reverse by plain autograd takes less time, above all for small
+networks. ``unrolled`` (autograd through all J steps, as MTT's authors do) and ``tesla`` (without the Hessian products,
+λ_j = λ_J; Cui et al. 2023) are there for comparison.
 """
 
 from collections.abc import Callable, Sequence

@@ -95,9 +95,9 @@ def test_api_pages_cover_every_public_module_once(build, tmp_path):
     }
     assert modules == {
         "api": ["tadlib", "tadlib.data"],
-        "api_labels": ["tadlib.noise", "tadlib.noise.files"],
-        "api_distillation": ["tadlib.distill", "tadlib.distill.mtt"],
-        "api_report": ["tadbook", "tadbook.style"],
+        "api-labels": ["tadlib.noise", "tadlib.noise.files"],
+        "api-distillation": ["tadlib.distill", "tadlib.distill.mtt"],
+        "api-report": ["tadbook", "tadbook.style"],
     }
     stubs = {path.stem for path in (ROOT / "book").glob("api*.md")}
     assert stubs == {*build.API_PAGES}, "each page of the API needs a file that includes it"
@@ -179,13 +179,13 @@ def test_readers_get_the_text_as_it_is_now_and_what_the_chapter_takes(build, tmp
 
 def test_costs_of_a_chapter_are_kept_once_and_told(build, tmp_path):
     for seconds in (10.0, 20.0):
-        build.keep_costs(tmp_path / "chapters.parquet", "02_trust", 2 * seconds, seconds)
-    build.keep_costs(tmp_path / "chapters.parquet", "01_noise", 1.0, 1.0)
-    assert costs.read_chapters(tmp_path)["chapter"].tolist() == ["01_noise", "02_trust"]
-    assert "**Takes** 20 s of one processor core" in tadbook.chapter_note(tmp_path, "02_trust")
-    assert tadbook.chapter_note(tmp_path, "03_recalibration") == ""
+        build.keep_costs(tmp_path / "chapters.parquet", "02-trust", 2 * seconds, seconds)
+    build.keep_costs(tmp_path / "chapters.parquet", "01-noise", 1.0, 1.0)
+    assert costs.read_chapters(tmp_path)["chapter"].tolist() == ["01-noise", "02-trust"]
+    assert "**Takes** 20 s of one processor core" in tadbook.chapter_note(tmp_path, "02-trust")
+    assert tadbook.chapter_note(tmp_path, "03-recalibration") == ""
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    assert "| 02_trust | 20 s | 40 s |" in (tmp_path / "generated" / "costs.md").read_text()
+    assert "| 02-trust | 20 s | 40 s |" in (tmp_path / "generated" / "costs.md").read_text()
     assert [costs.duration(s) for s in (9.4, 99, 100, 5999, 7200)] == ["9 s", "99 s", "2 min", "100 min", "2.0 h"]
 
 
@@ -331,6 +331,7 @@ def test_every_entry_of_the_bibliography_is_cited():
     files = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tadlib").rglob("*.py")]
     text = " ".join(path.read_text(encoding="utf-8") for path in files)
     cited = {key for group in re.findall(r"\{cite:\w\}`([^`]+)`", text) for key in group.replace(" ", "").split(",")}
+    cited |= {key for group in re.findall(r"references\.md#([\w,]+)\)", text) for key in group.split(",")}
     cited |= {key for _, sources in pages.PUBLISHED.values() for key in sources.split(",")}
     assert len(entries) > 30
     assert set(entries) == cited
@@ -480,6 +481,17 @@ def test_the_example_of_own_images_runs(repository, tmp_path, monkeypatch):
     assert suspects["trust"].is_monotonic_increasing
     assert all(Path(path).parent.name == f"digit {k}" for path, k in zip(suspects["path"], suspects["given_label"]))
     assert left["distilled"].pixels.shape == (10, 1, 8, 8)
+
+
+def test_the_example_of_label_errors_runs(repository, capsys):
+    left: dict = {"__name__": "__main__"}
+    exec(compile((repository / "book" / "label_errors.py").read_text(), "label_errors.py", "exec"), left)
+    wrong, flagged = left["labels"] != left["true"], left["suspects"]["flagged"]
+    assert wrong[flagged].mean() > 0.9
+    assert flagged[wrong].mean() > 0.9
+    low, high = left["suspects"].attrs["interval"]
+    assert low < wrong.mean() < high
+    assert capsys.readouterr().err == ""
 
 
 def test_a_setting_tested_on_another_network_is_another_setting(tmp_path):

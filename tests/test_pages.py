@@ -16,7 +16,7 @@ PATHS = sorted(path for path in HTML.rglob("*.html") if path != HTML / "index.ht
 # listings of source are all made alike: one stands for them
 LISTINGS = [path for path in PATHS if "_modules" in path.parts]
 OPENED = [path for path in PATHS if path not in LISTINGS] + LISTINGS[-1:]
-WHOLE = "01_noise"  # the page that axe sees whole; from the others what is alike everywhere is taken out
+WHOLE = "01-noise"  # the page that axe sees whole; from the others what is alike everywhere is taken out
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -51,6 +51,31 @@ CONTENT = """async () => {
         empty: all('.tad-explore').filter(f => !f.querySelector('.stage').children.length).map(f => f.id),
     };
 }"""
+
+# What is wider than its place, with all that is folded open. A figure may scroll; text may not.
+CLIPPED = """() => {
+    document.querySelectorAll('main details').forEach(box => { box.open = true; });
+    document.querySelectorAll('main .toggle-hidden').forEach(box => box.classList.remove('toggle-hidden'));
+    dispatchEvent(new Event('resize'));
+    const wide = (e, room) => e.offsetParent !== null && e.scrollWidth > room + 1;
+    const found = (kind, selector, room) => [...document.querySelectorAll(selector)].filter(e => wide(e, room(e)))
+        .map(e => `${kind}, ${e.scrollWidth} of ${room(e)} pixels: ${e.innerText.slice(0, 60)}`);
+    const own = e => e.clientWidth;
+    return [
+        ...found('code', 'main pre', own),
+        ...found('table', 'main table', own),
+        ...found('table', 'main table', e => e.closest('article, main').clientWidth),
+        ...found('formula', 'main mjx-container[display=true]', e => e.closest('div.math')?.clientWidth ?? own(e)),
+    ];
+}"""
+
+# The smallest type of each figure in pixels, as it is shown: 7 points at 150 dots an inch in pictures, measured in SVG.
+SMALL_TYPE = """() => [
+    ...[...document.querySelectorAll('main figure img')].filter(i => i.offsetParent && i.naturalWidth > 700)
+        .map(i => [i.src.slice(-60), 7 / 72 * 150 * i.clientWidth / i.naturalWidth]),
+    ...[...document.querySelectorAll('main figure svg text')].filter(e => e.getClientRects().length).map(e =>
+        [e.textContent, parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)]),
+].filter(([, size]) => size < 9)"""
 
 AXE = """async rules => {
     const found = await axe.run(document, {
@@ -134,7 +159,10 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, path):
         assert image["width"] > 1, f"an empty image: {image['source']}"
         assert image["alt"].strip(), f"an image without alternative text: {image['source']}"
 
+    assert tab.evaluate(CLIPPED) == [], "clipped on a desktop"
     tab.set_viewport_size(PHONE)
+    assert tab.evaluate(CLIPPED) == [], "clipped on a phone"
+    assert tab.evaluate(SMALL_TYPE) == [], "type of figures under 9 pixels on a phone"
     overflow = tab.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0, f"{overflow} pixels wider than a phone"
     tab.set_viewport_size(DESKTOP)
@@ -152,7 +180,7 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, path):
 
 def test_every_chapter_has_a_figure_to_look_around_in():
     with_one = {path.stem for path in OPENED if 'class="tad-explore"' in path.read_text(encoding="utf-8")}
-    chapters = {"01_noise", "02_trust", "03_recalibration", "04_experts_and_distillation"}
+    chapters = {"01-noise", "02-trust", "03-recalibration", "04-experts-and-distillation"}
     assert with_one >= chapters | {"distillation", "results"}
 
 

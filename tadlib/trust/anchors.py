@@ -2,8 +2,8 @@
 
 Legend: N samples, K classes, D features.
 
-Anchors μ_k are weighted class means of penultimate features z, with one shared, shrunk covariance Σ.
-d_k(x) = (z − μ_k)ᵀ Σ⁻¹ (z − μ_k); q_k ∝ exp(−d_k / 2t); s_k = cos(z, μ_k); candidate k* = argmin d; reliability
+Anchors a_k are weighted class means of penultimate features z, with one shared, shrunk covariance Σ.
+d_k = (z − a_k)ᵀ Σ⁻¹ (z − a_k); q_k ∝ exp(−d_k / 2t); s_k = cos(z − z̄, a_k − z̄); candidate k* = argmin d; reliability
 ρ = q_{k*} (1 + s_{k*}) / 2 where distance and cosine agree on ``k*``, else 0.
 """
 

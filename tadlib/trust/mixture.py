@@ -29,7 +29,7 @@ def by_group(group_N: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
 class Mixture:
     """Two Gaussians for each of G groups; component 0 is the lower. All (G, 2), float64.
 
-    ``separated`` (G,) tells whether ``|μ₁ − μ₀| ≥ δ(σ₀ + σ₁)``.
+    ``separated`` (G,) tells whether ``m₁ − m₀ ≥ δ(σ₀ + σ₁)``.
     """
 
     mean: Tensor
@@ -112,7 +112,7 @@ class Split:
 def split(loss_N: Tensor, group_N: Tensor, n_groups: int, *, delta: float) -> Split:
     """Scale losses to [0, 1] in every group, and fit a two-component mixture to each.
 
-    A group whose components do not separate, ``|μ₁ − μ₀| < δ(σ₀ + σ₁)``, is clean: all of it has the most favourable
+    A group whose components do not separate, ``m₁ − m₀ < δ(σ₀ + σ₁)``, is clean: all of it has the most favourable
     odds, still ordered by the loss (our choice). Classes as groups are TAD's mixtures, one group DivideMix's.
     """
     require(bool(loss_N.isfinite().all()), "losses must be finite, got NaN or infinite values (did training diverge?)")

@@ -13,11 +13,11 @@ After warm-up, in every epoch:
    A class with m₁ − m₀ < δ(σ₀ + σ₁) is clean: w_i ≈ 1.
 2. **Dynamic threshold.** Trusted iff w_i > τ(e), where τ relaxes from τ_start to τ_end in a line; never fewer than
    ``minimum`` · N / K samples of a class.
-3. **Consistency.** The auditor's loss on augmented images a(x) gains η(e) · KL(p(· | x) ‖ p(· | a(x))) over all
+3. **Consistency.** The auditor's loss on augmented images A(x) gains η(e) · KL(p(· | x) ‖ p(· | A(x))) over all
    samples, with p(· | x) from the last pass over the images as they are; η ramps up after warm-up.
-4. **Inner loop.** Features z = h(x); anchors μ_k are w-weighted means of trusted samples, Σ their shared covariance:
+4. **Inner loop.** Features z = h(x); anchors a_k are w-weighted means of trusted samples, Σ their shared covariance:
 
-       d_k = (z − μ_k)ᵀ Σ⁻¹ (z − μ_k),    q_k ∝ exp(−d_k / 2t),    s_k = cos(z − z̄, μ_k − z̄)
+       d_k = (z − a_k)ᵀ Σ⁻¹ (z − a_k),    q_k ∝ exp(−d_k / 2t),    s_k = cos(z − z̄, a_k − z̄)
        k* = argmin d,    ρ = q_{k*} (1 + s_{k*}) / 2  where argmin d = argmax s, else 0
 
    A candidate is believed iff ρ exceeds the α-quantile of ρ over trusted samples. An untrusted sample with a believed
