@@ -15,6 +15,7 @@ from tadbook.tables import (
     ablation_table,
     informed_table,
     inner_loop_table,
+    label_errors_table,
     labels_table,
     methods_table,
     noisy_settings,
@@ -196,8 +197,8 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
     ``results.md`` (all scales), ``comparison``, ``trust``, those of ``MEASURED``, ``methods``, ``untouched``,
-    ``benchmarks`` and ``costs``. They are MyST fragments (``.md``), to be included by a page beside the folder
-    ``results``.
+    ``benchmarks``, ``costs`` and ``label_errors``. They are MyST fragments (``.md``), to be included by a page beside
+    the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -218,9 +219,22 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     texts |= {f"{name}.md": _measured_fragment(Path(results_dir), name) for name in MEASURED}
     texts["untouched.md"] = _untouched_fragment(results)
     texts["costs.md"] = _costs_fragment(Path(results_dir), results)
+    texts["label_errors.md"] = _label_errors_fragment(Path(results_dir) / "label_errors.parquet")
     for name, text in texts.items():
         write_atomic(target / name, (text + "\n").encode())
     return [target / name for name in texts]
+
+
+def _label_errors_fragment(path: Path) -> str:
+    if not path.exists():
+        return NONE_YET
+    caption = (
+        "Label errors by the same predictions: F1 of the labels that each method flags, AUROC, and the share of wrong "
+        "labels (%), true and estimated by the trust posterior. The AUROC of disagreement is that of the loss. Sets of "
+        f"images: 10,000 of CIFAR-10 at scale lite, and all Roman numerals. {MEAN}"
+    )
+    table = captioned(label_errors_table(load_table(path)), "label-errors", caption)
+    return f"{table}\n\nMade by `python benchmarks/label_errors.py --root DATA`."
 
 
 def write_published(folder: Path | str, target_dir: Path | str) -> Path:

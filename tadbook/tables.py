@@ -290,6 +290,22 @@ def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def label_errors_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each set and predictors of ``benchmarks/label_errors.py``: F1 of the flagged labels and AUROC of each
+    method, and the share of wrong labels (%), true and as the posterior estimates it."""
+    methods = {"trust posterior": "posterior", "cleanlab": "cleanlab", "argmax differs": "disagreement"}
+    found = []
+    for (name, predictors), own in rows.groupby(["set", "predictors"], sort=False):
+        of = {method: own[own["method"] == method] for method in methods}
+        row = {"set": str(name).replace("published:", "").replace(":", " "), "predictors": predictors}
+        row |= {f"F1: {word}": _over_seeds(of[method]["f1"], 1, 3) for method, word in methods.items()}
+        row |= {f"AUROC: {word}": _over_seeds(of[method]["auroc"], 1, 3) for method, word in methods.items()}
+        row["wrong"] = _over_seeds(of["trust posterior"]["wrong"], 100, 1)
+        row["estimated"] = _over_seeds(of["trust posterior"]["noise_rate"], 100, 1)
+        found.append(row)
+    return pd.DataFrame(found)
+
+
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a variant, the unchanged one first, then by AUROC: AUROC of trust under each noise, and test accuracy (%)
     where it was measured, mean ± half of the 95 % interval over seeds."""
