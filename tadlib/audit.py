@@ -233,8 +233,8 @@ def table(findings: Findings, by: str, why: Sequence[str]) -> pd.DataFrame:
 def tasks(findings: Findings, by: str, images: Sequence[str], why: Sequence[str]) -> list[dict[str, Any]]:
     """Suspects as Label Studio's tasks with predictions (its guide, *Import pre-annotated data*), worst first.
 
-    ``images`` (M) are addresses. The control is called like the column of :func:`tadlib.noise.corrected`, so that
-    Label Studio's export as CSV is a file of corrections.
+    ``images`` (M) are addresses. The control is called like the column of
+    :func:`~tadlib.noise.corrections.corrected`, so that Label Studio's export as CSV is a file of corrections.
     """
     f = findings
     made = []

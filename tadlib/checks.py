@@ -40,7 +40,7 @@ def require_labels(what: str, y_N: Any, n_classes: int, n: int | str = "N") -> N
 
 
 def require_images(what: str, x_NCHW: Any, shape: Sizes = ("C", "H", "W"), n: int | str = "N") -> None:
-    """InputError unless ``x_NCHW`` is (n, *shape) float32 and finite."""
+    """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite."""
     turned = isinstance(x_NCHW, Tensor) and x_NCHW.ndim == 4 and tuple(x_NCHW.shape[1:]) == (*shape[1:], shape[0])
     if turned and tuple(x_NCHW.shape[1:]) != shape:
         order = f"{what} must have their channels first, {(n, *shape)}, got {tuple(x_NCHW.shape)}".replace("'", "")

@@ -162,8 +162,8 @@ def hard_labels(synthetic: Synthetic) -> Synthetic:
 
 
 def random_real(synthetic: Synthetic, real: Real, seed: int, factor: int = 1) -> Synthetic:
-    """As many random real images of each class, of the same formation and in mosaics of ``factor``² patches, with the
-    labels and learning rate of the set."""
+    """As many random real images of each class, of the same formation and in mosaics of ``factor`` squared patches,
+    with the labels and learning rate of the set."""
     random = generator(seed, "evaluate", "random real", device=real.x.device)
     ipc = len(synthetic.y) // real.n_classes
     return replace(synthetic, x=real.choose(ipc, random, synthetic.formation * factor)[0])

@@ -4,7 +4,7 @@ Legend: B batch, S synthetic images, D features, F frequencies, C H W image.
 
 The iteration is that of :mod:`tadlib.distill.distributions`. The distance of a class compares the characteristic
 functions of its L2-normalised features at frequencies t ~ N(0, I); real images count by their trust w, synthetic ones
-alike. With A = |Φ|:
+alike. With A the modulus of Φ:
 
     Φ(t) = Σ w exp(j tᵀf) / Σ w
     L = 300 · mean_t √( ½ (A_r − A_s)² + (A_r A_s − Re Φ_r Re Φ_s − Im Φ_r Im Φ_s) )
