@@ -8,6 +8,7 @@ does the same with a few kills.
 
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,8 +23,13 @@ from tadlib.store import load_json
 STAGES = ("noise", "divert", "experts", "distill", "evaluate")
 PARAMS = {"noise": "pairflip", "rate": 0.3, "n_train": 200, "n_test": 100, "ipc": 1, "device": "cpu", "width": 4}
 PARAMS |= {"arm": "tad", "auditor_epochs": 8, "auditor_warmup": 2, "expert_count": 3, "expert_epochs": 6}
-PARAMS |= {"mtt_iterations": 20, "mtt_syn_steps": 3, "mtt_expert_epochs": 2, "mtt_max_start": 2}
-PARAMS |= {"evaluate_networks": 2, "evaluate_epochs": 20}
+PARAMS |= {"mtt_iterations": 8, "mtt_syn_steps": 3, "mtt_expert_epochs": 2, "mtt_max_start": 2}
+PARAMS |= {"evaluate_networks": 2, "evaluate_epochs": 8}
+
+
+def config(out: Path) -> Config:
+    """The run in a folder."""
+    return Config.from_params(**PARAMS, out=str(out))
 
 
 def start(out: Path) -> int:
@@ -33,7 +39,7 @@ def start(out: Path) -> int:
         pipeline.CHECKPOINT_SECONDS = -1.0
         status = 1
         try:
-            pipeline.run(Config.from_params(**PARAMS, out=str(out)))
+            pipeline.run(config(out))
             status = 0
         finally:
             os._exit(status)
@@ -52,29 +58,35 @@ def underway(out: Path) -> str:
 
 
 def main(kills: int = 50, seed: int = 0) -> int:
-    draw, killed, rounds = random.Random(seed), Counter[str](), 0
+    draw, killed = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        quiet, begun = Path(folder) / "quiet", time.monotonic()
+        quiet = Path(folder) / "quiet"
+        pipeline.divert(config(Path(folder) / "warm"))  # imports and reads what every child would have to otherwise
         assert os.waitpid(start(quiet), 0)[1] == 0, "the undisturbed run failed"
-        seconds, expected = time.monotonic() - begun, digests(quiet)
-        assert len(expected) == len(STAGES)
+        expected = digests(quiet)
+        begun = time.monotonic()
+        assert os.waitpid(start(quiet), 0)[1] == 0, "a finished run failed"
+        idle = time.monotonic() - begun  # until a child gets to work
+        seconds = {path.parent.parent.name: load_json(path)["seconds"] for path in quiet.glob("*/*/manifest.json")}
+        rounds = 0
         while killed.total() < kills:
             rounds += 1
-            out, status = Path(folder) / f"disturbed-{rounds}", 1
-            while status != 0:
+            out, first = Path(folder) / f"disturbed-{rounds}", rounds % len(STAGES)
+            shutil.copytree(quiet, out)
+            for stage in STAGES[first:]:
+                shutil.rmtree(out / stage)
+            for _ in range(min(4, kills - killed.total())):
                 child = start(out)
-                if killed.total() < kills:
-                    time.sleep(draw.uniform(0, seconds / 3))
-                    os.kill(child, signal.SIGKILL)  # one that has ended waits to be asked, so that the id is its own
-                status = os.waitpid(child, 0)[1]
-                if os.WIFSIGNALED(status):
+                time.sleep(idle * draw.uniform(0.5, 1) + draw.uniform(0, 1.5 * seconds.get(underway(out), 0)))
+                os.kill(child, signal.SIGKILL)  # one that has ended keeps its id until it is asked for
+                if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
                     killed[underway(out)] += 1
-                else:
-                    assert status == 0, "a run that went on failed"
+            assert os.waitpid(start(out), 0)[1] == 0, "a run that went on failed"
             if digests(out) != expected:
                 print(f"round {rounds}: other bits in {out}", file=sys.stderr)
                 return 1
-    print(f"{killed.total()} kills in {rounds} runs of {seconds:.1f} s, in the stages {dict(killed)}: all bits equal")
+            shutil.rmtree(out)
+    print(f"{killed.total()} kills of {rounds} runs, in the stages {dict(killed)}: all bits equal")
     return 0
 
 
