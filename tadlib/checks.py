@@ -39,14 +39,18 @@ def require_labels(what: str, y_N: Any, n_classes: int, n: int | str = "N") -> N
         require(False, f"{what} must be in [0, {n_classes}), got {int(y_N[first])} at {first}")
 
 
-def require_images(what: str, x_NCHW: Any, shape: Sizes = ("C", "H", "W"), n: int | str = "N") -> None:
-    """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite."""
+def require_images(
+    what: str, x_NCHW: Any, shape: Sizes = ("C", "H", "W"), n: int | str = "N", used_N: Tensor | None = None
+) -> None:
+    """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite, those of ``used_N`` if that is given."""
     turned = isinstance(x_NCHW, Tensor) and x_NCHW.ndim == 4 and tuple(x_NCHW.shape[1:]) == (*shape[1:], shape[0])
     if turned and tuple(x_NCHW.shape[1:]) != shape:
         order = f"{what} must have their channels first, {(n, *shape)}, got {tuple(x_NCHW.shape)}".replace("'", "")
         require(False, f"{order}: give x.permute(0, 3, 1, 2)")
     require_tensor(what, x_NCHW, (n, *shape), torch.float32)
     low_N, high_N = x_NCHW.flatten(1).aminmax(dim=1)  # carries NaN on, and needs no copy of the images
+    if used_N is not None:
+        low_N, high_N = (torch.where(used_N, values_N, 0.0) for values_N in (low_N, high_N))
     _require_finite(what, low_N, high_N)
 
 
@@ -67,10 +71,17 @@ def require_weights(what: str, w_N: Any, n: int | str = "N") -> None:
     require(bool((w_N >= 0).all()), f"{what} must not be negative, got {w_N.min().item()}")
 
 
-def require_fit(net: "Network", what: str, x_NCHW: Any, n_classes: int | None = None, n: int | str = "N") -> None:
+def require_fit(
+    net: "Network",
+    what: str,
+    x_NCHW: Any,
+    n_classes: int | None = None,
+    n: int | str = "N",
+    used_N: Tensor | None = None,
+) -> None:
     """InputError unless ``x_NCHW`` are images that ``net`` takes, on its device, and it has ``n_classes`` classes."""
     spec = net.spec
-    require_images(what, x_NCHW, spec.image_shape, n)
+    require_images(what, x_NCHW, spec.image_shape, n, used_N)
     own, theirs = net.device.type, x_NCHW.device.type
     require(own == theirs, f"{what} must be on the network's device, {own}, got {theirs}")
     expected = f"the network has {spec.n_classes} classes, expected {n_classes}"
@@ -78,10 +89,11 @@ def require_fit(net: "Network", what: str, x_NCHW: Any, n_classes: int | None = 
 
 
 def require_refined(net: "Network", x_NCHW: Any, y_NK: Any, w_N: Any) -> None:
-    """InputError unless images, label distributions and weights belong together and to ``net``."""
-    require_fit(net, "images", x_NCHW)
-    require_distributions("labels", y_NK, net.spec.n_classes, len(x_NCHW))
-    require_weights("weights", w_N, len(x_NCHW))
+    """InputError unless images, label distributions and weights belong together and to ``net``; images of weight 0 are
+    not used, and may hold anything."""
+    require_weights("weights", w_N)
+    require_fit(net, "images", x_NCHW, n=len(w_N), used_N=w_N > 0)
+    require_distributions("labels", y_NK, net.spec.n_classes, len(w_N))
 
 
 def _require_finite(what: str, *values_N: Tensor) -> None:
