@@ -193,9 +193,9 @@ def take_labels_of(k: int, monkeypatch) -> None:
 
 def test_a_class_without_a_noisy_label_is_refused(tmp_path, monkeypatch):
     take_labels_of(3, monkeypatch)
-    with pytest.raises(InputError, match="class 3 has 0 under the noisy labels, got 1"):
+    with pytest.raises(InputError, match="every class needs an image; under the noisy labels none has class 3"):
         pipeline.run(tiny(tmp_path / "runs"))
-    with pytest.raises(InputError, match=r"every class needs a sample with its label; classes without: \[3\]"):
+    with pytest.raises(InputError, match="every class needs a sample with its label; classes without: 3"):
         pipeline.divert(tiny(tmp_path / "runs"))
 
 
