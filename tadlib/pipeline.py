@@ -41,8 +41,14 @@ from tadlib.store import StageFolder, claim_output
 
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
-# the module that carries out each stage; its code and all that it imports are part of the key
-CODE = {"noise": "noise", "embed": "nn.pretrained", "divert": "trust", "experts": "experts", "distill": "distill"}
+# the modules that carry out each stage; their code and all that they import are part of the key
+CODE = {
+    "noise": "noise data",
+    "embed": "nn.pretrained data",
+    "divert": "trust",
+    "experts": "experts",
+    "distill": "distill",
+}
 CODE |= {"evaluate": "evaluate", "observer": "observer"}
 MATRICES = ("embeddings", "probabilities")  # kinds of predictors that may come from files
 
@@ -124,7 +130,7 @@ def _stage(config: Config, planned: "Planned", work: Callable[[Work], dict]) -> 
 @lru_cache
 def _code_versions() -> dict[str, str]:
     """Versions of every stage's code, read once: a file edited during a run does not change what is running."""
-    return {stage: store.code_version(module) for stage, module in CODE.items()}
+    return {stage: store.code_version(*modules.split()) for stage, modules in CODE.items()}
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,16 @@ def _json(value: Any, **layout: Any) -> str:
 APART = ("config", "presets", "errors", "store")  # modules whose code is no part of what a stage computes
 
 
-def code_version(module: str) -> str:
-    """12 hex digits that change when the code of a module of tadlib does, or that of any it imports.
+def code_version(*modules: str) -> str:
+    """12 hex digits that change when the code of one of these modules of tadlib does, or that of any it imports.
 
     Comments, docstrings and layout do not count, nor do the modules :data:`APART`, whose settings are part of keys
     themselves. A package stands for all of its modules. The text hashed is ``ast.unparse``'s, which may differ between
     versions of Python.
     """
-    waiting, code = {PACKAGE.joinpath(*module.split("."))}, {}
-    require(any(_files(base) for base in waiting), f"unknown module {module!r} of tadlib")
+    waiting, code = {PACKAGE.joinpath(*module.split(".")) for module in modules}, {}
+    for module in modules:
+        require(bool(_files(PACKAGE.joinpath(*module.split(".")))), f"unknown module {module!r} of tadlib")
     while waiting:
         for file in _files(waiting.pop()):
             name = file.relative_to(PACKAGE).as_posix()

@@ -636,10 +636,10 @@ def test_runs_are_all_arms_and_seeds():
 @pytest.mark.parametrize(
     "module, renewed",
     [
-        ("rng.py", {"noise", "divert", "experts", "distill", "evaluate"}),
-        ("nn/training.py", {"divert", "experts", "distill", "evaluate"}),
+        ("rng.py", {"noise", "embed", "observer", "divert", "experts", "distill", "evaluate"}),
+        ("nn/training.py", {"observer", "divert", "experts", "distill", "evaluate"}),
         ("noise/models.py", {"noise"}),
-        ("data/datasets.py", {"noise"}),
+        ("data/datasets.py", {"noise", "embed"}),
         ("trust/tad.py", {"divert", "experts", "distill"}),
         ("experts.py", {"experts", "distill"}),
         ("matching.py", {"distill"}),
