@@ -4,38 +4,51 @@ import pytest
 import torch
 
 from tadlib.trust import decisions
-from tadlib.trust.decisions import NoiseRate, expected, exponent_of_doubt, flagged, noise_rate, overdispersion
+from tadlib.trust.decisions import NoiseRate, expected, exponent, flagged, noise_rate, overdispersion
 
 
 def random(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_overdispersion_counts_pairs_in_which_the_doubtful_prediction_is_contradicted():
-    p = (2 * torch.randn(80, 3, generator=random())).softmax(1)
-    noisy = torch.randint(3, (80,), generator=random(1))
-    doubt, differs = (1 - p.amax(1)).tolist(), (p.argmax(1) != noisy).tolist()
-    pairs = [(a, b) for a, x in zip(doubt, differs, strict=True) for b, y in zip(doubt, differs, strict=True) if x > y]
-    assert overdispersion(p, noisy) == pytest.approx(sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs))
-    assert overdispersion(p, p.argmax(1)) == 0.5  # nothing is contradicted
+def area(doubt, weight):
+    """AUROC of doubt for what happens with these probabilities, pair by pair."""
+    won = total = 0.0
+    for a, x in zip(doubt, weight, strict=True):
+        for b, y in zip(doubt, weight, strict=True):
+            won += x * (1 - y) * ((a > b) + 0.5 * (a == b))
+            total += x * (1 - y)
+    return won / total
+
+
+def test_overdispersion_is_the_difference_of_two_areas_over_pairs():
+    p = (2 * torch.randn(60, 3, generator=random(), dtype=torch.float64)).softmax(1)
+    noisy = torch.randint(3, (60,), generator=random(1))
+    T = 0.7 * torch.eye(3, dtype=torch.float64) + 0.1
+    doubt, differs = (1 - p.amax(1)).tolist(), (p.argmax(1) != noisy).double().tolist()
+    expected = [1 - sum(p[i, y] * T[y, p[i].argmax()] for y in range(3)).item() for i in range(60)]
+    # of labels that follow T a sample pairs with itself too, which the sum over ranks counts by half
+    assert overdispersion(p, noisy, T) == pytest.approx(area(doubt, differs) - area(doubt, expected), abs=0.02)
 
 
 def test_flips_at_random_are_not_overdispersed_and_those_of_doubtful_images_are():
-    p = (3 * torch.randn(4000, 5, generator=random())).softmax(1)
+    p = (3 * torch.randn(4000, 5, generator=random(), dtype=torch.float64)).softmax(1)
+    true = torch.multinomial(p, 1, generator=random(2))[:, 0]
     rate = torch.rand(4000, generator=random(1))
-    wrong = (p.argmax(1) + 1) % 5
-    blind = torch.where(rate < 0.3, wrong, p.argmax(1))
-    doubtful = torch.where(rate < 2 * (1 - p.amax(1)), wrong, p.argmax(1))
-    assert exponent_of_doubt(overdispersion(p, blind)) == 1
-    assert exponent_of_doubt(overdispersion(p, doubtful)) == pytest.approx(decisions.DOUBT)
+    blind = torch.where(rate < 0.3, (true + 1) % 5, true)
+    doubtful = torch.where(rate < 2 * (1 - p.amax(1)), (p.argmax(1) + 1) % 5, p.argmax(1))
+    eye = torch.eye(5, dtype=torch.float64)
+    T = 0.7 * eye + 0.3 * eye.roll(1, 1)
+    assert exponent(1.0, overdispersion(p, blind, T)) == 1
+    assert exponent(1.0, overdispersion(p, doubtful, T)) == pytest.approx(decisions.DOUBT)
 
 
-def test_the_exponent_falls_from_one_on_a_straight_line():
+def test_the_exponent_falls_on_a_straight_line_and_never_rises():
     low, high = decisions.OVERDISPERSED
-    assert [exponent_of_doubt(v) for v in (0.0, low, high, 1.0)] == pytest.approx(
-        [1, 1, decisions.DOUBT, decisions.DOUBT]
-    )
-    assert exponent_of_doubt((low + high) / 2) == pytest.approx((1 + decisions.DOUBT) / 2)
+    for start in (1.0, decisions.LIKENESS):
+        ends = [exponent(start, v) for v in (-1.0, low, high, 1.0)]
+        assert ends == pytest.approx([start, start, decisions.DOUBT, decisions.DOUBT])
+        assert exponent(start, (low + high) / 2) == pytest.approx((start + decisions.DOUBT) / 2)
 
 
 @pytest.mark.parametrize("cost", [0.5, 1.0, 2.0, 9.0])

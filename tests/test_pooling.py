@@ -154,13 +154,12 @@ def test_a_regression_gives_p_under_the_best_matrix_and_the_exponent_of_its_kind
     assert pooling.regressed((truth @ uniform(0.3, K)).float(), noisy).exponent == decisions.LIKENESS
 
 
-def test_probabilities_of_a_classifier_are_unmixed_and_their_doubt_gives_the_exponent():
+def test_probabilities_of_a_classifier_are_unmixed():
     T, truth = uniform(0.3, K), probabilities(20_000, clear=10.0)
     _, noisy = labelled(truth, T)
     found = pooling.unmixed((truth @ T).float(), noisy)
     assert (found.p.dtype, found.transition.dtype, found.range) == (torch.float32, torch.float64, (0.0, 0.0))
-    doubt = decisions.overdispersion(found.p.double(), noisy)
-    assert found.exponent == pytest.approx(decisions.exponent_of_doubt(doubt), abs=1e-3)
+    assert found.exponent == 1
     assert (found.transition - T).abs().max() < 0.1
     assert (found.p - truth).abs().mean() < 0.05
 
@@ -170,13 +169,15 @@ def test_the_noise_rate_is_that_of_the_posterior_under_three_exponents_and_check
     noisy, checked = torch.arange(len(p)) % K, torch.arange(len(p)) < 10
     chosen = prediction(exponent=0.7, T=T, range_=(0.05, 0.1))
 
-    def rate(exponent, right):
-        q = posterior(p.log(), noisy, T, exponent)
+    def rate(log_p, exponent, right):
+        q = posterior(log_p, noisy, T, exponent)
         return sum(0.0 if right[i] else 1 - q[i, noisy[i]].item() for i in range(len(p))) / len(p)
 
     for right in (torch.zeros_like(checked), checked):
-        found = pooling.noise_rate(p.log(), noisy, chosen, right if right.any() else None)
-        rates = [rate(a, right) for a in (0.7, 0.7 + decisions.UNCERTAIN, 0.7 - decisions.UNCERTAIN)]
+        made = pooling.combined([chosen], noisy, p, checked_N=right if right.any() else None)
+        log_p = pooling.pool([chosen.p, p], made.weights)
+        found, a = made.noise_rate, made.exponent
+        rates = [rate(log_p, at, right) for at in (a, a + decisions.UNCERTAIN, a - decisions.UNCERTAIN)]
         error = 2 * (rates[0] * (1 - rates[0]) / len(p)) ** 0.5
         assert found.estimate == pytest.approx(rates[0])
         assert found.low == pytest.approx(max(0, min(rates) - error - 0.05))
