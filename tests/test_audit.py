@@ -98,7 +98,7 @@ def audited(folder, tmp_path_factory) -> tuple[list[str], Path, dict]:
     return command, out, {"images": 301}
 
 
-# What is told
+# What the report says
 
 
 def test_names_of_classes_and_files_cannot_inject_anything():

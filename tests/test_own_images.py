@@ -135,7 +135,7 @@ def test_what_cannot_be_decoded_is_listed_and_left_out(folder):
     assert reasons["cat/text.jpg"] == "not an image that can be identified"
     assert reasons["cat/nowhere.png"] == "No such file or directory"
     assert "truncated" in reasons["cat/cut off.png"]
-    # places count the files that could not be read, so that they stay when these are mended
+    # places count the files that could not be read, so that they stay when these are repaired
     assert [own.listing(f"folder:{folder}").paths[i] for i in data.index] == list(data.paths)
 
 

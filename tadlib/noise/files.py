@@ -239,7 +239,7 @@ def _read_npy(path: Path) -> Listed:
 
 
 def _read_csv(path: Path) -> Listed:
-    """A CSV file; it may lack a line of names. What is missing or no integer is told with its line."""
+    """A CSV file; it may lack a line of names. Errors name the line of a value that is missing or no integer."""
     with _reading(path, "table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
