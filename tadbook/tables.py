@@ -17,6 +17,7 @@ from tadlib.store import load_table, save_table
 OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
 # what the arms that are compared with each other share, and the same where only trust was measured
 SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network", "formation"]
+SETTING += ["draw_power"]
 TRUST_SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]
 # columns of tables and the columns of rows that they show
 TRAINED_ON = {
@@ -35,7 +36,8 @@ LABELS = {
     "hard labels right": "label_accuracy",
     "label mass right": "mass_accuracy",
 }
-NEEDED = {*SETTING[:-2], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+DEFAULTS = {"formation": 1, "draw_power": 8.0}
+NEEDED = {*SETTING[:-3], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -50,14 +52,15 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     rows = pd.concat(tables, ignore_index=True)
     network = rows.get("evaluate_network", pd.Series(index=rows.index, dtype=object))
     rows["evaluate_network"] = network.fillna("convnet")  # rows from before there was a choice
-    rows = with_formation(rows)
+    rows = with_defaults(rows)
     rows = rows.drop_duplicates([*SETTING, "arm", "seed"], keep="last")
     return rows.sort_values([*SETTING, "arm", "seed"], key=by_definition, ignore_index=True).infer_objects()
 
 
-def with_formation(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the column ``formation``: 1 in those from before there was a choice."""
-    return rows.assign(formation=rows.get("formation", pd.Series(1, rows.index)).fillna(1).astype(int))
+def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns of ``DEFAULTS``, which stand in those from before there was a choice."""
+    filled = {name: rows.get(name, pd.Series(value, rows.index)).fillna(value) for name, value in DEFAULTS.items()}
+    return rows.assign(**{name: column.astype(type(DEFAULTS[name])) for name, column in filled.items()})
 
 
 def replace_rows(path: Path, rows: pd.DataFrame) -> None:
@@ -71,7 +74,7 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         old = load_table(path) if path.exists() else rows[:0]
-        old = with_formation(old) if "formation" in rows else old
+        old = with_defaults(old) if "formation" in rows else old
         old_runs, new_runs = (pd.MultiIndex.from_frame(table[same].astype(object)) for table in (old, rows))
         tables = [old[~old_runs.isin(new_runs)], rows]
         save_table(path, result_table([table for table in tables if len(table)]))
@@ -132,7 +135,9 @@ def setting_names(of: dict) -> dict[str, object]:
         shown["method"] = f"{of['method']}, tested on {of['evaluate_network']}"
     if of["formation"] != 1:
         shown["method"] += f", f = {of['formation']}"
-    hidden = ("preset", "evaluate_network", "formation")
+    if of["draw_power"] != DEFAULTS["draw_power"]:
+        shown["method"] += f", draw power {of['draw_power']:g}"
+    hidden = ("preset", "evaluate_network", "formation", "draw_power")
     return {names.get(name, name): shown[name] for name in SETTING if name not in hidden}
 
 

@@ -138,8 +138,6 @@ class AuditorConfig(Training, batch=128, augmentation=presets.GREY):
 class Refining(Settings):
     """What both methods have in common that correct labels."""
 
-    minimum: float = setting(0.05, least=0, below=1)
-    """Least number of trusted samples of every class, in units of N / K."""
     drop: float = setting(0.98, least=0, most=1)
     """A sample with a corrected label is dropped if its loss under that label exceeds this quantile of the losses of
     trusted samples; 1: none is."""
@@ -159,6 +157,8 @@ class TadConfig(Refining):
     """τ at the first division: a sample is trusted if its w exceeds τ."""
     tau_end: float = setting(0.5, least=0, below=1)
     """τ in the last epoch."""
+    minimum: float = setting(0.05, least=0, below=1)
+    """Least number of trusted samples of every class, in units of N / K."""
     consistency: float = setting(0.1, least=0)
     """Weight of the consistency loss, reached as many epochs after warm-up as warm-up takes."""
     confidence_penalty: float = setting(0.0, least=0)
@@ -560,7 +560,7 @@ OLD_NAMES = {
     **{f"divert_{f.name}": f"auditor_{f.name}" for f in fields(AuditorConfig)},
     **{"divert_average": "posterior_ema", "divert_patches_filters": "posterior_filters"},
     "divert_rest": "posterior_soft_weight",
-    **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "minimum", "error", "drop")},
+    **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "error", "drop")},
     **{f"divert_{name}": f"posterior_{name}" for name in ("purity",)},
 }
 """Names of settings before they had a dataclass for each method, and what they are called now."""

@@ -35,7 +35,7 @@ from tadlib.config import AuditorConfig, PosteriorConfig
 from tadlib.errors import require
 from tadlib.nn.training import predict
 from tadlib.rng import generator
-from tadlib.trust import base, calibration, decisions, mixture, pooling, predictors
+from tadlib.trust import base, calibration, decisions, pooling, predictors
 from tadlib.trust.base import UNTRUSTED, Auditor, NoisyProblem, RefinedSet
 from tadlib.trust.pooling import Posterior, Prediction
 
@@ -186,8 +186,6 @@ class TrustPosterior:
         trust_N = q_NK.gather(1, noisy_N[:, None])[:, 0]
         rho_N, label_N = q_NK.max(1)
         trusted_N = (label_N == noisy_N) & (trust_N > c.threshold)
-        least_N = mixture.smallest(-trust_N, noisy_N, problem.n_classes, problem.minimum(c.minimum))
-        trusted_N |= least_N & (label_N == noisy_N)
         candidate = {"label_N": label_N, "q_NK": q_NK.float(), "rho_N": rho_N.float()}
         candidate["believed_N"] = candidate["rho_N"] > 1 - c.error
         refined = replace(
