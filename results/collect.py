@@ -5,10 +5,10 @@
     python results/collect.py                     only refresh the README
     python results/collect.py --check             exit status 1 if the README's table is out of date
 
-RUNS is a folder with ``results.parquet``: ``runs`` itself after `tad run`, ``runs/GRID`` after `make grid`. Rows go to
-``results/<preset>.parquet``; a row takes the place of what was there of the same setting, arm and seed, whatever else
-was set. The distilled sets of the first seed are copied to ``results/distilled/``, so that they can be evaluated
-without distilling.
+RUNS is a folder with ``results.parquet``: ``runs`` itself after `tad run`, ``runs/GRID`` after `make grid` or while it
+is at work. Rows go to ``results/<preset>.parquet``; a row takes the place of what was there of the same setting, arm
+and seed, whatever else was set. The distilled sets of the first seed are copied to ``results/distilled/``, so that they
+can be evaluated without distilling.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from tadbook.tables import OURS, SETTING, replace_rows
 from tadlib.errors import InputError
 from tadlib.nn.training import one_hot
 from tadlib.pipeline import load_distilled, load_refined
-from tadlib.store import StageFolder, load_table, replacing, save_table, write_atomic
+from tadlib.store import StageFolder, load_json, load_table, replacing, save_table, write_atomic
+from workflow.jobs import Job, collect
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -49,6 +50,8 @@ def distilled_path(row) -> Path:
 
 def merge(runs: Path, sets: str | None = None) -> None:
     """Merge one folder of results; ``sets`` is a query that narrows whose distilled sets are kept."""
+    if (plan := runs / "plan.json").exists():  # of a grid, which may still be running
+        collect([Job(**only(job)) for job in load_json(plan)["jobs"]], runs.parent, runs.name)
     rows = load_table(runs / "results.parquet")
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
@@ -64,6 +67,11 @@ def merge(runs: Path, sets: str | None = None) -> None:
         raise InputError(f"--sets {sets!r} is no query of rows: {error}") from error
     for row in kept.itertuples():
         write_atomic(distilled_path(row), (distilled_at(stages, row).path / "distilled.safetensors").read_bytes())
+
+
+def only(job: dict) -> dict:
+    """What a plan says of a job, without its priority."""
+    return {name: value for name, value in job.items() if name != "priority"}
 
 
 def distilled_at(stages: Path, row) -> StageFolder:

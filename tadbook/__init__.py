@@ -4,7 +4,7 @@ It imports tadlib, never the other way round, and it alone imports matplotlib an
 """
 
 from tadbook.chapter import configure
-from tadbook.comparison import against_rate, comparisons, shortfalls, verdict
+from tadbook.comparison import against_rate, by_noise, shortfalls, verdict
 from tadbook.costs import chapter_note
 from tadbook.explore import (
     explore_images,
@@ -42,6 +42,7 @@ from tadbook.pages import write_book_tables, write_published, write_readme_table
 from tadbook.pictures import write_book_pictures
 from tadbook.style import style
 from tadbook.tables import (
+    comparisons,
     labels_table,
     methods_table,
     read_results,
@@ -57,6 +58,7 @@ __all__ = [
     "accuracy_bars",
     "against_rate",
     "anchor_picture",
+    "by_noise",
     "calibration_curve",
     "chapter_note",
     "comparisons",

@@ -7,34 +7,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tadbook.style import arm_style, figure, percent
-from tadbook.tables import OURS, SETTING, setting_names, summarise, with_interval
+from tadbook.tables import (
+    DEFAULTS,
+    OURS,
+    REFERENCES,
+    SETTING,
+    comparisons,
+    gap_of,
+    interval,
+    over_seeds,
+    setting_names,
+    summarise,
+    with_interval,
+)
 from tadlib.config import ARMS
 from tadlib.errors import require
-from tadlib.evaluate import mean_ci95
 
 RIVALS = ("vanilla", "loss-filter")
-REFERENCES = [*RIVALS, "oracle"]
-ENOUGH = 0.8  # of the gap: less counts as falling short
+ENOUGH = 0.85  # of the gap: less counts as falling short
 SERIES = ["preset", "dataset", "n_train", "method", "ipc"]  # what one curve over rates shares, besides the noise
 MOST_PANELS = 4
 
 
-def comparisons(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each arm of ``OURS``, noisy setting and seed that has it and all of ``REFERENCES``: their accuracies,
-    that of the arm as ``accuracy``, and the gap that it closes.
-
-    ``gap`` is (arm − vanilla) / (oracle − vanilla), NaN where the oracle is no better than vanilla.
-    """
-    noisy = results[results["noise"] != "none"]
-    wide = noisy.pivot(index=[*SETTING, "seed"], columns="arm", values="accuracy_mean").astype(float)
-    wide = wide.reindex(columns=[*REFERENCES, *OURS]).reset_index()
-    pairs = wide.melt([*SETTING, "seed", *REFERENCES], OURS, "arm", "accuracy").dropna(ignore_index=True)
-    room = (pairs["oracle"] - pairs["vanilla"]).where(lambda value: value > 0)
-    return pairs.assign(gap=(pairs["accuracy"] - pairs["vanilla"]) / room)
-
-
 def verdict(pairs: pd.DataFrame) -> str:
-    """What :func:`comparisons` say of each arm, in all and by seed, in a few sentences; there must be at least one."""
+    """What :func:`tadbook.tables.comparisons` say of each arm in all, in a few sentences; there must be at least one.
+
+    Runs of a seed share images, networks and runs on clean labels, so that a seed counts once: differences are averaged
+    over the settings that all seeds have, then Student's t over seeds tells their interval.
+    """
     require(len(pairs) > 0, "there is no setting and seed with all arms to compare")
     return " ".join(_verdict(str(arm), own) for arm, own in pairs.groupby("arm", sort=False))
 
@@ -42,20 +42,85 @@ def verdict(pairs: pd.DataFrame) -> str:
 def _verdict(arm: str, pairs: pd.DataFrame) -> str:
     against = []
     for rival in RIVALS:
-        won = pairs["accuracy"] > pairs[rival]
-        text = f"above {rival} in {won.sum()} of {len(won)} runs ({100 * won.mean():.0f} %)"
-        by_seed = won.groupby(pairs["seed"]).agg(["sum", "count"])
-        if 0 < won.sum() < len(won) and len(by_seed) > 1:
-            text += ": " + ", ".join(f"{n} of {all_} of seed {seed}" for seed, n, all_ in by_seed.itertuples())
-        against.append(text)
+        known = pairs.dropna(subset=[rival])
+        won = known["accuracy"] > known[rival]
+        if len(won):
+            of_seed = by_seed(known.assign(difference=known["accuracy"] - known[rival]))["difference"]
+            mean = with_interval(*interval(of_seed.tolist()))
+            share = f"{won.sum()} of {len(won)} runs ({100 * won.mean():.0f} %)"
+            against.append(f"above {rival} in {share}, by {mean} points on average")
     text = f"{arm} is {'; '.join(against)}."
-    gaps = pairs.groupby(SETTING)["gap"].mean().dropna().tolist()  # settings count alike, however many seeds they have
-    if gaps:
-        mean = with_interval(*mean_ci95(gaps), 1, 2)
-        text += f" It closes {mean} of the gap, averaged over {_count(len(gaps), 'setting')}."
-    if undefined := int(pairs["gap"].isna().sum()):
-        text += f" In {_count(undefined, 'run')} there is no gap: the oracle is no better than vanilla."
+    known = pairs.dropna(subset=["clean"])
+    gap, half = gap_of(by_seed(known)) if len(known) else (None, None)
+    if gap is not None:
+        n = _count(len(known.groupby(SETTING)), "setting")
+        text += f" It closes {with_interval(gap, half, 1, 2)} of the gap, over {n}."
     return text
+
+
+def by_seed(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Means over settings, a row for each seed; of those settings alone that all seeds have, if there are any."""
+    seeds = pairs.groupby(SETTING)["seed"].transform("nunique")
+    whole = pairs[seeds == pairs["seed"].nunique()]
+    return (whole if len(whole) else pairs).groupby("seed").mean(numeric_only=True)
+
+
+def differences_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each noisy setting and arm of ``OURS``: how far it is above vanilla, the loss filter and the oracle,
+    in points, mean ± half of the 95 % interval of the paired differences over seeds."""
+    rows = []
+    for (*setting, arm), own in comparisons(results).groupby([*SETTING, "arm"], sort=False):
+        row = setting_names(dict(zip(SETTING, setting))) | {"arm": arm}
+        for other in REFERENCES:
+            differences = (own["accuracy"] - own[other]).dropna().tolist()
+            row[f"above {other}"] = with_interval(*interval(differences))
+        rows.append(row | {"seeds": own["seed"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def controls_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting, clean labels included, and arm of ``OURS`` with controls, in %: accuracy of its set, of
+    random real images with the labels and the recipe of the set, of the set with hard labels only, and of the set made
+    with uniform drawing (``draw_power`` 0)."""
+    with_controls = results.reindex(columns=list(dict.fromkeys([*results, *CONTROLS.values()])))
+    is_default = with_controls["draw_power"] == DEFAULTS["draw_power"]
+    default, uniform = with_controls[is_default], with_controls[with_controls["draw_power"] == 0]
+    same = [name for name in SETTING if name != "draw_power"]
+    rows = []
+    for (*setting, arm), own in default[default["arm"].isin(OURS)].groupby([*SETTING, "arm"], sort=False):
+        of = dict(zip(SETTING, setting))
+        drawn = uniform[(uniform[same] == pd.Series(of)[same]).all(axis=1) & (uniform["arm"] == arm)]
+        if own["accuracy_random_real"].notna().any() or len(drawn):
+            row = setting_names(of) | {"arm": arm}
+            row |= {title: over_seeds(own[column], 100, 1) for title, column in CONTROLS.items()}
+            rows.append(row | {"uniform drawing": over_seeds(drawn["accuracy_mean"], 100, 1)})
+    return pd.DataFrame(rows)
+
+
+CONTROLS = {
+    "distilled": "accuracy_mean",
+    "random images": "accuracy_random_real",
+    "hard labels": "accuracy_hard_labels",
+}
+
+
+def selection_table(results: pd.DataFrame) -> pd.DataFrame:
+    """What selection and soft labels bring where no label is wrong: one row for each data set, method and way to draw,
+    the arms of ``OURS`` on clean labels less the oracle there, in points, mean ± half of the 95 % interval of the
+    paired differences over seeds. Drawing makes no difference to the oracle."""
+    clean = results[results["noise"] == "none"]
+    same = [name for name in SETTING if name not in ("noise", "rate_nominal", "draw_power")]
+    plain = clean[clean["arm"].isin(["vanilla", "oracle"]) & (clean["draw_power"] == DEFAULTS["draw_power"])]
+    plain = plain.drop_duplicates([*same, "seed"]).set_index([*same, "seed"])["accuracy_mean"].astype(float)
+    rows = []
+    for setting, own in clean[clean["arm"].isin(OURS)].groupby(SETTING, sort=False):
+        row, pairs = setting_names(dict(zip(SETTING, setting))), own.join(plain.rename("plain"), on=[*same, "seed"])
+        pairs = pairs.assign(gain=pairs["accuracy_mean"].astype(float) - pairs["plain"]).dropna(subset=["gain"])
+        if len(pairs):
+            row = {name: value for name, value in row.items() if name not in ("noise", "rate")}
+            row |= {arm: with_interval(*interval(pairs[pairs["arm"] == arm]["gain"].tolist())) for arm in OURS}
+            rows.append(row | {"seeds": pairs["seed"].nunique()})
+    return pd.DataFrame(rows)
 
 
 def _count(n: int, what: str) -> str:
@@ -72,11 +137,10 @@ def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> p
     """
     rows = []
     for (*setting, arm), own in comparisons(results).groupby([*SETTING, "arm"], sort=False):
-        of, mean = dict(zip(SETTING, setting)), own[[*REFERENCES, "accuracy", "gap"]].mean()
+        of, mean = dict(zip(SETTING, setting)), own[[*REFERENCES, "accuracy"]].mean()
         reasons = [f"no better than {rival}" for rival in RIVALS if mean["accuracy"] <= mean[rival]]
-        if pd.isna(mean["gap"]):
-            reasons.append("no gap")
-        elif mean["gap"] < ENOUGH:
+        gap, _ = gap_of(own)
+        if gap is not None and gap < ENOUGH:
             reasons.append("gap")
         if not reasons:
             continue
@@ -84,7 +148,7 @@ def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> p
         right = same.groupby("arm")["label_accuracy"].agg(lambda values: values.astype(float).mean())
         row = setting_names(of) | {"arm": arm, "falls short by": ", ".join(reasons)}
         row |= {name: f"{100 * mean[name]:.1f}" for name in (*RIVALS, "accuracy", "oracle")}
-        row["gap closed"] = with_interval(mean["gap"], None, 1, 2)
+        row["gap closed"] = with_interval(gap, None, 1, 2)
         row["right labels: loss-filter"] = with_interval(right["loss-filter"], None)
         row["right labels"] = with_interval(right[arm], None)
         if leftover is not None:
@@ -108,18 +172,61 @@ def rate_series(results: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
 
     Human labels of one data set are one kind of noise, whose sets differ in their rate.
     """
-    noisy = results[results["noise"] != "none"]
+    noisy, clean = results[results["noise"] != "none"], results[results["noise"] == "none"]
     kinds = noisy["noise"].astype(str).str.replace("^human:.*", "human", regex=True)
     found = []
     for key, own in noisy.groupby([*SERIES, kinds], sort=False):
         rates = own.groupby(SETTING)["rate_realised"].mean().astype(float)
-        summary = summarise(own)
+        summary = summarise(pd.concat([own, clean]))
+        summary = summary[summary["noise"] != "none"].reset_index(drop=True)
         summary["rate"] = [rates[tuple(row)] for row in summary[SETTING].itertuples(index=False)]
         arms = summary.groupby("rate")["arm"].agg(set)
         complete = arms.map(lambda names: {"vanilla", "oracle"} <= names and bool(names & {*OURS}))
         if complete.sum() > 1:
             found.append((dict(zip([*SERIES, "noise"], key)), summary[summary["rate"].map(complete)]))
     yield from sorted(found, key=lambda item: -item[1]["rate"].nunique())
+
+
+def by_noise(results: pd.DataFrame) -> Figure | None:
+    """Accuracy of every arm on clean labels and under each noise, a panel for each data set and method, with intervals.
+
+    Rows of preset lite at ten images a class with the defaults of each method; None where there is no panel.
+    """
+    rows = results[(results["preset"] == "lite") & (results["ipc"] == 10) & results["arm"].isin(MAIN)]
+    rows = rows[rows["draw_power"] == DEFAULTS["draw_power"]]
+    summary = summarise(rows) if len(rows) else rows
+    panels = []
+    for key, own in summary.groupby(["dataset", "method", "formation"], sort=False) if len(rows) else ():
+        if {*own["arm"]} & {*OURS}:
+            panels.append((key, own))
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    made, axes = figure(0.4 + 2.5 * -(-len(panels) // columns), -(-len(panels) // columns), columns)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, ((dataset, method, f), own) in zip(axes.flat, panels):
+        shown = own.assign(of=own["noise"] + [f" {rate:g}" if rate else "" for rate in own["rate_nominal"]])
+        names = sorted({*shown["of"]}, key=lambda name: (name != "none", str(name)))
+        for i, arm in enumerate(MAIN):
+            of_arm = shown[shown["arm"] == arm].set_index("of").reindex(names)
+            colour, marker, _ = arm_style(arm)
+            place = np.arange(len(names)) + (i - (len(MAIN) - 1) / 2) * 0.16
+            half = percent(of_arm["half"].astype(float).fillna(0))
+            drawn = {"color": colour, "marker": marker, "markersize": 4, "linestyle": "none", "label": arm}
+            ax.errorbar(place, percent(of_arm["accuracy"].astype(float)), yerr=half, elinewidth=0.8, **drawn)
+        words = [SHORT.get(name.partition(" ")[0], name).replace("symmetric", "sym.") for name in names]
+        ax.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor")
+        ax.set_title(f"{dataset}, {method}" + (f", f = {f}" if f > 1 else ""), loc="left")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy (%)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside upper left", ncols=len(MAIN))
+    return made
+
+
+MAIN = ("vanilla", "loss-filter", "tad", "tad-posterior", "oracle")
+SHORT = {"none": "clean", "human:worse": "human worst", "human:fine": "human fine"}
 
 
 def against_rate(results: pd.DataFrame) -> Figure | None:

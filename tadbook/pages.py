@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadbook.comparison import ENOUGH, RIVALS, comparisons, shortfalls, verdict
+from tadbook.comparison import (
+    ENOUGH,
+    RIVALS,
+    controls_table,
+    differences_table,
+    selection_table,
+    shortfalls,
+    verdict,
+)
 from tadbook.costs import chapter_costs, read_chapters, stage_costs
 from tadbook.tables import (
     OURS,
     SETTING,
     ablation_table,
+    comparisons,
     informed_table,
     inner_loop_table,
     label_errors_table,
@@ -39,7 +48,7 @@ SCALES = {
     "paper": "the published hyper-parameters of the method",
 }
 TRUST_SCALES = SCALES | {"paper": "all images as they are, and the network of published results, with settings of ours"}
-UNTOUCHED = 3  # the seed of grid lite by which nothing was chosen
+UNTOUCHED = 3  # the seed of preset lite by which nothing was chosen
 JUDGED = [arm for arm in ARMS if arm != "oracle"]
 # codes of settings as people say them
 NAMES = {
@@ -196,9 +205,9 @@ def markdown(table: pd.DataFrame) -> str:
 def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write the tables of ``results_dir``, one file for each of the book's inclusions.
 
-    ``results.md`` (all scales), ``comparison``, ``trust``, those of ``MEASURED``, ``methods``, ``untouched``,
-    ``benchmarks``, ``costs`` and ``label_errors``. They are MyST fragments (``.md``), to be included by a page beside
-    the folder ``results``.
+    ``results.md`` (all scales), ``comparison``, ``controls``, ``trust``, those of ``MEASURED``, ``methods``,
+    ``untouched``, ``benchmarks``, ``costs`` and ``label_errors``. They are MyST fragments (``.md``), to be included
+    by a page beside the folder ``results``.
 
     Each table has a caption and a name to refer to, and comes with its scale, seeds, hardware, versions and commit,
     the command that makes it again, and the hash of every run. Without results a fragment says so. Returns what was
@@ -214,6 +223,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     parts = [_comparison_fragment(results[results["preset"] == name], name, left) for name in present]
     texts["comparison.md"] = "\n\n".join(filter(None, parts))
     texts["methods.md"] = _methods_fragment(results)
+    texts["controls.md"] = _controls_fragment(results)
     texts["benchmarks.md"] = _benchmarks_fragment(Path(results_dir) / "benchmarks")
     texts["trust.md"] = _trust_fragment(read_trust(Path(results_dir) / "trust.parquet"))
     texts |= {f"{name}.md": _measured_fragment(Path(results_dir), name) for name in MEASURED}
@@ -263,7 +273,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     table = table.rename(columns={"dataset": "data set", "ipc": "images per class"})
     if {"noise", "rate"} <= {*table}:
         whole = table["noise"].astype(str) + " " + table["rate"].where(~table["noise"].str.startswith("human"), "")
-        table = table.assign(noise=whole.str.strip()).drop(columns="rate")
+        table = table.assign(noise=whole.str.strip().replace("none 0 %", "clean labels")).drop(columns="rate")
 
     def word(value: object) -> object:
         if isinstance(value, int) and value >= 1000:
@@ -435,20 +445,50 @@ def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFr
     pairs = comparisons(results)
     if pairs.empty:
         return ""
-    short, text = shortfalls(results, leftover), f"At scale {preset}, {verdict(pairs)}"
+    caption = (
+        f"How far an arm is above others, in points of test accuracy at scale {preset}: mean ± half of the 95 % "
+        "interval of the paired differences over seeds; no interval where there are fewer than three."
+    )
+    text = (
+        f"At scale {preset}, {verdict(pairs)} A seed counts once in these intervals, for its runs share images and "
+        f"networks.\n\n{_folded_table(differences_table(results), f'differences-{preset}', caption)}"
+    )
+    short = shortfalls(results, leftover)
     if short.empty:
-        return f"{text} There is no setting where a method falls short."
+        return f"{text}\n\nThere is no setting where a method falls short."
     caption = (
         f"Settings at scale {preset} where {' or '.join(OURS)} falls short: no better than {' or '.join(RIVALS)}, or "
         f"less than {ENOUGH:g} of the gap closed. Test accuracies, and right labels among hard training labels by "
         "weight (%), means over seeds; of the wrong labels that are left, the two most frequent kinds, as true class → "
         "label and share of all weight."
     )
-    return f"{text}\n\n{_folded_table(short, f'short-{preset}', caption)}"
+    shown = _folded_table(short, f"short-{preset}", caption)
+    return f"{text}\n\n:::{{dropdown}} Where an arm falls short\n{shown}\n:::"
+
+
+def _controls_fragment(results: pd.DataFrame) -> str:
+    """Controls of the arms at scale lite, and what they gain where no label is wrong."""
+    rows = results[results["preset"] == "lite"]
+    selection, controls = selection_table(rows), controls_table(rows)
+    parts = []
+    if len(selection):
+        caption = (
+            "What selection and soft labels bring where no label is wrong: arms on clean labels less the oracle, in "
+            "points of test accuracy at scale lite. Mean ± half of the 95 % interval of the paired differences over "
+            "seeds."
+        )
+        parts.append(_folded_table(selection, "selection", caption))
+    if len(controls):
+        caption = (
+            "Controls (%) at scale lite: the distilled set; as many random real images with its labels and recipe; the "
+            f"set with hard labels only; the set made with uniform drawing. {MEAN}"
+        )
+        parts.append(_folded_table(controls, "controls", caption))
+    return "\n\n".join(parts) or NONE_YET
 
 
 def _untouched_fragment(results: pd.DataFrame) -> str:
-    """Test accuracy of every arm on the seed of grid ``lite`` that chose nothing."""
+    """Test accuracy of every arm on the seed of preset lite that chose nothing."""
     rows = noisy_settings(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
     if rows.empty:
         return NONE_YET

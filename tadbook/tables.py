@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from tadlib.config import ARMS, METHODS
-from tadlib.evaluate import mean_ci95
+from tadlib.evaluate import gap_closed, mean_ci95
 from tadlib.pipeline import TIMED, result_table
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, save_table
 
+REFERENCES = ["vanilla", "loss-filter", "oracle"]
 OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
 # what the arms that are compared with each other share, and the same where only trust was measured
 SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network", "formation"]
@@ -85,6 +86,8 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
 def by_definition(column: pd.Series) -> pd.Series:
     """Key to sort by: arms, methods and presets in the order of their definition, all else as it is."""
     order: dict = {"arm": ARMS, "preset": PRESETS, "method": tuple(reversed(METHODS))}
+    if column.name == "noise":  # clean labels first
+        return column.astype(str).where(column != "none", "")
     names = order.get(str(column.name))
     return column if names is None else column.map({name: i for i, name in enumerate(names)})
 
@@ -95,23 +98,24 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
     Over seeds (Student's t over the seeds' means) where there are three or more, over the networks of the one seed
     where there is one, none where there are two.
-    Rows of ``OURS`` also tell the gap closed: seed by seed, then mean and interval over seeds. It is undefined where
-    for some seed the oracle is no better than vanilla.
+    Rows of ``OURS`` also tell the gap closed (:func:`tadlib.evaluate.gap_closed`), where the arm was run on clean
+    labels too.
     """
-    rows = []
+    rows, pairs = [], comparisons(results)
     for setting, runs in results.groupby(SETTING, sort=False):
         for arm, own in runs.groupby("arm", sort=False):
             n = len(own)
-            mean, half = _interval(own["accuracy_mean"].astype(float).tolist())
+            mean, half = interval(own["accuracy_mean"].astype(float).tolist())
             half = float(own["accuracy_ci95"].iloc[0]) if n == 1 else half
             row = dict(zip(SETTING, setting)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": n}
             row["interval"] = "networks" if n == 1 else "seeds" if n > 2 else "–"
-            row["gap"], row["gap_half"] = _interval(_gaps(runs, str(arm)) if arm in OURS else [])
+            same = pairs[(pairs[SETTING] == pd.Series(dict(zip(SETTING, setting)))).all(axis=1) & (pairs["arm"] == arm)]
+            row["gap"], row["gap_half"] = gap_of(same)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _interval(values: list[float]) -> tuple[float | None, float | None]:
+def interval(values: list[float]) -> tuple[float | None, float | None]:
     """Mean, and half of the 95 % interval from three values on: of two it is twelve times their deviation."""
     if not values:
         return None, None
@@ -119,12 +123,23 @@ def _interval(values: list[float]) -> tuple[float | None, float | None]:
     return mean, half if len(values) > 2 else None
 
 
-def _gaps(runs: pd.DataFrame, arm: str) -> list[float]:
-    """Gap closed of every seed that has all three arms; empty where it is undefined for one of them."""
-    wide = runs.pivot(index="seed", columns="arm", values="accuracy_mean").astype(float)
-    wide = wide.reindex(columns=["vanilla", arm, "oracle"]).dropna()
-    room = wide["oracle"] - wide["vanilla"]
-    return [] if (room <= 0).any() else ((wide[arm] - wide["vanilla"]) / room).tolist()
+def comparisons(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each arm of ``OURS``, noisy setting and seed that has it and vanilla: its ``accuracy``, those of
+    ``REFERENCES``, and of the same arm on ``clean`` labels; NaN where that was not run."""
+    of = [*SETTING, "seed"]
+    wide = results.pivot(index=of, columns="arm", values="accuracy_mean").astype(float)
+    wide = wide.reindex(columns=[*REFERENCES, *OURS]).reset_index()
+    pairs = wide.melt([*of, *REFERENCES], OURS, "arm", "accuracy").dropna(subset=["accuracy"])
+    same = [name for name in of if name not in ("noise", "rate_nominal")] + ["arm"]
+    clean = pairs[pairs["noise"] == "none"].set_index(same)["accuracy"].rename("clean")
+    noisy = pairs[pairs["noise"] != "none"].dropna(subset=["vanilla"])
+    return noisy.join(clean, on=same).reset_index(drop=True)
+
+
+def gap_of(pairs: pd.DataFrame) -> tuple[float | None, float | None]:
+    """Gap closed, and half of its interval, over the rows of :func:`comparisons` of one setting and arm."""
+    known = pairs.dropna(subset=["clean"])
+    return gap_closed(*(known[name].tolist() for name in ("accuracy", "vanilla", "clean")))
 
 
 def setting_names(of: dict) -> dict[str, object]:
@@ -234,8 +249,8 @@ def trust_table(rows: pd.DataFrame) -> pd.DataFrame:
         row, noisy = _setting(setting, runs), (runs["rate_realised"].astype(float) > 0).any()
         for arm in shown:
             own = runs[runs["arm"] == arm]
-            flagged = _over_seeds(own["flagged"], 100, 1)
-            row[arm] = _over_seeds(own["trust_auroc"], 1, 3) if noisy else f"{flagged} %" if len(own) else "–"
+            flagged = over_seeds(own["flagged"], 100, 1)
+            row[arm] = over_seeds(own["trust_auroc"], 1, 3) if noisy else f"{flagged} %" if len(own) else "–"
         found.append(row)
     return pd.DataFrame(found)
 
@@ -246,7 +261,7 @@ def spaces_table(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (*setting, arm), runs in rows.groupby([*TRUST_SETTING, "arm"], sort=False):
         row = _setting(setting, runs) | {"arm": arm}
-        row |= {name: _over_seeds(runs[column], 100, 1) for name, column in SPLIT.items()}
+        row |= {name: over_seeds(runs[column], 100, 1) for name, column in SPLIT.items()}
         seconds = runs["seconds_divert"].astype(float).mean()
         found.append(row | {"seconds": "–" if math.isnan(seconds) else f"{seconds:.0f}"})
     return pd.DataFrame(found)
@@ -263,8 +278,8 @@ def labels_table(rows: pd.DataFrame) -> pd.DataFrame:
     shown = {name: column for name, column in LABELS.items() if column in rows}
     return pd.DataFrame(
         row
-        | {"AUROC": _over_seeds(runs["trust_auroc"], 1, 3)}
-        | {name: _over_seeds(runs[column], 100, 1) for name, column in shown.items()}
+        | {"AUROC": over_seeds(runs["trust_auroc"], 1, 3)}
+        | {name: over_seeds(runs[column], 100, 1) for name, column in shown.items()}
         for row, runs in _by_method(rows)
     )
 
@@ -274,7 +289,7 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
     each set of labels."""
     shown = {name: column for name, column in TRAINED_ON.items() if column in rows}
     return pd.DataFrame(
-        row | {name: _over_seeds(runs[column], 100, 1) for name, column in shown.items()}
+        row | {name: over_seeds(runs[column], 100, 1) for name, column in shown.items()}
         for row, runs in _by_method(rows)
     )
 
@@ -290,7 +305,7 @@ def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
         "informed network right": ("informed_accuracy", 100, 1),
     }
     return pd.DataFrame(
-        row | {name: _over_seeds(runs[column], scale, digits) for name, (column, scale, digits) in columns.items()}
+        row | {name: over_seeds(runs[column], scale, digits) for name, (column, scale, digits) in columns.items()}
         for row, runs in _by_method(rows)
     )
 
@@ -303,10 +318,10 @@ def label_errors_table(rows: pd.DataFrame) -> pd.DataFrame:
     for (name, predictors), own in rows.groupby(["set", "predictors"], sort=False):
         of = {method: own[own["method"] == method] for method in methods}
         row = {"set": str(name).replace("published:", "").replace(":", " "), "predictors": predictors}
-        row |= {f"F1: {word}": _over_seeds(of[method]["f1"], 1, 3) for method, word in methods.items()}
-        row |= {f"AUROC: {word}": _over_seeds(of[method]["auroc"], 1, 3) for method, word in methods.items()}
-        row["wrong"] = _over_seeds(of["trust posterior"]["wrong"], 100, 1)
-        row["estimated"] = _over_seeds(of["trust posterior"]["noise_rate"], 100, 1)
+        row |= {f"F1: {word}": over_seeds(of[method]["f1"], 1, 3) for method, word in methods.items()}
+        row |= {f"AUROC: {word}": over_seeds(of[method]["auroc"], 1, 3) for method, word in methods.items()}
+        row["wrong"] = over_seeds(of["trust posterior"]["wrong"], 100, 1)
+        row["estimated"] = over_seeds(of["trust posterior"]["noise_rate"], 100, 1)
         found.append(row)
     return pd.DataFrame(found)
 
@@ -338,7 +353,7 @@ def _by_variant(rows: pd.DataFrame, order: list[str], shown: Mapping[str, tuple[
             runs = own[own["noise"] == noise]
             for name, (column, scale, digits) in shown.items():
                 title = f"{noise}: {name}" if len(shown) > 1 else noise
-                row[title] = _over_seeds(runs[column], scale, digits)
+                row[title] = over_seeds(runs[column], scale, digits)
         table.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(table)
 
@@ -360,5 +375,6 @@ def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
     return {"data set": of["dataset"], "images": of["n_train"], "noise": noise, "seeds": seeds}
 
 
-def _over_seeds(values: pd.Series, scale: float, digits: int) -> str:
-    return with_interval(*_interval(values.astype(float).dropna().tolist()), scale, digits)
+def over_seeds(values: pd.Series, scale: float, digits: int) -> str:
+    """Mean ± half of the 95 % interval over the values that are there, as text."""
+    return with_interval(*interval(values.astype(float).dropna().tolist()), scale, digits)

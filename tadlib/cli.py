@@ -181,11 +181,13 @@ class Run(RunOptions):
     """Carry out whole runs, noise to evaluation, and add a row for each to OUT/results.parquet."""
 
     def answer(self) -> Answer:
-        from tadlib import pipeline
+        from tadlib import pipeline, store
 
         status, rows, failed = over_runs(self, pipeline.run)
-        closed = {arm: gap for arm in ("tad", "tad-posterior") if (gap := gap_closed(rows, arm)) is not None}
         path = str(usable(self.out) / "results.parquet")
+        known = store.load_table(Path(path)).to_dict("records") if rows else []
+        gaps = {arm: gap_closed(rows, arm, known) for arm in ("tad", "tad-posterior")}
+        closed = {arm: gap for arm, gap in gaps.items() if gap is not None}
         fractions = {"trust precision": "trust_precision", "recall %": "trust_recall", "labels right": "label_accuracy"}
         shown = [
             head(row)
@@ -417,14 +419,22 @@ def names_of_settings() -> Answer:
 # What is printed -----------------------------------------------------------------------------------------------------
 
 
-def gap_closed(rows: list[Json], arm: str) -> float | None:
-    """(arm - vanilla) / (oracle - vanilla), from mean accuracies over the seeds that have all three; None without."""
-    accuracy = {(r["seed"], r["arm"]): r["accuracy_mean"] for r in rows}
-    arms = ("vanilla", arm, "oracle")
-    seeds = sorted({seed for seed, _ in accuracy})
-    complete = [seed for seed in seeds if all((seed, name) in accuracy for name in arms)]
-    vanilla, own, oracle = (sum(accuracy[seed, name] for seed in complete) for name in arms)
-    return (own - vanilla) / (oracle - vanilla) if oracle != vanilla else None
+SAME = ("dataset", "n_train", "method", "ipc", "preset", "evaluate_network", "formation", "draw_power")
+
+
+def gap_closed(rows: list[Json], arm: str, known: list[Json]) -> float | None:
+    """The gap that an arm closes (:func:`tadlib.evaluate.gap_closed`) over the seeds of ``rows`` that have it and
+    vanilla, and whose run on clean labels is among the ``known`` rows of the folder; None without any."""
+    from tadlib import evaluate
+
+    noisy = {(row["seed"], row["arm"]): row["accuracy_mean"] for row in rows if row["noise"] != "none"}
+    clean = {}
+    for row in known:
+        if row["noise"] == "none" and row["arm"] == arm and all(row.get(name) == rows[0].get(name) for name in SAME):
+            clean[row["seed"]] = row["accuracy_mean"]
+    seeds = [s for s in sorted(clean) if (s, arm) in noisy and (s, "vanilla") in noisy]
+    three = [noisy[s, arm] for s in seeds], [noisy[s, "vanilla"] for s in seeds], [clean[s] for s in seeds]
+    return evaluate.gap_closed(*three)[0]
 
 
 def number(value: float | None, factor: int = 1) -> str:

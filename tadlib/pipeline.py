@@ -596,7 +596,16 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
     found |= {"formation": config.method_config.formation, "draw_power": config.method_config.draw_power}
-    columns = ["formation", "draw_power", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on", *CONTROLS, *TRUST]
+    columns = [
+        "formation",
+        "draw_power",
+        "accuracy_mean",
+        "accuracy_ci95",
+        "n_networks",
+        "evaluated_on",
+        *CONTROLS,
+        *TRUST,
+    ]
     columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
     columns += ["teacher_arm", "teacher_accuracy"]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")

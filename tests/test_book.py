@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -241,7 +242,7 @@ def rows_of_results(**differing) -> pd.DataFrame:
     """One row of results for each value of the lists in ``differing``, which are as long as each other."""
     same = {"dataset": "digits", "n_train": 100, "rate_nominal": 0.0, "preset": "lite", "seed": 0, "rate_realised": 0.0}
     same |= {"accuracy_ci95": 0.01, "n_networks": 3, "noise": "none", "arm": "oracle", "ipc": 10, "method": "mtt"}
-    same |= {"evaluate_network": "convnet", "formation": 1}
+    same |= {"evaluate_network": "convnet", "formation": 1, "draw_power": 8.0}
     table = pd.DataFrame([same | dict(zip(differing, values)) for values in zip(*differing.values(), strict=True)])
     return table.assign(config_hash=[f"{i:x}" for i in range(len(table))], device="cpu", hardware="a machine")
 
@@ -267,25 +268,27 @@ def test_methods_on_clean_labels_have_a_table_of_their_own():
 def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     arms = ["vanilla", "loss-filter", "tad-posterior", "oracle"]
     results = rows_of_results(
-        arm=arms * 3 + ["tad-posterior"],
-        noise=["pairflip"] * 8 + ["symmetric"] * 5,
-        seed=[0] * 4 + [1] * 4 + [0] * 4 + [1],
-        rate_nominal=[0.4] * 8 + [0.2] * 5,
-        accuracy_mean=[0.2, 0.3, 0.6, 0.6, 0.2, 0.3, 0.5, 0.6, 0.5, 0.55, 0.5, 0.4, 0.9],
-        label_accuracy=[0.6, 0.7, 0.9, 1.0] * 2 + [0.8, 0.9, 0.7, 1.0, 1.0],
+        arm=arms * 3 + ["tad-posterior"] * 3,
+        noise=["pairflip"] * 8 + ["symmetric"] * 5 + ["none"] * 2,
+        seed=[0] * 4 + [1] * 4 + [0] * 4 + [1] + [0, 1],
+        rate_nominal=[0.4] * 8 + [0.2] * 5 + [0.0] * 2,
+        accuracy_mean=[0.2, 0.3, 0.6, 0.6, 0.2, 0.3, 0.5, 0.6, 0.5, 0.55, 0.5, 0.4, 0.9, 0.6, 0.6],
+        label_accuracy=[0.6, 0.7, 0.9, 1.0] * 2 + [0.8, 0.9, 0.7, 1.0, 1.0] + [1.0] * 2,
     )
-    pairs = tadbook.comparisons(results)  # the last row, a seed of one arm alone, has nothing to be compared with
-    assert len(pairs) == 3
-    assert pairs["gap"].round(6).tolist()[:2] == [1.0, 0.75]
-    assert pairs["gap"].isna().tolist() == [False, False, True]  # the oracle is worse than vanilla: no gap
+    pairs = tadbook.comparisons(results)  # the seed of one arm alone has nothing to be compared with
+    assert pairs[["seed", "vanilla", "accuracy", "clean"]].values.tolist() == [
+        [0, 0.2, 0.6, 0.6],
+        [1, 0.2, 0.5, 0.6],
+        [0, 0.5, 0.5, 0.6],
+    ]
     text = tadbook.verdict(pairs)
-    assert text.startswith("tad-posterior is above vanilla in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1; ")
-    assert "above loss-filter in 2 of 3 runs (67 %): 1 of 2 of seed 0, 1 of 1 of seed 1." in text
-    assert "closes 0.88 of the gap, averaged over one setting" in text
-    assert "In one run there is no gap" in text
+    # averages are of the setting that both seeds have
+    assert text.startswith("tad-posterior is above vanilla in 2 of 3 runs (67 %), by 35.0 points on average; ")
+    assert "above loss-filter in 2 of 3 runs (67 %), by 25.0 points on average." in text
+    assert "It closes 0.88 of the gap, over 2 settings." in text
     short = tadbook.shortfalls(results)
     assert short["noise"].tolist() == ["symmetric"]
-    assert short["falls short by"].tolist() == ["no better than vanilla, no better than loss-filter, no gap"]
+    assert short["falls short by"].tolist() == ["no better than vanilla, no better than loss-filter, gap"]
     assert short["right labels"].tolist() == ["70.0"]
     left = pd.DataFrame({"true_label": ["cat", "dog"], "label": ["dog", "cat"], "share": [0.1, 0.2]})
     same = dict(results[["dataset", "n_train", "noise", "rate_nominal", "arm", "preset", "seed"]].iloc[10])
@@ -298,20 +301,84 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
 
 
 def test_both_methods_are_compared_each_with_its_rivals():
+    arms = ["vanilla", "loss-filter", "tad", "tad-posterior", "oracle"]
     results = rows_of_results(
-        arm=["vanilla", "loss-filter", "tad", "tad-posterior", "oracle"],
-        accuracy_mean=[0.2, 0.4, 0.3, 0.5, 0.6],
-        noise=["pairflip"] * 5,
-        label_accuracy=[0.5] * 5,
+        arm=[*arms, "tad", "tad-posterior"],
+        accuracy_mean=[0.2, 0.4, 0.3, 0.5, 0.45, 0.6, 0.6],
+        noise=["pairflip"] * 5 + ["none"] * 2,
+        label_accuracy=[0.5] * 7,
     )
     pairs = tadbook.comparisons(results)
     assert pairs[["arm", "accuracy"]].values.tolist() == [["tad", 0.3], ["tad-posterior", 0.5]]
-    assert pairs["gap"].round(6).tolist() == [0.25, 0.75]
     assert tadbook.shortfalls(results)["falls short by"].tolist() == ["no better than loss-filter, gap", "gap"]
-    (row,) = tadbook.results_table(results).to_dict("records")
+    row = tadbook.results_table(results).to_dict("records")[0]
     assert [row["gap closed tad"], row["gap closed tad-posterior"]] == ["0.25", "0.75"]
-    (row,) = tadbook.results_table(results[results["arm"] != "tad"]).to_dict("records")
+    row = tadbook.results_table(results[results["arm"] != "tad"]).to_dict("records")[0]
     assert [row["tad"], row["gap closed tad"], row["tad-posterior"]] == ["–", "–", "50.0 ± 1.0"]
+
+
+def rows_with_controls() -> pd.DataFrame:
+    """Three seeds of pairflip and of clean labels, with controls and with uniform drawing on clean labels."""
+    rows = []
+    for seed in range(3):
+        plain = {"seed": seed, "method": "dm", "arm": "vanilla", "noise": "none", "draw_power": 8.0}
+        plain |= {"rate_nominal": 0.0, "accuracy_mean": 0.40 + 0.01 * seed, "accuracy_random_real": 0.3}
+        ours = plain | {"arm": "tad-posterior", "accuracy_mean": 0.43 + 0.01 * seed, "accuracy_hard_labels": 0.42}
+        rows += [plain, ours, ours | {"draw_power": 0.0, "accuracy_mean": 0.405 + 0.01 * seed}]
+        noisy = {"noise": "pairflip", "rate_nominal": 0.4}
+        rows += [plain | noisy | {"accuracy_mean": 0.2}, ours | noisy | {"accuracy_mean": 0.41 + 0.01 * seed}]
+    table = pd.DataFrame(rows)
+    return rows_of_results(**{name: table[name].tolist() for name in table})
+
+
+def test_controls_stand_beside_every_arm():
+    from tadbook import comparison
+
+    table = comparison.controls_table(rows_with_controls()).to_dict("records")
+    assert [row["noise"] for row in table] == ["none", "pairflip"]
+    clean, noisy = ({name: value for name, value in row.items() if name not in ("noise", "rate")} for row in table)
+    assert clean["distilled"].startswith("44.0 ± 2.5")
+    assert [clean["random images"], clean["hard labels"]] == ["30.0 ± 0.0", "42.0 ± 0.0"]
+    assert clean["uniform drawing"].startswith("41.5")
+    assert noisy["uniform drawing"] == "–"
+    assert comparison.controls_table(rows_of_results(arm=["tad"], accuracy_mean=[0.5])).empty
+
+
+def test_what_selection_brings_is_measured_where_no_label_is_wrong():
+    from tadbook import comparison
+
+    default, uniform = comparison.selection_table(rows_with_controls()).to_dict("records")
+    assert (default["tad-posterior"], default["tad"], default["seeds"]) == ("3.0 ± 0.0", "–", 3)
+    assert uniform["method"] == "dm, draw power 0"
+    assert uniform["tad-posterior"] == "0.5 ± 0.0"
+
+
+def test_differences_are_paired_over_seeds():
+    from tadbook import comparison
+
+    (row,) = comparison.differences_table(rows_with_controls()).to_dict("records")
+    assert row["above vanilla"].startswith("22.0 ± 2.5")
+    assert row["above loss-filter"] == "–"
+
+
+def test_the_gap_closed_is_a_ratio_of_means():
+    from tadlib.evaluate import gap_closed
+
+    gap, half = gap_closed([0.5, 0.6, 0.7], [0.2, 0.2, 0.2], [0.6, 0.7, 0.8])
+    assert gap == pytest.approx(0.8)
+    residuals = np.array([0.3 - 0.8 * 0.4, 0.4 - 0.8 * 0.5, 0.5 - 0.8 * 0.6]) / 0.5
+    assert half == pytest.approx(4.302653 * residuals.std(ddof=1) / 3**0.5, rel=1e-6)
+    assert gap_closed([0.5], [0.2], [0.8]) == (pytest.approx(0.5), None)
+    assert gap_closed([0.5], [0.6], [0.6]) == (None, None)
+    assert gap_closed([], [], []) == (None, None)
+
+
+def test_arms_by_noise_are_drawn_where_there_are_rows():
+    drawn = tadbook.by_noise(rows_with_controls())
+    (panel,) = (ax for ax in drawn.axes if ax.get_visible())
+    assert panel.get_title("left") == "digits, dm"
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["clean", "pairflip 0.4"]
+    assert tadbook.by_noise(rows_with_controls()[:0]) is None
 
 
 def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch):
