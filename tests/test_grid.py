@@ -126,7 +126,7 @@ def test_a_grid_without_blocks_or_without_a_file_is_refused(tmp_path):
         load_grid(tmp_path / "none.yml")
 
 
-@pytest.mark.parametrize("name, count", [("smoke", 20), ("lite", 110), ("paper", 1120)])
+@pytest.mark.parametrize("name, count", [("smoke", 28), ("paper-lite", 263), ("paper", 1120)])
 def test_every_run_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(tmp_path, name, count):
     text = re.sub(r"seed: (\[.*\]|\d)", "seed: 0", (GRIDS / f"{name}.yml").read_text())  # one seed stands for all
     runs = load(tmp_path, text).runs
@@ -135,8 +135,8 @@ def test_every_run_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of
 
 
 def test_the_other_grids_that_come_with_tadlib_are_valid():
-    assert len(load_grid(GRIDS / "rates.yml").runs) == 3 * 8 * 5
-    assert len(load_grid(GRIDS / "clean.yml").runs) == 2 * 2 * 7
+    assert len(load_grid(GRIDS / "rates.yml").runs) == 3 * (8 * 5 + 4)
+    assert len(load_grid(GRIDS / "clean.yml").runs) == 3 + 2 * 2 * 6 + 3 * 8
 
 
 # Jobs
