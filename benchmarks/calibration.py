@@ -32,7 +32,7 @@ from tadlib.trust import RefinedSet
 SETTINGS = ("cifar10:symmetric:.4", "cifar10:pairflip:.4", "cifar10:human:worse")
 COMPARED = ("loss-filter", "tad", "tad-posterior")
 BINS = 10
-MOST_CERTAIN, NEEDLESS = 10, 6  # images that are kept of the flagged, and of those whose label is right
+MOST_CERTAIN, NEEDLESS = 12, 6  # images that are kept of the flagged, and of those whose label is right
 
 
 def binned(trust_N: np.ndarray, right_N: np.ndarray) -> dict[str, Any]:
