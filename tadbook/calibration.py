@@ -108,7 +108,7 @@ def found_errors(table: pd.DataFrame) -> Figure:
     captions = [f"{row.noisy} → {row.suggested}\ntrue: {row.true}" for row in table.itertuples()]
     pixels = [decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8)) / 255 for png in table["png"]]
     made = image_grid(torch.stack(pixels), captions, columns=COLUMNS)
-    for kind, start in table["kind"].drop_duplicates().items():
+    for start, kind in table["kind"].drop_duplicates().items():
         made.axes[start].set_ylabel(KINDS[kind], fontsize=7.5)
     return made
 
@@ -181,8 +181,8 @@ def _found_errors(table: pd.DataFrame) -> str:
     )
     caption = (
         "Noisy label → suggested class. Above, the flagged labels with the most certain suggestions; below, those "
-        f"whose noisy label is right. {NAMES[of.noise]}, scale {of.preset}, seed {of.seed}: of {of.n_train:,} labels the "
-        f"posterior flags {of.flagged:,}, of which {of.flagged_wrong:,} are wrong "
+        f"whose noisy label is right. {NAMES[of.noise]}, scale {of.preset}, seed {of.seed}: of {of.n_train:,} labels "
+        f"the posterior flags {of.flagged:,}, of which {of.flagged_wrong:,} are wrong "
         f"({100 * of.flagged_wrong / of.flagged:.0f} %). It saw the images at {of.resolution}×{of.resolution} pixels."
     )
     return figure_text("found_errors", alt, caption)

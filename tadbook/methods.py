@@ -28,7 +28,7 @@ SECONDS = (
 )
 METHODS_ALT = (
     "Two line charts of test accuracy on clean labels, a line a distillation method: against images per class, and "
-    "against the seconds of a run. Every method gains from more images; trajectory methods lie to the right."
+    "against the seconds of a run."
 )
 METHODS_CAPTION = (
     f"Test accuracy on clean labels by size and by cost; in the right panel a line joins the sizes of a method. "
@@ -199,7 +199,7 @@ def fragments(results_dir: Path | str) -> dict[str, tuple[Figure | None, str]]:
     missing."""
     results, found = read_results(results_dir), dict[str, tuple[Figure | None, str]]()
     made = {
-        "methods": (clean_methods, methods_by_size_and_cost, METHODS_ALT, METHODS_CAPTION),
+        "methods_by_size": (clean_methods, methods_by_size_and_cost, METHODS_ALT, METHODS_CAPTION),
         "arms_by_size": (noisy_by_size, arms_by_size, SIZE_ALT, SIZE_CAPTION),
         "arms_by_cost": (noisy_by_cost, arms_by_cost, COST_ALT, COST_CAPTION),
     }
