@@ -160,7 +160,8 @@ def with_captions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in text_and_code(notebook):
         cells.append(cell)
         if figure := cell.metadata.get("mystnb", {}).get("figure"):
-            text = f'<a id="{figure["name"]}"></a>**Figure.** {figure["caption"]}'
+            kind = "Table" if figure["name"].startswith("tab-") else "Figure"
+            text = f'<a id="{figure["name"]}"></a>**{kind}.** {figure["caption"]}'
             made = nbformat.v4.new_markdown_cell(text, id=f"{figure['name']}-caption", metadata={"tags": [CAPTION]})
             cells.append(made)
     notebook.cells = cells

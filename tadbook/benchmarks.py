@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tadbook.style import CYCLE, MUTED, figure, style
+from tadbook.style import CYCLE, figure, style
 from tadlib.errors import known
 from tadlib.store import load_table
 
@@ -40,15 +40,21 @@ def meta_gradient(table: pd.DataFrame) -> Figure:
 
 
 def _bars(table: pd.DataFrame, column: str, label: str, scale: str = "linear") -> Figure:
+    """A bar for each method, or, on a logarithmic scale, a point."""
     made, axes = figure(0.6 + 0.35 * len(table))
     ax = axes[0, 0]
-    ax.barh(table.method, table[column], color=CYCLE[0][0], height=0.6)
+    if scale == "log":  # no bars: their length would tell nothing
+        ax.plot(table[column], table.method, "o", color=CYCLE[0][0])
+        ax.grid(axis="y", linewidth=0.4)
+    else:
+        ax.barh(table.method, table[column], color=CYCLE[0][0], height=0.6)
     for i, value in enumerate(table[column]):
-        ax.text(value, i, f" {value:.3g}", va="center", fontsize=7.5, color=MUTED)
+        ax.annotate(f"{value:.3g}", (value, i), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
     ax.invert_yaxis()
     ax.set(xlabel=label, xscale=scale)
-    if scale == "log":  # room for the numbers, and bars that begin at a power of ten
+    if scale == "log":  # room for the numbers
         ax.set_xlim(10 ** np.floor(np.log10(table[column].min())), 3 * table[column].max())
+        ax.set_ylim(len(table) - 0.5, -0.5)
     return made
 
 

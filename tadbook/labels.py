@@ -60,7 +60,7 @@ def transition_maps(matrices: Mapping[str, Tensor], class_names: Sequence[str], 
         for (i, j), value in np.ndenumerate(T) if values and few and n < 3 else ():
             if value >= 0.05:
                 colour = "white" if value > 0.45 else INK
-                ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6.5, color=colour)
+                ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=colour)
     axes[0, 0].set_ylabel("true class")
     bar = made.colorbar(picture, ax=axes[0].tolist(), shrink=0.8, pad=0.02, aspect=25)
     bar.set_label("fraction of the true class")

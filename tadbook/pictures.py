@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tadbook import calibration, methods
 from tadbook.comparison import against_rate, by_noise
 from tadbook.explore import explore_images, explore_runs
 from tadbook.style import INK, arm_style, array, bare, figure, style
@@ -152,7 +153,7 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
     """Write what pages show of ``results_dir``, to be included: pictures, interactive figures, and their captions.
 
     ``few_for_many.md``, ``by_arm.md``, ``by_noise.md`` and ``rates.md`` with pictures of the same names, ``images.md``,
-    ``runs.md``.
+    ``runs.md``, and the figures of :mod:`tadbook.calibration` and :mod:`tadbook.methods`.
     Where results are missing a fragment is empty. Returns what was written.
     """
     target, results, sets = Path(target_dir), read_results(results_dir), read_distilled(results_dir)
@@ -188,6 +189,10 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
     if rates := against_rate(results):
         rates.savefig(target / "rates.png", metadata={"Software": None})
         texts["rates.md"] = RATES
+    for name, (drawn, text) in (calibration.fragments(results_dir) | methods.fragments(results_dir)).items():
+        texts[f"{name}.md"] = text
+        if drawn is not None:
+            drawn.savefig(target / f"{name}.png", metadata={"Software": None})
     for name, text in texts.items():
         write_atomic(target / name, f"{text}\n".encode())
     return [target / name for name in texts]

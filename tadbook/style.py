@@ -26,6 +26,20 @@ ARMS = {
     "tad-posterior": ("#8c2d4f", "p", "-"),
     "oracle": ("#12263a", "^", (0, (6, 1.5, 1, 1.5))),
 }
+# method of distillation -> colour, of its family, marker, line style
+METHODS = {
+    "random": ("#8f8f8f", "x", (0, (1, 1.2))),
+    "dsa": ("#8c2d4f", "^", "-"),
+    "mtt": ("#f0a25a", "s", "-"),
+    "tesla": ("#d9742b", "v", (0, (4, 1.5))),
+    "ftd": ("#a84a12", "P", (0, (2, 1))),
+    "datm": ("#6e2c05", "D", (0, (5, 1, 1, 1))),
+    "dm": ("#0b5c8f", "o", "-"),
+    "dance": ("#3f8fc4", "p", (0, (4, 1.5))),
+    "ncfm": ("#12263a", "h", (0, (2, 1))),
+    "rded": ("#2f7d6d", "X", "-"),
+    "cim": ("#6fb39f", "*", (0, (4, 1.5))),
+}
 # space -> colour, hatch; from certain to unknown
 SPACES = {"trusted": ("#0b5c8f", ""), "recalibrated": ("#f0b35a", "...."), "untrusted": ("#dedede", "////")}
 # for curves of no fixed meaning, in order

@@ -378,3 +378,23 @@ def _setting(setting: Iterable, runs: pd.DataFrame) -> dict[str, object]:
 def over_seeds(values: pd.Series, scale: float, digits: int) -> str:
     """Mean ± half of the 95 % interval over the values that are there, as text."""
     return with_interval(*interval(values.astype(float).dropna().tolist()), scale, digits)
+
+
+def calibration_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting and arm of ``benchmarks/calibration.py``: Brier score and expected calibration error of
+    trust; and of the posterior the share of wrong labels that it estimates (%), its interval (ends averaged over
+    seeds), and in how many seeds that holds the true share."""
+    found = []
+    for (*setting, arm), runs in rows.groupby([*TRUST_SETTING, "arm"], sort=False):
+        row = _setting(setting, runs) | {"arm": arm, "Brier": over_seeds(runs["brier"], 1, 3)}
+        row["calibration error"] = over_seeds(runs["calibration_error"], 1, 3)
+        true, rate, low, high = (
+            runs[name].astype(float) for name in ("rate_realised", "noise_rate", "noise_rate_low", "noise_rate_high")
+        )
+        known = rate.notna().all()
+        row["wrong"] = with_interval(true.mean(), None)
+        row["estimated"] = with_interval(rate.mean(), None)
+        row["interval"] = f"{100 * low.mean():.1f} to {100 * high.mean():.1f}" if known else "–"
+        row["holds it"] = f"{((low <= true) & (true <= high)).sum()} of {len(runs)}" if known else "–"
+        found.append(row)
+    return pd.DataFrame(found)

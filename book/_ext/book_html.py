@@ -1,4 +1,5 @@
-"""For Sphinx: a figure that is HTML, with number and caption; and two mends of what Sphinx writes for screen readers.
+"""For Sphinx: a figure that is HTML, with number and caption; tables of notebooks, numbered as tables; and two mends of
+what Sphinx writes for screen readers.
 
 ```{explorer} generated/runs.html
 :name: fig-runs
@@ -14,6 +15,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -37,6 +39,34 @@ class Explorer(SphinxDirective):
         return [figure]
 
 
+class TableFigure(nodes.figure):
+    """What a notebook makes a figure of, but is a table."""
+
+
+class NumberedTables(SphinxTransform):
+    """Figures whose name begins with ``tab-`` are numbered as tables."""
+
+    default_priority = 200  # before names and numbers are read
+
+    def apply(self, **options: Any) -> None:
+        for figure in list(self.document.findall(nodes.figure)):
+            if any(name.startswith("tab-") for name in figure["names"]):
+                table = TableFigure(figure.rawsource, *figure.children, **figure.attributes)
+                table.source, table.line = figure.source, figure.line
+                figure.parent.replace(figure, table)
+                self.document.ids.update(dict.fromkeys(table["ids"], table))
+
+
+def begin_table(translator: Any, node: nodes.Element) -> None:
+    """In LaTeX, where the environment decides what a caption is called."""
+    align = "H" if translator.no_latex_floats else translator.elements["figure_align"]
+    translator.body.append(f"\n\\begin{{table}}[{align}]\n\\centering\n\\capstart\n")
+
+
+def end_table(translator: Any, node: nodes.Element) -> None:
+    translator.body.append("\n\\end{table}\n")
+
+
 def mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """The bibliography as plain text blocks: its roles of ARIA are out of date. Empty headings of tables as cells."""
     if body := context.get("body"):
@@ -47,5 +77,7 @@ def mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("explorer", Explorer)
+    app.add_enumerable_node(TableFigure, "table", latex=(begin_table, end_table))  # in HTML it is a figure
+    app.add_transform(NumberedTables)
     app.connect("html-page-context", mend)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
