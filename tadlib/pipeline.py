@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -345,12 +345,11 @@ def embed(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data = dataset(replace(config, resolution=None, zca=False))
-        mean, std = (torch.tensor(v, device=data.x_train.device)[:, None, None] for v in (data.mean, data.std))
         found = {}
         with w.progress(len(names) * pretrained.batches(len(data.x_train))) as step:
             for name in names:
                 network = pretrained.load(name, config.download, config.torch_device)
-                found[name] = network.embed(data.x_train * std + mean, step)
+                found[name] = network.embed(data.x_train, step, partial(data.pixels, clamp=False))
         store.save_tensors(w.folder.path / "embeddings.safetensors", found)
         return {}
 
