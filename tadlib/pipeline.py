@@ -477,7 +477,7 @@ def train_observer(config: Config) -> Path:
             how: dict[str, Any] = {"seed": config.seed, "resume": w.resume, "on_epoch": step}
             trained = observer.train_observer(net, data.x_train, refined.y, refined.weight, config.observer, **how)
         store.save_tensors(w.folder.path / "observer.safetensors", {"theta": trained.theta})
-        found = accuracy(net, trained.theta, data.x_test, data.y_test)
+        found = accuracy(net, trained.theta, data.x_test, data.y_test) if len(data.y_test) else None
         return {"accuracy": found, "arm": teaching.arm, "network": config.observer.network}
 
     return _stage(config, planned, work)

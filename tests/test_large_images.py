@@ -1,8 +1,5 @@
 """Promises about own images of more than 64 pixels: bytes in memory, the bits of floats, every stage in batches."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -93,29 +90,14 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_starts(folder, tmp_
         pipeline.dataset(config(folder, tmp_path / "out", zca=True))
 
 
-MEMORY = """
-import resource, sys, torch
-from tadlib import pipeline
-from tadlib.config import Config
-
-torch.set_num_threads(1)
-pipeline.distill(Config.from_params(**eval(sys.argv[1])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
-
-
-def test_memory_grows_with_the_bytes_of_the_images_and_not_with_their_floats(tmp_path):
-    def peak(n):
-        settings = SMALL | {"method": "rded", "resolution": 128, "depth": 5, "observer_epochs": 1, "rded_candidates": 4}
-        settings |= {"dataset": f"folder:{write(tmp_path / str(n), n, (127, 129))}", "out": str(tmp_path / f"out{n}")}
-        settings |= {
-            "arm": "tad-posterior",
-            "posterior_predictors": "patches",
-            "posterior_filters": 8,
-            "observer_batch": 16,
-        }
-        return int(subprocess.check_output([sys.executable, "-c", MEMORY, str(settings)]))
-
-    few, many = 110, 330
-    grown = (peak(many) - peak(few)) / (3 * (many - few))
-    assert grown < 2 * 3 * 128**2  # bytes, and a copy of them; floats alone would take four
+def test_no_stage_makes_more_than_a_batch_of_floats_of_images_held_as_bytes(tmp_path, monkeypatch):
+    made, normalised = [], Images._normalised
+    monkeypatch.setattr(Images, "_normalised", lambda x, part: made.append(len(part)) or normalised(x, part))
+    folder = write(tmp_path / "images", 150, (72, 73))
+    same = {"resolution": 72, "auditor_batch": 32, "observer_batch": 32, "method": "rded", "rded_candidates": 4}
+    for arm in ("tad", "tad-posterior"):
+        pipeline.run(config(folder, tmp_path / "out", arm=arm, evaluate_controls=True, **same))
+    audit.audit(config(folder, tmp_path / "out", arm="tad-posterior", **same))
+    x = pipeline.dataset(config(folder, tmp_path / "out", **same)).x_train
+    assert x.source.dtype == torch.uint8
+    assert max(made) <= 256 < len(x)
