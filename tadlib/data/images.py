@@ -5,6 +5,7 @@ Legend: N samples, B batch, C H W image, h w image before resizing.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -39,11 +40,17 @@ class Images:
     def __getitem__(self, index_B: Tensor | slice) -> Tensor:
         if isinstance(self.source, Tensor):
             return self._squares(self._normalised(self.source[index_B]))
-        places = torch.arange(len(self))[index_B].tolist()
+        places = range(len(self))[index_B] if isinstance(index_B, slice) else index_B.tolist()
         return torch.cat([self._squares(self.whole(i)[None]) for i in places])
 
-    def _normalised(self, x_Chw: Tensor) -> Tensor:
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """``mean`` and ``std`` (C, 1, 1), moved to the device once, for that makes a GPU wait."""
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
+
+    def _normalised(self, x_Chw: Tensor) -> Tensor:
+        mean, std = self._statistics
         return (x_Chw.to(self.device).float() / 255).sub_(mean).div_(std)
 
     def _squares(self, x_NChw: Tensor) -> Tensor:
