@@ -93,7 +93,7 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_starts(folder, tmp_
 def test_no_stage_makes_more_than_a_batch_of_floats_of_images_held_as_bytes(tmp_path, monkeypatch):
     made, normalised = [], Images._normalised
     monkeypatch.setattr(Images, "_normalised", lambda x, part: made.append(len(part)) or normalised(x, part))
-    folder = write(tmp_path / "images", 150, (72, 73))
+    folder = write(tmp_path / "images", 120, (72, 73))
     same = {"resolution": 72, "auditor_batch": 32, "observer_batch": 32, "method": "rded", "rded_candidates": 4}
     for arm in ("tad", "tad-posterior"):
         pipeline.run(config(folder, tmp_path / "out", arm=arm, evaluate_controls=True, **same))

@@ -108,7 +108,7 @@ class Dataset:
         digest = hashlib.sha256()
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(str(tuple(tensor.shape)).encode())
-            for part in tensor.split(CHUNK) if len(tensor) else ():
+            for part in tensor.split(BATCH) if len(tensor) else ():
                 digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
