@@ -65,8 +65,8 @@ def clock(work: Callable[[], object], repeats: int = 1) -> dict[str, float]:
 
 
 def finish(name: str, table: pd.DataFrame, out: Path, threads: int, device: str = "cpu") -> None:
-    """Write the table with hardware (of ``device``) and versions, and the figure made from it."""
-    from tadbook.benchmarks import draw
+    """Write the table with hardware (of ``device``) and versions, and the figure made from it, where there is one."""
+    from tadbook.benchmarks import FIGURES, draw
     from tadlib.store import hardware, processor, save_table, versions
 
     machine = hardware()
@@ -80,4 +80,5 @@ def finish(name: str, table: pd.DataFrame, out: Path, threads: int, device: str 
             tadlib_version=versions()["tadlib"],
         ),
     )
-    draw(out, name)
+    if name in FIGURES:
+        draw(out, name)

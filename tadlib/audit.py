@@ -29,12 +29,13 @@ import jinja2
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torch.nn.functional import normalize
 from torchvision.io import encode_png
 
 from tadlib import __version__, pipeline, store
 from tadlib.config import Config
 from tadlib.data import Dataset, is_own, own
+from tadlib.data.images import averaged
 from tadlib.errors import require
 from tadlib.materials import plain_dataset
 from tadlib.noise.corrections import CHECKED, read_corrections
@@ -140,9 +141,10 @@ class Findings:
 
 def identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     """Groups of images with the same pixels and not all with the same label."""
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for i, x_CHW in enumerate(x_NCHW):
-        groups[x_CHW.numpy().tobytes()].append(i)
+    groups: dict[int, list[int]] = defaultdict(list)
+    group_N = predictors.copies(x_NCHW)
+    for i, group in enumerate([] if group_N is None else group_N.tolist()):
+        groups[group].append(i)
     return [group for group in groups.values() if len(label_N[group].unique()) > 1]
 
 
@@ -152,7 +154,7 @@ def nearly_identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     An image stands beside the one with another label that is most like it; images of one brightness are left out.
     """
     height, width = (min(SIDE, side) for side in x_NCHW.shape[2:])
-    z_ND = adaptive_avg_pool2d(x_NCHW, (height, width)).flatten(1)
+    z_ND = averaged(x_NCHW, (height, width)).flatten(1)
     z_ND = normalize(z_ND - z_ND.mean(1, keepdim=True))
     found: dict[tuple[int, int], float] = {}
     for chunk in torch.arange(len(z_ND)).split(CHUNK):
@@ -170,7 +172,7 @@ def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[dict[
     no less so than half of those of its class.
     """
     height, width = (min(predictors.LARGEST, side) for side in x_NCHW.shape[2:])
-    x_NCHW = adaptive_avg_pool2d(x_NCHW, (height, width))
+    x_NCHW = averaged(x_NCHW, (height, width))
     made = predictors.filters(x_NCHW, FILTERS, generator(seed, "audit"))
     z_ND = predictors.responses(made, x_NCHW, mirror=False)
     z_ND = normalize((z_ND - z_ND.mean(0)) / z_ND.std(0).clamp_min(1e-6))
@@ -397,7 +399,7 @@ def audit(config: Config) -> dict[str, Any]:
     changed = (
         None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
     )
-    x_NCHW, by = data.x_train.cpu(), "index" if data.files is None else "path"
+    x_NCHW, by = data.x_train.to("cpu"), "index" if data.files is None else "path"
     same = identical(x_NCHW, findings.noisy)
     known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
     alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]

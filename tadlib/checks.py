@@ -42,7 +42,15 @@ def require_labels(what: str, y_N: Any, n_classes: int, n: int | str = "N") -> N
 def require_images(
     what: str, x_NCHW: Any, shape: Sizes = ("C", "H", "W"), n: int | str = "N", used_N: Tensor | None = None
 ) -> None:
-    """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite, those of ``used_N`` if given."""
+    """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite, those of ``used_N`` if given.
+
+    Of :class:`tadlib.data.images.Images`, whose bytes are finite, the shape is checked alone.
+    """
+    from tadlib.data.images import Images  # here: tadlib.data imports this module
+
+    if isinstance(x_NCHW, Images):
+        require_tensor(what, torch.empty(x_NCHW.shape, device="meta"), (n, *shape), torch.float32)
+        return
     turned = isinstance(x_NCHW, Tensor) and x_NCHW.ndim == 4 and tuple(x_NCHW.shape[1:]) == (*shape[1:], shape[0])
     if turned and tuple(x_NCHW.shape[1:]) != shape:
         order = f"{what} must have their channels first, {(n, *shape)}, got {tuple(x_NCHW.shape)}".replace("'", "")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -345,12 +345,11 @@ def embed(config: Config) -> Path:
 
     def work(w: Work) -> dict:
         data = dataset(replace(config, resolution=None, zca=False))
-        mean, std = (torch.tensor(v, device=data.x_train.device)[:, None, None] for v in (data.mean, data.std))
         found = {}
         with w.progress(len(names) * pretrained.batches(len(data.x_train))) as step:
             for name in names:
                 network = pretrained.load(name, config.download, config.torch_device)
-                found[name] = network.embed(data.x_train * std + mean, step)
+                found[name] = network.embed(data.x_train, step, partial(data.pixels, clamp=False))
         store.save_tensors(w.folder.path / "embeddings.safetensors", found)
         return {}
 
@@ -478,7 +477,7 @@ def train_observer(config: Config) -> Path:
             how: dict[str, Any] = {"seed": config.seed, "resume": w.resume, "on_epoch": step}
             trained = observer.train_observer(net, data.x_train, refined.y, refined.weight, config.observer, **how)
         store.save_tensors(w.folder.path / "observer.safetensors", {"theta": trained.theta})
-        found = accuracy(net, trained.theta, data.x_test, data.y_test)
+        found = accuracy(net, trained.theta, data.x_test, data.y_test) if len(data.y_test) else None
         return {"accuracy": found, "arm": teaching.arm, "network": config.observer.network}
 
     return _stage(config, planned, work)

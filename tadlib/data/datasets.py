@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from tadlib.checks import require_images, require_labels, require_tensor
 from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
+from tadlib.data.images import BATCH, Images
 from tadlib.data.whiten import Whitening, fit
 from tadlib.errors import InputError, known, require, required_root, some, usable
 from tadlib.rng import generator
@@ -30,6 +32,7 @@ from tadlib.rng import generator
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500
 MOST_SIDE = 1024  # of own images
+FLOATS = 64  # pixels a side up to which own images are held as floats, larger ones as bytes
 LEAST_STD = 1e-3  # of a channel, in pixels of [0, 1]: images of one brightness are not divided by 0
 
 
@@ -43,7 +46,8 @@ class Dataset:
 
     name: str
     x_train: Tensor
-    """(N, C, H, W) float32, normalised by mean and std."""
+    """(N, C, H, W) float32, normalised by mean and std; of own images of more than :data:`FLOATS` pixels a side,
+    :class:`tadlib.data.images.Images`, which hold bytes and make such floats a batch at a time."""
     y_train: Tensor
     """(N,) int64, labels as the data set has them."""
     x_test: Tensor
@@ -104,7 +108,8 @@ class Dataset:
         digest = hashlib.sha256()
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.cpu().contiguous().numpy().data)
+            for part in tensor.split(BATCH) if len(tensor) else ():
+                digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "Dataset":
@@ -124,7 +129,7 @@ class Dataset:
     def whitened(self) -> "Dataset":
         """The same data set with ZCA-whitened images; the whitening is fitted on its training images."""
         require(self.whitening is None, "the images of this data set are whitened already")
-        train, test = (self.pixels(x, clamp=False) for x in (self.x_train, self.x_test))
+        train, test = (self.pixels(x[:], clamp=False) for x in (self.x_train, self.x_test))
         whitening = fit(train)
         return replace(self, x_train=whitening.apply(train), x_test=whitening.apply(test), whitening=whitening)
 
@@ -184,8 +189,11 @@ def load_dataset(
     train = all_train[balanced_subset(raw.y_train[all_train], n_train, K, purpose, "train")]
     test = all_test[balanced_subset(raw.y_test[all_test], n_test, K, purpose, "test")]
     mean, std = _statistics(raw.x_train, all_train, resolution, raw.white)
+    large = loaded is not None and raw.x_train.shape[-1] > FLOATS
     x_train, x_test = (
-        _normalised(x_NCHW, index, resolution, raw.white, mean, std)
+        cast(Tensor, Images(x_NCHW[index], x_NCHW.shape[-1], mean, std))
+        if large
+        else _normalised(x_NCHW, index, resolution, raw.white, mean, std)
         for x_NCHW, index in ((raw.x_train, train), (raw.x_test, test))
     )
     x_train, y_train, x_test, y_test, index = (
@@ -352,7 +360,7 @@ def _statistics(
     """
     sum_C, squares_C = torch.zeros(2, x_NCHW.shape[1], dtype=torch.float64)
     count = 0
-    for chunk in index.split(CHUNK):
+    for chunk in index.split(CHUNK if x_NCHW.shape[-1] <= FLOATS else BATCH):
         part_NCHW = _scaled(x_NCHW[chunk], resolution, white)
         sum_C += part_NCHW.sum((0, 2, 3), dtype=torch.float64)
         squares_C += part_NCHW.square().sum((0, 2, 3), dtype=torch.float64)

@@ -4,12 +4,17 @@ Legend: N samples, B batch, C H W image, h w image before resizing.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from tadlib.nn.crops import resized
+
+BATCH = 256  # images that become floats at a time where all are read
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,22 +31,33 @@ class Images:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device = torch.device("cpu")
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     def whole(self, i: int) -> Tensor:
         """Image ``i`` normalised, (C, h, w)."""
-        image_Chw = self.source[i].to(self.device).float() / 255
-        mean, std = (image_Chw.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (image_Chw - mean) / std
+        return self._normalised(self.source[i])
 
-    def __getitem__(self, index_B: Tensor) -> Tensor:
-        return torch.stack([self._square(i) for i in index_B.tolist()])
+    def __getitem__(self, index_B: Tensor | slice) -> Tensor:
+        if isinstance(self.source, Tensor):
+            return self._squares(self._normalised(self.source[index_B]))
+        places = range(len(self))[index_B] if isinstance(index_B, slice) else index_B.tolist()
+        return torch.cat([self._squares(self.whole(i)[None]) for i in places])
 
-    def _square(self, i: int) -> Tensor:
-        image_Chw = self.whole(i)
-        height, width = image_Chw.shape[1:]
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """``mean`` and ``std`` (C, 1, 1), moved to the device once, for that makes a GPU wait."""
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
+
+    def _normalised(self, x_Chw: Tensor) -> Tensor:
+        mean, std = self._statistics
+        return (x_Chw.to(self.device).float() / 255).sub_(mean).div_(std)
+
+    def _squares(self, x_NChw: Tensor) -> Tensor:
+        height, width = x_NChw.shape[2:]
         short = min(height, width)
         top, left = (height - short) // 2, (width - short) // 2
-        return resized(image_Chw[None, :, top : top + short, left : left + short], self.side)[0]
+        return resized(x_NChw[:, :, top : top + short, left : left + short], self.side)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -55,9 +71,19 @@ class Images:
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    def to(self, device: torch.device | str) -> "Images":
+        """The same images, whose batches are made on ``device``, with the bytes there where they are one tensor."""
+        source = self.source.to(device) if isinstance(self.source, Tensor) else self.source
+        return replace(self, source=source, device=torch.device(device))
+
     def split(self, size: int) -> Iterator[Tensor]:
         """All images in batches of ``size``, one after the other, as a tensor's ``split``."""
-        return (self[index_B] for index_B in torch.arange(len(self)).split(size))
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+
+def averaged(x: Tensor | Images, size: tuple[int, int]) -> Tensor:
+    """All images averaged down to ``size`` (N, C, *size), of which a batch at a time is held as floats."""
+    return torch.cat([adaptive_avg_pool2d(x_BCHW, size) for x_BCHW in x.split(BATCH)])
 
 
 def whole(x: Tensor | Images, i: int) -> Tensor:

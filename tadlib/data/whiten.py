@@ -17,6 +17,7 @@ from torch import Tensor
 from tadlib.errors import require
 
 EPSILON = 0.1
+MOST = 2**14  # D; the covariance of three channels of 64x64 pixels takes 1.2 GB
 CHUNK = 5000  # images turned into float64 at a time
 
 
@@ -44,11 +45,13 @@ def fit(pixels_NCHW: Tensor, epsilon: float = EPSILON) -> Whitening:
     The cost is that of a D × D covariance and its eigenvectors: about a minute on one core for CIFAR's D = 3072.
 
     Raises:
-        InputError: when there are fewer than two images, or ``epsilon`` is not positive.
+        InputError: when there are fewer than two images, ``epsilon`` is not positive, or D exceeds :data:`MOST`.
     """
     require(len(pixels_NCHW) >= 2, f"whitening needs at least 2 images, got {len(pixels_NCHW)}")
     require(epsilon > 0, f"epsilon must be positive, got {epsilon}")
     flat_ND = pixels_NCHW.flatten(1)
+    most = f"whitening (zca) takes the square of an image's size; it must have at most {MOST} values"
+    require(flat_ND.shape[1] <= MOST, f"{most}, got {tuple(pixels_NCHW.shape[1:])}")
     mean_D = flat_ND.mean(0, dtype=torch.float64)
     covariance_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64, device=flat_ND.device)
     for chunk_ND in flat_ND.split(CHUNK):

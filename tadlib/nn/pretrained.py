@@ -27,15 +27,21 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def embed(self, x_NCHW: Tensor, on_batch: Callable[[], None] = lambda: None) -> Tensor:
-        """Embeddings (N, D) float32, on the CPU, of pixels in [0, 1]; grey images count as colour ones."""
+    def embed(
+        self,
+        x_NCHW: Tensor,
+        on_batch: Callable[[], None] = lambda: None,
+        pixels: Callable[[Tensor], Tensor] = lambda x_BCHW: x_BCHW,
+    ) -> Tensor:
+        """Embeddings (N, D) float32, on the CPU, of images that ``pixels`` turns, a batch at a time, into pixels in
+        [0, 1]; grey images count as colour ones."""
         height, width = x_NCHW.shape[2:]
         scale = min(max(LEAST_SIDE, max(height, width)), MOST_SIDE) / max(height, width)
         size = [round(height * scale), round(width * scale)]
         mean, std = (torch.tensor(v, device=x_NCHW.device)[:, None, None] for v in (self.mean, self.std))
         found = []
         with torch.inference_mode():
-            for x_BCHW in x_NCHW.split(BATCH):
+            for x_BCHW in map(pixels, x_NCHW.split(BATCH)):
                 x_BCHW = interpolate(x_BCHW, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
                 found.append(self.features((x_BCHW.expand(-1, 3, -1, -1) - mean) / std).float().cpu())
                 on_batch()

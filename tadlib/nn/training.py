@@ -18,7 +18,7 @@ from tadlib.nn import augment
 from tadlib.nn.networks import Network
 from tadlib.nn.speed import Compiled, Recorded, channels_last
 
-EVAL_BATCH = 1000  # images per forward pass when nothing is learned
+EVAL_BATCH = 1000  # images of at most 64x64 pixels per forward pass when nothing is learned
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits_BK, y_BK, w_B) -> ()
 
@@ -284,17 +284,24 @@ def _train_stacked(net, states, x_NCHW, y_NK, w_N, *, generators, sgd, batch, st
     return [State(theta_RP[r], None if velocity_RP is None else velocity_RP[r]) for r in range(len(states))]
 
 
+def unlearned(x_NCHW: Tensor) -> Iterator[Tensor]:
+    """All images in batches for forward passes alone; of large images as many as take the memory of 1000 small ones."""
+    pixels = x_NCHW.shape[-2] * x_NCHW.shape[-1]
+    yield from x_NCHW.split(EVAL_BATCH if pixels <= 64**2 else max(1, EVAL_BATCH * 32**2 // pixels))
+
+
 @torch.no_grad()
-def predict(net: Network, theta_P: Tensor, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and penultimate features (N, D), in batches, without augmentation."""
-    features_ND = torch.cat([net.features(theta_P, x_B) for x_B in x_NCHW.split(EVAL_BATCH)])
+def predict(net: Network, theta_P: Tensor, x_NCHW: Tensor, *, mirror: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and penultimate features (N, D), in batches, without augmentation, or of mirror images."""
+    seen = (x_B.flip(3) if mirror else x_B for x_B in unlearned(x_NCHW))
+    features_ND = torch.cat([net.features(theta_P, x_B) for x_B in seen])
     return net.head(theta_P, features_ND), features_ND
 
 
 @torch.no_grad()
 def accuracy(net: Network, theta_P: Tensor, x_NCHW: Tensor, y_N: Tensor) -> float:
     """Fraction of images whose largest logit is that of their label."""
-    label_N = torch.cat([net(theta_P, x_B).argmax(1) for x_B in x_NCHW.split(EVAL_BATCH)])
+    label_N = torch.cat([net(theta_P, x_B).argmax(1) for x_B in unlearned(x_NCHW)])
     return (label_N == y_N).sum().item() / len(y_N)
 
 

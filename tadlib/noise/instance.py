@@ -3,6 +3,8 @@
 Legend: N samples, K classes, C H W image, D = C H W pixels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,17 +29,16 @@ def instance_dependent(request: Request) -> Answer:
     rate, true_N, K = request.rate, request.true_N, request.n_classes
     x_NCHW = required(request.x_NCHW, "instance noise depends on the images: give x_NCHW")
     require_images("x_NCHW, an image for each label,", x_NCHW, n=len(true_N))
-    x_ND = x_NCHW.cpu().flatten(1)
     u_N, v_N, w_N = torch.rand(3, len(true_N), dtype=torch.float64, generator=request.rng)
     q_N = truncated_normal(w_N, rate) if rate else torch.zeros_like(w_N)
     noisy_N = true_N.clone()
     transition_KK = torch.eye(K, dtype=torch.float64)
     for k in range(K):
-        W_DK = torch.randn(x_ND.shape[1], K, dtype=torch.float64, generator=request.rng)
+        W_DK = torch.randn(math.prod(x_NCHW.shape[1:]), K, dtype=torch.float64, generator=request.rng)
         of_class = (true_N == k).nonzero().squeeze(1)
         if len(of_class) == 0:
             continue
-        logits_nK = x_ND[of_class].double() @ W_DK
+        logits_nK = x_NCHW[of_class.to(x_NCHW.device)].cpu().flatten(1).double() @ W_DK
         logits_nK[:, k] = -torch.inf
         p_nK = logits_nK.softmax(1)
         # inverse of the distribution function: the first class whose cumulated probability exceeds v

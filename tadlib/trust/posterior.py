@@ -168,8 +168,8 @@ class TrustPosterior:
 
     def predicted(self, problem: NoisyProblem, state: PosteriorState) -> Tensor:
         """Predictions of the averaged parameters (N, K), over the image and, where flips are harmless, its mirror."""
-        sides = [problem.x, problem.x.flip(3)] if self.settings.mirror and self.flips else [problem.x]
-        logits = (predict(problem.net, state.average, x_NCHW)[0] for x_NCHW in sides)
+        sides = [False, True] if self.settings.mirror and self.flips else [False]
+        logits = (predict(problem.net, state.average, problem.x, mirror=mirror)[0] for mirror in sides)
         return sum(logits_NK.softmax(1) for logits_NK in logits) / len(sides)  # type: ignore[return-value]
 
     def posterior(self, problem: NoisyProblem, state: PosteriorState, p_NK: Tensor | None) -> Posterior:

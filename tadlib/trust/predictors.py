@@ -26,6 +26,7 @@ more than chance: F shrinks every direction in which they differ by CHANCE · K 
 taken, so that no T can make it singular. All of this is our choice.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, unfold
 
+from tadlib.data.images import averaged
 from tadlib.errors import require
 
 # Patches
@@ -175,7 +177,7 @@ def leave_one_out_of_patches(
     side = min(LARGEST / max(x_NCHW.shape[2:]), 1)
     if side < 1:
         height, width = (max(1, round(side * s)) for s in x_NCHW.shape[2:])
-        x_NCHW = adaptive_avg_pool2d(x_NCHW, (height, width))
+        x_NCHW = averaged(x_NCHW, (height, width))
     made = filters(x_NCHW, max(2, min(count, len(x_NCHW) // SAMPLES_A_FILTER)), generator)
     return leave_one_out(responses(made, x_NCHW, mirror=mirror), y_NK, use_N, group_N)
 
@@ -253,5 +255,6 @@ def lda_statistics(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None)
 def copies(x_NCHW: Tensor) -> Tensor | None:
     """Group (N,) of every image, where images with the same pixels share one; None where all images differ."""
     places: dict[bytes, int] = {}
-    groups = [places.setdefault(x_CHW.numpy().tobytes(), len(places)) for x_CHW in x_NCHW.cpu()]
+    digests = (hashlib.sha256(x_CHW.numpy()).digest() for x_BCHW in x_NCHW.split(BATCH) for x_CHW in x_BCHW.cpu())
+    groups = [places.setdefault(digest, len(places)) for digest in digests]
     return torch.tensor(groups, device=x_NCHW.device) if len(places) < len(groups) else None
