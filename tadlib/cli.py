@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import Positional, Suppress
 
 from tadlib import __version__
-from tadlib.config import MACHINE, OLD_NAMES, SECTIONS, Config, Essentials, meanings
+from tadlib.config import MACHINE, METHODS, OLD_NAMES, SECTIONS, Config, Essentials, converted, known_param, meanings
 from tadlib.errors import InputError, known, require, usable
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ class RunOptions(Essentials, Output):
     embeddings:NAME and probabilities:FILE (setting posterior_predictors; default: network patches)."""
     set: tuple[str, ...] = ()
     """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ...
-    (tad info lists them all)."""
+    (tad info lists them all). One of an arm or a method that is not chosen brings a warning and changes nothing."""
 
 
 def configurations(options: RunOptions, *, distilled: bool = True) -> list[Config]:
@@ -54,10 +54,12 @@ def configurations(options: RunOptions, *, distilled: bool = True) -> list[Confi
     base = configuration(options)
     arms, seeds = tuple(dict.fromkeys(options.arm)), tuple(dict.fromkeys(options.seed))
     configs = pipeline.runs(base, arm=arms, seed=seeds)
-    for name in settings(options.set):
-        require(has_effect(name, base, arms), f"{name} has no effect on {' '.join(arms)} with method {base.method}")
     for config in configs:
         pipeline.check(config, distilled=distilled)
+    given = [*settings(options.set), *(["posterior_predictors"] if options.predictors else [])]
+    if idle := [name for name in given if not has_effect(name, base, arms)]:
+        chosen = f"{' '.join(arms)} with method {base.method}"
+        print(f"tad: warning: no effect on {chosen}: {', '.join(idle)}", file=sys.stderr)
     asked = options.n_train is not None or options.resolution is not None
     said = of_own_images(base) if base.dataset.startswith(("folder:", "table:")) else None
     if said or (not asked and (said := share_of_data(base))):
@@ -66,12 +68,16 @@ def configurations(options: RunOptions, *, distilled: bool = True) -> list[Confi
 
 
 def configuration(options: RunOptions) -> Config:
-    """The configuration that the options define, but for arm and seed."""
+    """The configuration that the options define, but for arm and seed; settings of other methods are left out."""
     names = [f.name for f in fields(RunOptions) if f.name not in ("json", "arm", "seed", "set", "predictors")]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.predictors:
         given["posterior_predictors"] = shlex.join(options.predictors)
-    return Config.from_params(**(given | settings(options.set)))
+    given |= settings(options.set)
+    for name in [n for n in given if (owner := n.partition("_")[0]) in METHODS and owner != given["method"]]:
+        known_param(name)
+        converted(name, given.pop(name))
+    return Config.from_params(**given)
 
 
 def of_own_images(config: Config) -> str:
@@ -108,8 +114,10 @@ def of_own_images(config: Config) -> str:
 def has_effect(name: str, config: Config, arms: tuple[str, ...]) -> bool:
     """Whether a setting reaches the method or one of the arms."""
     section = OLD_NAMES.get(name, name).partition("_")[0]
-    if section == "expert":
-        return config.method_config.needs_experts
+    if section in METHODS:
+        return section == config.method
+    if section in ("expert", "observer"):
+        return config.method_config.needs_experts if section == "expert" else config.needs_observer
     owner = {"tad": "tad", "posterior": "tad-posterior"}.get(section)
     trained = set(arms) - {"vanilla", "oracle"}
     return owner in trained if owner else bool(trained) or section != "auditor"

@@ -590,7 +590,7 @@ class Essentials:
     noise: str = "none"
     """Label noise: none, symmetric, symmetric:included, asymmetric, pairflip, superclass, instance,
     human:NAME (CIFAR-N: worse, aggre, random1, random2, random3; fine, coarse), or
-    file:PATH (one label an image: .safetensors, .npy, .csv or .parquet)."""
+    file:PATH (one label an image: .safetensors, .npy, .csv or .parquet; a column index or path says of which)."""
     rate: float = 0.0
     """Fraction of labels (of every class that the noise touches) that are flipped, in [0, 1)."""
     corrections: str | None = None
@@ -719,7 +719,7 @@ class Config(Essentials, Settings):
             )
         scale = (chosen[name] for name in ("preset", "dataset", "ipc", "method", "root"))
         values = presets.settings(*scale) | given
-        nested = {name: _section(name, values) for name in SECTIONS}
+        nested = {name: _section(name, values, given) for name in SECTIONS}
         return Config(**(values | nested))
 
     @staticmethod
@@ -793,16 +793,18 @@ def stored_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in renamed.items() if name in param_types()}
 
 
-def _section(section: str, values: dict[str, Any]) -> Any:
-    """The nested settings ``section`` from flat ``values``, which lose them; errors give the flat name."""
+def _section(section: str, values: dict[str, Any], by_user: Collection[str]) -> Any:
+    """The nested settings ``section`` from flat ``values``, which lose them; errors give the flat name, and say where
+    the value is none ``by_user``."""
     kind = SECTIONS[section]
     names = [f.name for f in fields(kind)]
     given = {name: values.pop(f"{section}_{name}") for name in names if f"{section}_{name}" in values}
     try:
         return kind(**given)
     except InputError as error:
-        text = str(error)
-        raise InputError(f"{section}_{text}" if text.partition(" ")[0] in names else text) from None
+        name = str(error).partition(" ")[0]
+        whose = "" if f"{section}_{name}" in by_user else ", the preset's or the default: give it too"
+        raise InputError(f"{section}_{error}{whose}" if name in names else str(error)) from None
 
 
 @lru_cache

@@ -316,7 +316,7 @@ def _uncorrected(config: Config, data: Dataset) -> NoisyLabels:
         clean_N = clean_N if data.files.true is None else data.files.true
     rate = None if _noise_name(config) in noise.FIXED_RATE and config.rate == 0 else config.rate
     about: dict[str, Any] = {"n_classes": data.n_classes, "n_full": data.n_full, "index_N": data.index}
-    about |= _values(config, "seed", "dataset", "root")
+    about |= {"paths": data.paths} | _values(config, "seed", "dataset", "root")
     return noise.inject(clean_N, config.noise, rate, x_NCHW=data.x_train, **about)
 
 
@@ -595,17 +595,9 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
     found |= {"formation": config.method_config.formation, "draw_power": config.method_config.draw_power}
-    columns = [
-        "formation",
-        "draw_power",
-        "accuracy_mean",
-        "accuracy_ci95",
-        "n_networks",
-        "evaluated_on",
-        *CONTROLS,
-        *TRUST,
-    ]
-    columns += ["relabel_count", "relabel_accuracy", "label_accuracy", *(name for name in found if "seconds" in name)]
+    columns = ["formation", "draw_power", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on"]
+    columns += [*CONTROLS, *TRUST, "relabel_count", "relabel_accuracy", "label_accuracy"]
+    columns += [name for name in found if "seconds" in name]
     columns += ["teacher_arm", "teacher_accuracy"]
     settings = ("arm", "method", "ipc", "seed", "preset", "evaluate_network")
     return _row(config, settings, found, columns, manifests["distill"], evaluated_at)

@@ -119,6 +119,10 @@ BAD = [
     (["--dataset", "cifar10"], "--root"),
     (["--set", "mtt_lrimg=3"], "unknown parameter 'mtt_lrimg'; did you mean 'mtt_lr_img'?"),
     (["--set", "width=wide"], "width must be int, got 'wide'"),
+    (
+        ["--set", "auditor_epochs=3"],
+        "auditor_warmup must be in [1, epochs=3], got 6, the preset's or the default: give",
+    ),
     (["--set", "width"], "--set takes NAME=VALUE, got 'width'"),
     (["--set", "seed=3"], "seed has an option of its own, --seed"),
     (["--arm"], "--arm and --seed need at least one value each"),
@@ -348,17 +352,36 @@ def test_the_names_that_set_takes_are_listed_with_their_meaning(capsys):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--arm", "vanilla", "oracle", "--set", "auditor_lr=0.1"], "auditor_lr has no effect on vanilla oracle"),
-        (["--arm", "tad", "--set", "posterior_holdout=0.2"], "posterior_holdout has no effect on tad"),
-        (["--method", "random", "--set", "expert_epochs=9"], "expert_epochs has no effect on tad with method random"),
+        (["--method", "dm", "--set", "mtt_lrimg=3"], "unknown parameter 'mtt_lrimg'; did you mean 'mtt_lr_img'?"),
+        (["--method", "dm", "--set", "mtt_lr_img=high"], "mtt_lr_img must be float, got 'high'"),
         (["--threads", "100000"], "threads must not exceed the"),
         (["--set", "width=1e30"], "width must be in [1, 65536], got"),
         (["--set", "depth=1e9"], "depth must be in [1, 16], got"),
     ],
 )
-def test_a_setting_without_effect_or_beyond_this_machine_is_refused(tmp_path, capsys, args, message):
+def test_a_setting_that_is_wrong_or_beyond_this_machine_is_refused(tmp_path, capsys, args, message):
     assert cli.main(["run", "--out", str(tmp_path / "runs"), *args]) == 2
     assert capsys.readouterr().err.startswith(f"tad: error: {message}")
+
+
+@pytest.mark.parametrize(
+    "options, idle",
+    [
+        ({"arm": ("vanilla", "oracle"), "set": ("auditor_epochs=9", "width=4")}, "auditor_epochs"),
+        ({"arm": ("vanilla", "tad"), "set": ("auditor_epochs=9",)}, ""),
+        ({"set": ("posterior_holdout=0.2", "tad_mu=0")}, "posterior_holdout"),
+        ({"predictors": ("patches",)}, "posterior_predictors"),
+        ({"method": "random", "set": ("expert_epochs=9", "dm_iterations=3")}, "expert_epochs, dm_iterations"),
+        ({"method": "dm", "set": ("observer_epochs=9", "dm_iterations=3")}, "observer_epochs"),
+        ({"set": ("method=dm", "dm_iterations=3")}, ""),
+    ],
+)
+def test_a_setting_of_another_arm_or_method_brings_a_warning(tmp_path, capsys, options, idle):
+    """So that a shell may loop over arms with the same settings."""
+    cli.configurations(cli.Run(out=str(tmp_path / "runs"), device="cpu", **options))
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [line.rpartition(": ")[2] for line in said] == ([idle] if idle else [])
+    assert all(line.startswith("tad: warning: no effect on ") for line in said)
 
 
 @pytest.mark.parametrize("setting", ["zca=true", "resolution=4", "ipc=3", "noise=none", "n_train=200"])

@@ -422,6 +422,30 @@ def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
         listed(tmp_path / "first.parquet", index_N % 10, index_N=index_N, n_full=40)
 
 
+def test_rows_with_a_path_are_taken_by_it(tmp_path):
+    true_N = torch.arange(40) % 10
+    paths = [f"{k}/image {i}.png" for i, k in enumerate(true_N.tolist())]
+    given = (true_N + (torch.arange(40) % 4 == 0)).numpy() % 10
+    table = pd.DataFrame({"path": paths, "given_label": given}).sample(frac=1, random_state=0)
+    index_N = torch.tensor([39, 0, 17])
+    table.to_csv(tmp_path / "a.csv", index=False)
+    save_table(tmp_path / "a.parquet", table[::-1])
+    save_table(tmp_path / "b.parquet", table.set_index("path"))
+    # path counts where both are there: index may be of an earlier state of the folder
+    save_table(tmp_path / "c.parquet", table.assign(index=range(40)))
+    for name in ("a.csv", "a.parquet", "b.parquet", "c.parquet"):
+        about = {"index_N": index_N, "n_full": 40, "paths": [paths[i] for i in index_N]}
+        assert listed(tmp_path / name, index_N % 10, **about).noisy_N.tolist() == [9, 1, 7]
+    assert list_checksum(tmp_path / "a.csv") == list_checksum(tmp_path / "a.parquet")
+    save_table(tmp_path / "b.parquet", table.assign(path=table.path + "x"))
+    assert list_checksum(tmp_path / "b.parquet") != list_checksum(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"its column path lacks \['0/image 0.png'\] and others, 40 of 40"):
+        listed(tmp_path / "b.parquet", true_N, paths=paths)
+    save_table(tmp_path / "b.parquet", pd.concat([table, table[:1]]))
+    with pytest.raises(InputError, match="column path of .* must name each image once"):
+        listed(tmp_path / "b.parquet", true_N, paths=paths)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -429,7 +453,8 @@ def test_rows_with_an_index_are_taken_by_it_and_not_by_their_place(tmp_path):
         ("index,given_label\n0,1\n1,\n", "line 3 has ''"),
         ("index,given_label\n0,1\n1\n", "line 3 has '1'"),
         ("1\nnan\n", "line 2 has 'nan'"),
-        ("given_label,path\n1,a.png\n", "must name images by index, their place in the full training set, not by path"),
+        ("given_label,path\n1,a.png\n", "must name images by index, .* training set: the data set has no paths"),
+        ("path,given_label\na.png,1\nb.png\n", "line 3 has 'b.png'"),
     ],
 )
 def test_what_is_missing_in_a_table_is_told_with_its_line(tmp_path, content, message):

@@ -328,6 +328,15 @@ def test_noise_can_be_added_to_labels_that_are_right(folder, tmp_path):
         assert row["label_accuracy"] is not None
 
 
+def test_labels_of_a_file_are_matched_by_path(folder, tmp_path):
+    """Labels that a run wrote come back, whatever the order of their rows."""
+    first = pipeline.divert(config(folder, tmp_path / "out", arm="vanilla", noise="pairflip", rate=0.25))
+    table = load_table(first / "labels.parquet")
+    table.sort_values("trust", kind="stable")[["path", "given_label"]][::-1].to_csv(tmp_path / "a.csv", index=False)
+    c = config(folder, tmp_path / "out", arm="vanilla", noise=f"file:{tmp_path / 'a.csv'}")
+    assert pipeline.check(c).noisy_N.tolist() == table["given_label"].tolist()
+
+
 def test_held_out_images_are_a_share_of_every_class():
     y_N = torch.tensor([0] * 50 + [1] * 10 + [2] * 2)
     held_N = own.held_out(y_N, 12)

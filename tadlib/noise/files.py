@@ -39,7 +39,7 @@ HUMAN_LABELS = {
     "cifar100": ("CIFAR-100_human.pt", {"fine": "noisy_label"}),
     "cifar100-coarse": ("CIFAR-100_human.pt", {"coarse": "noisy_coarse_label"}),
 }
-COLUMN, INDEX = "given_label", "index"  # as in the labels.parquet of a refined set
+COLUMN, INDEX, PATH = "given_label", "index", "path"  # as in the labels.parquet of a refined set
 INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 ENOUGH = 100  # least number of images at which agreement with the true labels is compared with chance
 
@@ -123,15 +123,18 @@ class Listed(NamedTuple):
     """(M,) int64, where the file has them."""
     index_M: Tensor | None = None
     """(M,) int64, ascending: place of each label's image in the full training set, where the file says so."""
+    path_M: tuple[str, ...] | None = None
+    """Path of each label's image, where the file says so; ascending unless ``index_M`` is."""
 
 
 def listed(request: Request) -> Answer:
     """Labels of a file (``file:PATH``): one for every image of the full training set, or of those in use, in order.
 
     A safetensors file of :meth:`~tadlib.noise.labels.NoisyLabels.save` or with one tensor, a .npy array, or a .csv or
-    .parquet table with one column of labels or with one named ``given_label``; integers all. A column ``index`` says
-    which image of the full training set a row belongs to; then the order does not matter. Rate and transition matrix
-    are the realised ones. Labels that agree with the true ones no more often than by chance bring a warning.
+    .parquet table with one column of labels or with one named ``given_label``; integers all. A column ``path``, of own
+    images, or ``index``, their place in the full training set, says which image a row belongs to; then the order does
+    not matter. Rate and transition matrix are the realised ones. Labels that agree with the true ones no more often
+    than by chance bring a warning.
     """
     require(bool(request.variant), "labels of a file need its path, file:PATH, got 'file:'")
     path, true_N = Path(request.variant), request.true_N
@@ -148,12 +151,13 @@ def listed(request: Request) -> Answer:
 
 
 def list_checksum(path: Path | str) -> str:
-    """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format and order, and
-    of their indices unless these are 0 to M - 1."""
+    """SHA-256, in hex, of the noisy labels that :func:`read_list` finds in a file, whatever its format and order, of
+    their paths, and of their indices unless these are 0 to M - 1."""
     found = read_list(Path(path))
     digest = hashlib.sha256(found.noisy_M.numpy().data)
     if found.index_M is not None and not torch.equal(found.index_M, torch.arange(len(found.index_M))):
         digest.update(found.index_M.numpy().data)
+    digest.update("\0".join(found.path_M or ()).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -169,21 +173,29 @@ def _rows(path: Path, found: Listed, request: Request) -> Tensor:
     """(N,) the row of the file that holds the label of each image."""
     n, m = len(request.true_N), len(found.noisy_M)
     index_N = torch.arange(n) if request.index_N is None else request.index_N
+    if found.path_M is not None and request.paths is not None:
+        row = {name: i for i, name in enumerate(found.path_M)}
+        require(len(row) == m, f"column {PATH} of {path} must name each image once")
+        _require_rows(path, PATH, [name for name in request.paths if name not in row], n)
+        return torch.tensor([row[name] for name in request.paths])
     if found.index_M is not None:
         rows_N = torch.searchsorted(found.index_M, index_N).clamp_max(m - 1)
-        absent_N = index_N[found.index_M[rows_N] != index_N]
-        require(
-            len(absent_N) == 0,
-            f"{path} must have a row for every image in use: its column {INDEX} lacks {absent_N[:1].tolist()} and "
-            f"others, {len(absent_N)} of {n}",
-        )
+        _require_rows(path, INDEX, index_N[found.index_M[rows_N] != index_N].tolist(), n)
         return rows_N
+    expected = f"must name images by {INDEX}, their place in the full training set: the data set has no paths"
+    require(found.path_M is None, f"{path} {expected}")
     if m == n:  # one for each image in use
         return torch.arange(n)
     full = n if request.index_N is None else request.n_full or max(m, int(index_N.max()) + 1)
     part = "" if full == n else f", or {n}, one for each image in use"
     require(m == full, f"{path} must hold {full} labels, one for each training image{part}, got {m}")
     return index_N
+
+
+def _require_rows(path: Path, column: str, absent: list, n: int) -> None:
+    """InputError where a table lacks rows of images in use."""
+    lacks = f"its column {column} lacks {absent[:1]} and others, {len(absent)} of {n}"
+    require(not absent, f"{path} must have a row for every image in use: {lacks}")
 
 
 def _require_same(found_N: Tensor, true_N: Tensor, problem: str) -> None:
@@ -252,41 +264,53 @@ def _read_csv(path: Path) -> Listed:
     if not INTEGER.fullmatch(first[0] if first else ""):
         names, lines = first, lines[1:]
 
-    def column(name: Any) -> Tensor:
-        place, values = names.index(name), []
+    def texts(name: Any) -> list[str]:
         for line, row in lines:
-            value = row[place] if place < len(row) else ""
-            fits = len(row) == len(names) and INTEGER.fullmatch(value) and abs(int(value)) < 2**63
-            got = value if len(row) == len(names) or not row else ",".join(row)
-            require(bool(fits), f"{path} is damaged or no table of integers: line {line} has {got!r}")
-            values.append(int(value))
-        return torch.tensor(values, dtype=torch.int64)
+            require(
+                len(row) == len(names), f"{path} is damaged or no table of integers: line {line} has {','.join(row)!r}"
+            )
+        place = names.index(name)
+        return [row[place] for _, row in lines]
 
-    return _from_table(path, names, column)
+    def integers(name: Any) -> Tensor:
+        values = texts(name)
+        for (line, _), value in zip(lines, values):
+            fits = INTEGER.fullmatch(value) and abs(int(value)) < 2**63
+            require(bool(fits), f"{path} is damaged or no table of integers: line {line} has {value!r}")
+        return torch.tensor(list(map(int, values)), dtype=torch.int64)
+
+    return _from_table(path, names, integers, texts)
 
 
 def _read_parquet(path: Path) -> Listed:
     table = load_table(path)
-    if table.index.name == INDEX and INDEX not in table:  # pandas reads the column as the index of its rows
+    if table.index.name in (INDEX, PATH) and table.index.name not in table:  # pandas reads the column as its index
         table = table.reset_index()
-    return _from_table(path, list(table.columns), lambda name: _integers(path, table[name].to_numpy(), name))
+
+    def integers(name: Any) -> Tensor:
+        return _integers(path, table[name].to_numpy(), name)
+
+    return _from_table(path, list(table.columns), integers, lambda name: table[name].astype(str).tolist())
 
 
-def _from_table(path: Path, names: list, column: Callable[[Any], Tensor]) -> Listed:
-    """The labels of a table in the order of its column ``index`` where it has one; ``column`` reads a column."""
+def _from_table(
+    path: Path, names: list, integers: Callable[[Any], Tensor], texts: Callable[[Any], list[str]]
+) -> Listed:
+    """The labels of a table in the order of its column ``index``, else ``path``, where it has one; ``integers`` and
+    ``texts`` read a column."""
     by_name = {str(name).strip().lower(): name for name in names}
-    others = [name for name in by_name if name != INDEX]
+    others = [name for name in by_name if name not in (INDEX, PATH)]
     fits = (COLUMN in others or len(others) == 1) and len(by_name) == len(names)
     require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names)}")
-    expected = f"must name images by {INDEX}, their place in the full training set, not by path"
-    require("path" not in by_name or INDEX in by_name, f"{path} {expected}")
-    noisy_M = column(by_name[COLUMN if COLUMN in others else others[0]])
-    if INDEX not in by_name:
-        return Listed(noisy_M)
-    index_M, order_M = column(by_name[INDEX]).sort(stable=True)
-    once = len(index_M) == 0 or bool(index_M[0] >= 0 and (index_M.diff() > 0).all())
-    require(once, f"column {INDEX} of {path} must name each image once, by numbers from 0 on")
-    return Listed(noisy_M[order_M], index_M=index_M)
+    noisy_M = integers(by_name[COLUMN if COLUMN in others else others[0]])
+    paths, index_M = texts(by_name[PATH]) if PATH in by_name else None, None
+    order_M = torch.arange(len(noisy_M)) if paths is None else torch.tensor(np.argsort(paths, kind="stable"))
+    if INDEX in by_name:
+        index_M, order_M = integers(by_name[INDEX]).sort(stable=True)
+        once = len(index_M) == 0 or bool(index_M[0] >= 0 and (index_M.diff() > 0).all())
+        require(once, f"column {INDEX} of {path} must name each image once, by numbers from 0 on")
+    path_M = None if paths is None else tuple(paths[i] for i in order_M.tolist())
+    return Listed(noisy_M[order_M], index_M=index_M, path_M=path_M)
 
 
 def _integers(path: Path, values: np.ndarray, name: str = "") -> Tensor:

@@ -5,6 +5,7 @@ Legend: N samples, K classes, C H W image.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,7 @@ class Request:
     index_N: Tensor | None
     n_full: int | None = None
     x_NCHW: Tensor | None = None
+    paths: Sequence[str] | None = None
 
 
 # Noisy labels (N,), nominal rate, nominal transition matrix (K, K).

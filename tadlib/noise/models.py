@@ -21,7 +21,7 @@ so the realised rate is the nominal one up to rounding (our choice). For one see
 flip at every higher one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,13 +48,15 @@ def inject(
     index_N: Tensor | None = None,
     n_full: int | None = None,
     x_NCHW: Tensor | None = None,
+    paths: Sequence[str] | None = None,
 ) -> NoisyLabels:
     """Labels with noise of ``kind``, a name in ``NOISE_MODELS`` and for some models a variant after a colon.
 
     rate: in [0, 1); 0 or None where the kind has no rate (none, human, file). dataset: needed where noise depends on
     it. root: folder with the files of human labels. index_N: (N,) place of each sample in the full training set of
     ``n_full`` images, which files of labels cover; None for all of it. x_NCHW: images, needed where noise depends on
-    them. The same arguments give the same bits on every device.
+    them. paths: (N) of own images, by which files of labels may name them. The same arguments give the same bits on
+    every device.
 
     Raises InputError for an unknown kind, labels or a rate out of range, and labels of files that are missing,
     damaged, too few or too many, or in another order than ``true_N``.
@@ -68,7 +70,7 @@ def inject(
         index_N = index_N.cpu()
     root = None if root is None else usable(root)
     rng = generator(seed, "noise", kind)
-    request = Request(true_N, variant, float(rate or 0), n_classes, rng, dataset, root, index_N, n_full, x_NCHW)
+    request = Request(true_N, variant, float(rate or 0), n_classes, rng, dataset, root, index_N, n_full, x_NCHW, paths)
     noisy_N, nominal, transition_nominal = NOISE_MODELS[name](request)
     return NoisyLabels(noisy_N, true_N.clone(), n_classes, kind, nominal, seed, transition_nominal)
 
