@@ -5,7 +5,8 @@
 
 Four parts, each a row for every seed:
 
-- ``review``: wrong labels left after a person has looked at so many images, in the order of an arm's trust or at random;
+- ``review``: wrong labels left after a person has looked at so many images, in the order of an arm's trust or in
+  random order;
 - ``network``: test accuracy of a network trained on all images of each arm's refined set, as in
   ``benchmarks/refined.py``;
 - ``curve``: the same of what is left at ``--points``: an image that was looked at stays where the review calls its
