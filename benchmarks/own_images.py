@@ -21,7 +21,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def reviewed(root: Path, out: Path) -> str:
     return f"table:{file}"
 
 
+def origin(config: Config) -> dict[str, Any]:
+    """Scale, hardware, versions and commit, as columns."""
+    found = pipeline.trust_row(config, pipeline.divert(config))
+    return {name: found[name] for name in ("preset", "device", "hardware", "torch_version", "tadlib_version", "commit")}
+
+
 def configuration(options: argparse.Namespace, labels: str, seed: int) -> Config:
     """All images at the size that an audit gives them."""
     root, out = Path(options.root), Path(options.out)
@@ -71,7 +77,7 @@ def configuration(options: argparse.Namespace, labels: str, seed: int) -> Config
     return audit.whole(Config.from_params(dataset=source, arm=arm, method="dm", ipc=10, seed=seed, **about))
 
 
-@lru_cache
+@cache
 def wrong(config: Config, root: str) -> Tensor:
     """(N,) labels that the review calls wrong."""
     review = pd.read_csv(Path(root, "roman-numerals", "verified.csv"))
@@ -116,10 +122,15 @@ def _row(
     judged = configuration(options, "vanilla" if labels == "random" else labels, seed)
     plain = configuration(options, "vanilla", seed)
 
-    def left(after: int) -> tuple[Tensor, Tensor]:
+    @cache
+    def asked() -> tuple[Tensor, Tensor]:
         wrong_N = wrong(plain, options.root)
+        return wrong_N, order(judged, labels, len(wrong_N))
+
+    def left(after: int) -> tuple[Tensor, Tensor]:
+        wrong_N, order_N = asked()
         gone_N = wrong_N.clone()
-        gone_N[order(judged, labels, len(wrong_N))[after:]] = False
+        gone_N[order_N[after:]] = False
         return wrong_N, ~gone_N
 
     def counts(after: int) -> dict[str, Any]:
@@ -166,6 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no row after so long")
     options, started = made.parse_args(arguments), time.monotonic()
     speed.prepare(1)
+    origins: dict[int, dict[str, Any]] = {}
     table = load_table(options.results) if options.results.exists() else pd.DataFrame(columns=KEY)
     known = set(table[KEY].itertuples(index=False, name=None))
     for part, labels, looked, seed, work in todo(options):
@@ -177,10 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic(), time.process_time()
         found = work()
         spent = {"seconds": time.monotonic() - began[0], "cpu_seconds": time.process_time() - began[1]}
-        about = configuration(options, "vanilla", seed)
-        origin = pipeline.trust_row(about, pipeline.divert(about))
-        names = ("preset", "device", "hardware", "torch_version", "tadlib_version", "commit")
-        row = dict(zip(KEY, (part, labels, looked, seed), strict=True)) | {name: origin[name] for name in names}
+        if seed not in origins:
+            origins[seed] = origin(configuration(options, "vanilla", seed))
+        row = dict(zip(KEY, (part, labels, looked, seed), strict=True)) | origins[seed]
         row |= {"accuracy": None, "images_left": None, "errors_left": None, "n_networks": None, "evaluated_on": None}
         row |= found | spent
         table = pd.DataFrame([*table.to_dict("records"), row])
