@@ -366,6 +366,7 @@ def write_generated(root: Path, target: Path) -> None:
         tadbook.write_book_tables(root / "results", target)
         tadbook.write_published(root / "book" / "published", target)
         tadbook.write_book_pictures(root / "results", target)
+        tadbook.write_own_images(root / "results", target)
 
 
 def api_pages(*packages: Path) -> dict[str, str]:

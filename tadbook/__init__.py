@@ -38,6 +38,7 @@ from tadbook.networks import (
     synthetic_images,
     trajectories,
 )
+from tadbook.own_images import write_own_images
 from tadbook.pages import write_book_tables, write_published, write_readme_table
 from tadbook.pictures import write_book_pictures
 from tadbook.style import style
@@ -100,6 +101,7 @@ __all__ = [
     "weighed_labels",
     "write_book_pictures",
     "write_book_tables",
+    "write_own_images",
     "write_published",
     "write_readme_table",
 ]

@@ -1,0 +1,76 @@
+"""What cleaning a real folder is worth: a person finds errors in order, and the book shows what was measured."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from test_trust_benchmark import script
+
+import tadbook
+from tadbook.own_images import accuracy_table, review_table
+from tadlib.store import save_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def numerals(tmp_path):
+    """A folder like the Roman numerals: two classes, of which two files are in the wrong place."""
+    from torchvision.io import write_png
+
+    folder, rows = tmp_path / "data" / "roman-numerals", []
+    random = torch.Generator().manual_seed(0)
+    for split, n in (("train", 24), ("test", 12)):
+        for i in range(n):
+            bright = i % 2
+            wrong = split == "train" and i in (4, 9)
+            label = ("i", "ii")[bright ^ wrong]
+            place = folder / split / label / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = 60 + 120 * bright + torch.randint(0, 40, (1, 32, 32), generator=random)
+            write_png(pixels.to(torch.uint8), str(place))
+            if split == "train":
+                rows.append({"path": f"{split}/{label}/{i}.png", "label_is_wrong": int(wrong)})
+    pd.DataFrame(rows).to_csv(folder / "verified.csv", index=False)
+    return tmp_path / "data"
+
+
+def test_images_that_were_looked_at_are_cleaned_and_no_others(numerals, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = script("own_images")
+    about = {"root": str(numerals), "out": str(tmp_path / "runs"), "preset": "smoke", "device": "cpu"}
+    options = argparse.Namespace(**about, parts=["review"], seeds=[1], points=[])
+    monkeypatch.setattr(benchmark, "ORDERS", {"random": "random"})
+    rows = {looked: work() for _, _, looked, _, work in benchmark.todo(options)}
+    assert rows[0] == {"images_left": 24, "errors_left": 2}
+    assert rows[1000] == {"images_left": 22, "errors_left": 0}
+    reviewed = benchmark.configuration(options, benchmark.REVIEWED, 1)
+    assert len(benchmark.pipeline.dataset(reviewed).y_train) == 22
+    assert len(benchmark.pipeline.dataset(reviewed).y_test) == 12
+
+
+def test_the_book_shows_the_rows(tmp_path):
+    common = {"preset": "lite", "device": "cpu", "hardware": "a", "torch_version": "2", "tadlib_version": "0"}
+    common |= {"commit": "0" * 40, "n_networks": None, "images_left": 9}
+    rows = [
+        {"part": part, "labels": labels, "looked": looked, "seed": seed, "accuracy": 0.8, "errors_left": left} | common
+        for seed in (1, 2, 3)
+        for part, labels, looked, left in (
+            ("network", "vanilla", 0, None),
+            ("distilled", "reviewed", 0, None),
+            ("curve", "random", 400, 300.0),
+            ("review", "random", 0, 372.0),
+            ("review", "random", 400, 300.0),
+        )
+    ]
+    table = pd.DataFrame(rows)
+    assert accuracy_table(table)["labels"].tolist() == ["vanilla", "without the reviewed errors"]
+    assert review_table(table)["errors left: random"].tolist() == ["300 ± 0"]
+    save_table(tmp_path / "own_images.parquet", table)
+    text = tadbook.write_own_images(tmp_path, tmp_path / "generated").read_text()
+    assert "tab-own-accuracy" in text
+    assert "Of the 372 wrong labels" in text
+    assert (tmp_path / "generated" / "own_images.png").exists()
+    assert "No results yet" in tadbook.write_own_images(tmp_path / "none", tmp_path / "generated").read_text()
