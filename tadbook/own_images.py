@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from tadbook.pages import NONE_YET, captioned, provenance
 from tadbook.style import CYCLE, figure, style
-from tadbook.tables import _over_seeds
+from tadbook.tables import over_seeds
 from tadlib.store import load_table, write_atomic
 
 ORDERS = {"tad-posterior": "trust of the posterior", "loss-filter": "loss", "random": "random"}
@@ -22,7 +22,7 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     own = rows[rows["part"].isin(list(shown))]
     return pd.DataFrame(
         {"labels": WORDS.get(str(labels), labels)}
-        | {word: _over_seeds(of[of["part"] == part]["accuracy"], 100, 1) for part, word in shown.items()}
+        | {word: over_seeds(of[of["part"] == part]["accuracy"], 100, 1) for part, word in shown.items()}
         for labels, of in own.groupby("labels", sort=False)
     )
 
@@ -35,8 +35,8 @@ def review_table(rows: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, object] = {"images looked at": int(str(looked))}
         for order, word in ORDERS.items():
             mine = of[of["labels"] == order]
-            row[f"errors left: {word}"] = _over_seeds(mine["errors_left"], 1, 0)
-            row[f"accuracy (%): {word}"] = _over_seeds(mine["accuracy"], 100, 1)
+            row[f"errors left: {word}"] = over_seeds(mine["errors_left"], 1, 0)
+            row[f"accuracy (%): {word}"] = over_seeds(mine["accuracy"], 100, 1)
         found.append(row)
     return pd.DataFrame(found)
 
