@@ -6,6 +6,7 @@
 #   make format   let ruff rewrite what it can
 #   make notebooks  run the notebooks and keep their outputs in notebooks/, to be committed
 #   make pdf      render the notebooks as last run to _build/latex/book.pdf (needs LaTeX)
+#   make slides   slides of the chapters, as committed, to _build/slides; they need no network
 #   make tables   write the table of results in README.md
 #   make grid GRID=smoke       run a grid (grids/*.yml), or go on with it; DATA= CORES= GPUS= PROFILE= OUT=
 #   make grid-plan GRID=smoke  only show what is done and what would be run
@@ -36,7 +37,7 @@ DATA ?= $(TADLIB_DATA_ROOT)
 GRID_RUN = $(BIN)/python -m workflow $(GRID) --out $(OUT) --profile $(PROFILE) --cores $(CORES) \
   $(if $(DATA),--root $(DATA)) $(if $(GPUS),--gpus $(GPUS))
 
-.PHONY: book html pdf notebooks tables grid grid-plan grid-kill-test slurm-test test lint format env lock clean
+.PHONY: book html pdf slides notebooks tables grid grid-plan grid-kill-test slurm-test test lint format env lock clean
 
 book: $(STAMP)
 	$(BIN)/python book/build.py
@@ -46,6 +47,9 @@ html: $(STAMP)
 
 pdf: $(STAMP)
 	$(BIN)/python book/build.py --pdf
+
+slides: $(STAMP)
+	$(BIN)/python book/slides.py
 
 notebooks: $(STAMP)
 	$(BIN)/python book/build.py --in-place

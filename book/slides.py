@@ -21,7 +21,7 @@ from build import CAPTION, ROOT, BuildError, chapter_paths, copy_mathjax
 
 HIDDEN = {"install", "remove-cell", "parameters"}  # tags of cells that are no slide
 FOLDED = {"hide-input", "remove-input"}  # tags of cells of which only the output is shown
-SHOWN = re.compile(r"#|\$\$|[-*] |\d+\. |\||```|<a id|\*\*Key points|\*[^*]")
+SHOWN = re.compile(r"#|\$\$|[-*] |\d+\. |\||```|<a id|\*\*Key points|\*\*After this|\*[^*]")
 
 
 def parts(source: str) -> tuple[str, str]:
@@ -43,7 +43,12 @@ def as_slides(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if tags & FOLDED:
                 cell.source = ""
             cell.source = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")
-            cells += [typed(cell, kind or "-"), *held]
+            made = [typed(cell, kind or "-")]
+            if cell.source and any({"image/png", "text/html"} & {*output.get("data", {})} for output in cell.outputs):
+                code = nbformat.v4.new_code_cell(cell.source, id=f"{cell.id[:58]}-code")
+                cell.source = ""  # code and figure do not fit on one slide
+                made = [typed(code, kind or "-"), typed(cell, "subslide")]
+            cells += [made[0], *held, *made[1:]]
             held = []
             continue
         shown, notes = (cell.source, "") if CAPTION in tags else parts(cell.source)
@@ -74,6 +79,7 @@ def write(path: Path, folder: Path) -> Path:
     options.SlidesExporter.extra_template_basedirs = [str(ROOT / "book")]
     options.SlidesExporter.exclude_output_prompt = True
     options.SlidesExporter.reveal_url_prefix = "reveal"
+    options.SlidesExporter.reveal_theme = "white"  # whose fonts lie beside it
     notebook = as_slides(nbformat.read(path, as_version=4))
     body, _ = SlidesExporter(config=options).from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     target = folder / f"{path.stem}.html"
