@@ -211,10 +211,17 @@ def fragments(results_dir: Path | str) -> dict[str, tuple[Figure | None, str]]:
 
 def _scale(found: pd.DataFrame) -> str:
     """Data, scale and seeds of summaries, as a sentence."""
-    of = found.iloc[0]
-    seeds = " to ".join(dict.fromkeys(str(n) for n in (found["n_seeds"].min(), found["n_seeds"].max())))
+    of, least, most = found.iloc[0], found["n_seeds"].min(), found["n_seeds"].max()
+    seeds = (
+        f"means over {least} to {most} seeds"
+        if least < most
+        else f"means over {most} seeds"
+        if most > 1
+        else "one seed"
+    )
+    intervals = "bars: 95 % intervals, over seeds where there are three or more, over networks where there is one"
     sizes = ", ".join(str(size) for size in sorted({*found["ipc"]}))
     return (
         f"{NAMES.get(of['dataset'], of['dataset'])}, {of['n_train']:,} images, {sizes} images per class, scale "
-        f"{of['preset']}; means over {seeds} seeds, with 95 % intervals where there are three or more."
+        f"{of['preset']}; {seeds}; {intervals}."
     )
