@@ -58,8 +58,8 @@ def as_slides(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         elif kind in ("slide", "subslide"):
             raise BuildError(f"cell {cell.id} opens a slide and has nothing to show there")
         if notes:
-            made = typed(nbformat.v4.new_markdown_cell(notes, id=f"{cell.id[:57]}-notes"), "notes")
-            (cells if shown else held).append(made)
+            note = typed(nbformat.v4.new_markdown_cell(notes, id=f"{cell.id[:57]}-notes"), "notes")
+            (cells if shown else held).append(note)
     notebook.cells = cells
     return notebook
 
