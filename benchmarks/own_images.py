@@ -38,7 +38,7 @@ from tadlib.rng import generator
 from tadlib.store import load_table, save_table
 
 ARMS = ("vanilla", "loss-filter", "tad", "tad-posterior")
-ORDERS = {"tad-posterior": "trust of the posterior", "loss-filter": "loss", "random": "random"}
+ORDERS = {"tad-posterior": "trust of the posterior", "random": "random", "loss-filter": "loss"}
 REVIEWED = "reviewed"
 LOOKED = range(0, 1001, 25)
 PARTS = ("review", "network", "curve", "distilled")
@@ -195,7 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
         row |= {"accuracy": None, "images_left": None, "errors_left": None, "n_networks": None, "evaluated_on": None}
         row |= found | spent
         table = pd.DataFrame([*table.to_dict("records"), row])
-        save_table(options.results, table)
+        if part != "review" or looked == LOOKED[-1]:  # points of an order at once: to write takes longer than to count
+            save_table(options.results, table)
         if part != "review" or looked in options.points:
             numbers = ", ".join(f"{name} {value}" for name, value in found.items())
             print(f"{part} {labels} {looked} {seed}: {numbers}; {spent['cpu_seconds']:.0f} CPU s", flush=True)

@@ -10,7 +10,7 @@ from tadbook.style import CYCLE, figure, style
 from tadbook.tables import over_seeds
 from tadlib.store import load_table, write_atomic
 
-ORDERS = {"tad-posterior": "trust of the posterior", "loss-filter": "loss", "random": "random"}
+ORDERS = {"tad-posterior": "trust of the posterior", "random": "random", "loss-filter": "loss"}
 WORDS = {"reviewed": "without the reviewed errors"}
 ALL = "network on all images (%)"
 
