@@ -18,7 +18,7 @@ REFERENCES = ["vanilla", "loss-filter", "oracle"]
 OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
 # what the arms that are compared with each other share, and the same where only trust was measured
 SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network", "formation"]
-SETTING += ["draw_power"]
+SETTING += ["draw_power", "n_test"]
 TRUST_SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]
 # columns of tables and the columns of rows that they show
 TRAINED_ON = {
@@ -37,8 +37,17 @@ LABELS = {
     "hard labels right": "label_accuracy",
     "label mass right": "mass_accuracy",
 }
-DEFAULTS = {"formation": 1, "draw_power": 8.0}
-NEEDED = {*SETTING[:-3], "arm", "seed", "rate_realised", "accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
+DEFAULTS = {"formation": 1, "draw_power": 8.0, "n_test": 0}  # 0: not told
+NEEDED = {
+    *SETTING[: -len(DEFAULTS)],
+    "arm",
+    "seed",
+    "rate_realised",
+    "accuracy_mean",
+    "accuracy_ci95",
+    "n_networks",
+    "config_hash",
+}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -75,7 +84,7 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         old = load_table(path) if path.exists() else rows[:0]
-        old = with_defaults(old) if "formation" in rows else old
+        old = with_defaults(old) if {*DEFAULTS} & {*rows} else old
         old_runs, new_runs = (pd.MultiIndex.from_frame(table[same].astype(object)) for table in (old, rows))
         tables = [old[~old_runs.isin(new_runs)], rows]
         save_table(path, result_table([table for table in tables if len(table)]))
@@ -144,7 +153,7 @@ def gap_of(pairs: pd.DataFrame) -> tuple[float | None, float | None]:
 
 def setting_names(of: dict) -> dict[str, object]:
     """Names and values of a setting as columns of a table that is read; the scale stands in its caption."""
-    names = {"n_train": "images", "rate_nominal": "rate"}
+    names = {"n_train": "images", "rate_nominal": "rate", "n_test": "test images"}
     shown = of | {"rate_nominal": f"{100 * float(of['rate_nominal']):.0f} %"}
     if of["evaluate_network"] != "convnet":
         shown["method"] = f"{of['method']}, tested on {of['evaluate_network']}"

@@ -427,7 +427,7 @@ def names_of_settings() -> Answer:
 # What is printed -----------------------------------------------------------------------------------------------------
 
 
-SAME = ("dataset", "n_train", "method", "ipc", "preset", "evaluate_network", "formation", "draw_power")
+SAME = ("dataset", "n_train", "method", "ipc", "preset", "evaluate_network", "formation", "draw_power", "n_test")
 
 
 def gap_closed(rows: list[Json], arm: str, known: list[Json]) -> float | None:

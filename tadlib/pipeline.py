@@ -556,7 +556,7 @@ def evaluate(config: Config) -> Path:
             if protocol.teacher or not torch.equal(hard.y, held.y):
                 sets["hard_labels"] = hard, replace(protocol, teacher=False)
         how: dict[str, Any] = {"seed": config.seed, "workers": config.threads, "factor": factor}
-        about: dict[str, Any] = {"checksum_data": data.checksum}
+        about: dict[str, Any] = {"checksum_data": data.checksum, "n_test": len(data.y_test)}
         about["evaluated_on"] = own.TEST if data.files is None else data.files.evaluated_on
         if observed is not None:
             how["teacher"], found = load_observer(config, observed)
@@ -595,7 +595,7 @@ def result_row(config: Config, evaluated_at: Path) -> dict[str, Any]:
         found[f"seconds_{name}"] = manifests[name]["seconds"] if name in manifests else None
     found["peak_memory_bytes"] = max(manifest["peak_memory_bytes"] for manifest in manifests.values())
     found |= {"formation": config.method_config.formation, "draw_power": config.method_config.draw_power}
-    columns = ["formation", "draw_power", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on"]
+    columns = ["formation", "draw_power", "n_test", "accuracy_mean", "accuracy_ci95", "n_networks", "evaluated_on"]
     columns += [*CONTROLS, *TRUST, "relabel_count", "relabel_accuracy", "label_accuracy"]
     columns += [name for name in found if "seconds" in name]
     columns += ["teacher_arm", "teacher_accuracy"]

@@ -242,7 +242,7 @@ def rows_of_results(**differing) -> pd.DataFrame:
     """One row of results for each value of the lists in ``differing``, which are as long as each other."""
     same = {"dataset": "digits", "n_train": 100, "rate_nominal": 0.0, "preset": "lite", "seed": 0, "rate_realised": 0.0}
     same |= {"accuracy_ci95": 0.01, "n_networks": 3, "noise": "none", "arm": "oracle", "ipc": 10, "method": "mtt"}
-    same |= {"evaluate_network": "convnet", "formation": 1, "draw_power": 8.0}
+    same |= {"evaluate_network": "convnet", "formation": 1, "draw_power": 8.0, "n_test": 1000}
     table = pd.DataFrame([same | dict(zip(differing, values)) for values in zip(*differing.values(), strict=True)])
     return table.assign(config_hash=[f"{i:x}" for i in range(len(table))], device="cpu", hardware="a machine")
 
