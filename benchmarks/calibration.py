@@ -42,11 +42,10 @@ def binned(trust_N: np.ndarray, right_N: np.ndarray) -> dict[str, Any]:
     bin_N = np.minimum((trust_N * BINS).astype(int), BINS - 1)
     count_B = np.bincount(bin_N, minlength=BINS)
     trust_B, right_B = (np.bincount(bin_N, values, BINS) / count_B.clip(1) for values in (trust_N, right_N))
-    empty = count_B == 0
     return {
         "bin_count": count_B.tolist(),
-        "bin_trust": np.where(empty, None, trust_B).tolist(),
-        "bin_right": np.where(empty, None, right_B).tolist(),
+        "bin_trust": [float(value) if n else None for n, value in zip(count_B, trust_B)],
+        "bin_right": [float(value) if n else None for n, value in zip(count_B, right_B)],
         "brier": float(np.square(trust_N - right_N).mean()),
         "calibration_error": float((count_B * np.abs(trust_B - right_B)).sum() / len(trust_N)),
     }
@@ -83,14 +82,17 @@ def gallery(config: Config, refined: RefinedSet, true_N: Tensor) -> pd.DataFrame
     probability_N, suggested_N = refined.posterior.max(1)
     wrong_N = refined.noisy != true_N
     flagged_N = refined.flagged & (suggested_N != refined.noisy)
-    about = {"flagged": int(refined.flagged.sum()), "flagged_wrong": int((refined.flagged & wrong_N).sum())}
+    about: dict[str, Any] = {
+        "flagged": int(refined.flagged.sum()),
+        "flagged_wrong": int((refined.flagged & wrong_N).sum()),
+    }
     about |= {"n_train": len(true_N), "resolution": config.resolution}
     order_N, rows = probability_N.argsort(descending=True, stable=True).tolist(), []
     for kind, mask_N, most in (("certain", flagged_N, MOST_CERTAIN), ("needless", flagged_N & ~wrong_N, NEEDLESS)):
         for i in [i for i in order_N if mask_N[i]][:most]:
             pixels = (255 * data.pixels(data.x_train[i : i + 1])[0].clamp(0, 1)).round().byte()
             names = [data.class_names[int(label[i])] for label in (refined.noisy, suggested_N, true_N)]
-            row = dict(zip(("noisy", "suggested", "true"), names, strict=True)) | {"kind": kind}
+            row: dict[str, Any] = dict(zip(("noisy", "suggested", "true"), names, strict=True)) | {"kind": kind}
             row |= {"index": int(data.index[i]), "probability": float(probability_N[i])}
             rows.append(row | {"png": encode_png(pixels).numpy().tobytes()} | about)
     return pd.DataFrame(rows)

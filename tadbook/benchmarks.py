@@ -43,13 +43,14 @@ def _bars(table: pd.DataFrame, column: str, label: str, scale: str = "linear") -
     """A bar for each method, or, on a logarithmic scale, a point."""
     made, axes = figure(0.6 + 0.35 * len(table))
     ax = axes[0, 0]
+    placed = {"va": "bottom" if scale == "log" else "center"}
     if scale == "log":  # no bars: their length would tell nothing
         ax.plot(table[column], table.method, "o", color=CYCLE[0][0])
         ax.grid(axis="y", linewidth=0.4)
     else:
         ax.barh(table.method, table[column], color=CYCLE[0][0], height=0.6)
     for i, value in enumerate(table[column]):
-        ax.annotate(f"{value:.3g}", (value, i), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
+        ax.annotate(f"{value:.3g}", (value, i), (6, 1), textcoords="offset points", fontsize=7.5, **placed)
     ax.invert_yaxis()
     ax.set(xlabel=label, xscale=scale)
     if scale == "log":  # room for the numbers

@@ -58,7 +58,8 @@ def reliability(rows: pd.DataFrame) -> Figure:
             lower.stairs(bins["count"] / bins["count"].sum(), edges, color=colour, linestyle=line, linewidth=1.2)
         upper.set_title(noise_title(of["noise"], own["rate_realised"].astype(float).mean()))
         upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))
-        lower.set(xlabel="trust $w$", ylim=(0, None))
+        lower.set_xlabel("trust $w$")
+    axes[1, 0].set_ylim(0, None)  # of all panels: they share it
     for ax, text in ((axes[0, 0], "labels that are\nright (%)"), (axes[1, 0], "samples (%)")):
         ax.set_ylabel(text)
         ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -138,7 +139,7 @@ def figure_text(name: str, alt: str, caption: str) -> str:
 def _scale(rows: pd.DataFrame) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({*rows["seed"]}))
     of = rows.iloc[0]
-    return f"{NAMES[of['dataset']]}, {of['n_train']:,} images, scale {of['preset']}, seeds {seeds}"
+    return f"{NAMES.get(of['dataset'], of['dataset'])}, {of['n_train']:,} images, scale {of['preset']}, seeds {seeds}"
 
 
 def _reliability(rows: pd.DataFrame) -> str:

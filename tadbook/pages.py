@@ -121,7 +121,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "Time of one random read of an expert's parameters. *whole list*: a list of float32 vectors that is loaded "
         "whole, as reference codes keep theirs; the others read one vector of a file, as it is (*float32*) or as "
         "differences from the start in half the bits (*half*).",
-        "Horizontal bars, one for each way to keep trajectories, of milliseconds a read.",
+        "A point for each way to keep trajectories, at the milliseconds of a read, on a logarithmic scale.",
         {
             "method": "way",
             "megabytes": "size (MB)",
