@@ -21,9 +21,8 @@ import tadbook
 from tadbook.tables import OURS, SETTING, replace_rows
 from tadlib.errors import InputError
 from tadlib.nn.training import one_hot
-from tadlib.pipeline import load_distilled, load_refined
+from tadlib.pipeline import load_distilled, load_refined, result_table
 from tadlib.store import StageFolder, load_json, load_table, replacing, save_table, write_atomic
-from workflow.jobs import Job, collect
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -50,9 +49,7 @@ def distilled_path(row) -> Path:
 
 def merge(runs: Path, sets: str | None = None) -> None:
     """Merge one folder of results; ``sets`` is a query that narrows whose distilled sets are kept."""
-    if (plan := runs / "plan.json").exists():  # of a grid, which may still be running
-        collect([Job(**only(job)) for job in load_json(plan)["jobs"]], runs.parent, runs.name)
-    rows = load_table(runs / "results.parquet")
+    rows = rows_of(runs)
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
         replace_rows(RESULTS / f"{preset}.parquet", of_preset)
@@ -69,9 +66,12 @@ def merge(runs: Path, sets: str | None = None) -> None:
         write_atomic(distilled_path(row), (distilled_at(stages, row).path / "distilled.safetensors").read_bytes())
 
 
-def only(job: dict) -> dict:
-    """What a plan says of a job, without its priority."""
-    return {name: value for name, value in job.items() if name != "priority"}
+def rows_of(runs: Path) -> pd.DataFrame:
+    """The rows of finished runs; of a grid, which may be at work, as its plan names them."""
+    if not (plan := runs / "plan.json").exists():
+        return load_table(runs / "results.parquet")
+    notebooks = [runs.parent / job["target"] for job in load_json(plan)["jobs"] if job["stage"] == "run"]
+    return result_table([pd.DataFrame([load_json(path.with_name("row.json")) for path in notebooks if path.exists()])])
 
 
 def distilled_at(stages: Path, row) -> StageFolder:
