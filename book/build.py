@@ -37,7 +37,6 @@ from typing import Any
 
 import nbformat
 import yaml
-from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = "OWNER"  # in the address of a repository that is not public yet
@@ -161,7 +160,7 @@ def with_captions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in text_and_code(notebook):
         cells.append(cell)
         if figure := cell.metadata.get("mystnb", {}).get("figure"):
-            kind = "Table" if is_table(cell) else "Figure"
+            kind = "Table" if figure["name"].startswith("tab-") else "Figure"
             text = f'<a id="{figure["name"]}"></a>**{kind}.** {figure["caption"]}'
             made = nbformat.v4.new_markdown_cell(text, id=f"{figure['name']}-caption", metadata={"tags": [CAPTION]})
             cells.append(made)
@@ -172,30 +171,6 @@ def with_captions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def text_and_code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The cells of a notebook without its repeated captions."""
     return [cell for cell in notebook.cells if CAPTION not in cell.metadata.get("tags", [])]
-
-
-def is_table(cell: nbformat.NotebookNode) -> bool:
-    """Whether the output of a cell has a caption and is a table."""
-    return cell.metadata.get("mystnb", {}).get("figure", {}).get("name", "").startswith("tab-")
-
-
-def with_tables(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """``notebook`` with tables that pages number as tables: MyST would number the output of a cell as a figure."""
-    cells = []
-    for cell in notebook.cells:
-        cells.append(cell)
-        html = [output.data["text/html"] for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
-        if is_table(cell) and len(html) == 1:
-            figure = cell.metadata["mystnb"].pop("figure")
-            rows = [row.find_all(["td", "th"]) for row in BeautifulSoup(html[0], "html.parser").find_all("tr")]
-            lines = ["| " + " | ".join(part.get_text(" ", strip=True) for part in row) + " |" for row in rows]
-            lines.insert(1, "| --- " * len(rows[0]) + "|")
-            head = f":::{{table}} {figure['caption']}\n:name: {figure['name']}\n\n"
-            made = nbformat.v4.new_markdown_cell(head + "\n".join(lines) + "\n:::", id=f"{figure['name']}-table")
-            cells.append(made)
-            cell.outputs = []
-    notebook.cells = cells
-    return notebook
 
 
 def as_myst(cell: nbformat.NotebookNode) -> str:
@@ -287,7 +262,7 @@ def dress(source: Path, executed: Path, note: str) -> None:
             data = output.get("data", {})
             if "text/html" in data:
                 data["text/html"] = data["text/html"].replace("<th></th>", "<td></td>")
-    nbformat.write(with_tables(notebook), executed)
+    nbformat.write(notebook, executed)
 
 
 def stage(root: Path, staged: Path) -> None:

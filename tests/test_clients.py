@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from tadlib import cli, export
 
 HERE = Path(__file__).resolve().parent
-SET = HERE.parent / "results" / "distilled" / "cifar10-human-worse-40-tad-posterior-mtt-ipc10-lite.safetensors"
+SET = HERE.parent / "results" / "distilled" / "cifar10-human-worse-40-tad-posterior-dm-ipc10-lite.safetensors"
 
 
 @pytest.fixture(scope="module")
