@@ -147,7 +147,8 @@ def results(**differing) -> pd.DataFrame:
         "noise": "symmetric",
     }
     same |= {"rate_realised": 0.4, "accuracy_ci95": 0.01, "n_networks": 3, "evaluate_network": "convnet"}
-    same |= {"formation": 1, "draw_power": 8.0, "n_test": 1000, "ipc": 10, "seconds_divert": 10.0, "seconds_experts": None}
+    same |= {"formation": 1, "draw_power": 8.0, "n_test": 1000, "ipc": 10}
+    same |= {"seconds_divert": 10.0, "seconds_experts": None}
     same |= {"seconds_distill": 30.0, "seconds_evaluate": 1000.0, "arm": "vanilla", "method": "dm"}
     table = pd.DataFrame([same | dict(zip(differing, values)) for values in zip(*differing.values(), strict=True)])
     return table.assign(config_hash=[f"{i:x}" for i in range(len(table))])
