@@ -45,24 +45,26 @@ def _verdict(arm: str, pairs: pd.DataFrame) -> str:
         known = pairs.dropna(subset=[rival])
         won = known["accuracy"] > known[rival]
         if len(won):
-            of_seed = by_seed(known.assign(difference=known["accuracy"] - known[rival]))["difference"]
-            mean = with_interval(*interval(of_seed.tolist()))
+            of_seed, n = by_seed(known.assign(difference=known["accuracy"] - known[rival]))
+            mean = with_interval(*interval(of_seed["difference"].tolist()))
             share = f"{won.sum()} of {len(won)} runs ({100 * won.mean():.0f} %)"
-            against.append(f"above {rival} in {share}, by {mean} points on average")
+            against.append(f"above {rival} in {share}, by {mean} points on average over {_count(n, 'setting')}")
     text = f"{arm} is {'; '.join(against)}."
     known = pairs.dropna(subset=["clean"])
-    gap, half = gap_of(by_seed(known)) if len(known) else (None, None)
-    if gap is not None:
-        n = _count(len(known.groupby(SETTING)), "setting")
-        text += f" It closes {with_interval(gap, half, 1, 2)} of the gap, over {n}."
+    if len(known):
+        of_seed, n = by_seed(known)
+        gap, half = gap_of(of_seed)
+        if gap is not None:
+            text += f" It closes {with_interval(gap, half, 1, 2)} of the gap, over {_count(n, 'setting')}."
     return text
 
 
-def by_seed(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Means over settings, a row for each seed; of those settings alone that all seeds have, if there are any."""
+def by_seed(pairs: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Means over settings, a row for each seed, and of how many settings: those alone that all seeds have, if any."""
     seeds = pairs.groupby(SETTING)["seed"].transform("nunique")
     whole = pairs[seeds == pairs["seed"].nunique()]
-    return (whole if len(whole) else pairs).groupby("seed").mean(numeric_only=True)
+    counted = whole if len(whole) else pairs
+    return counted.groupby("seed").mean(numeric_only=True), len(counted.groupby(SETTING))
 
 
 def differences_table(results: pd.DataFrame) -> pd.DataFrame:
