@@ -82,7 +82,7 @@ class Images:
 
 
 def averaged(x: Tensor | Images, size: tuple[int, int]) -> Tensor:
-    """All images averaged down to ``size`` (N, C, *size), of which a batch at a time is held as floats."""
+    """All images averaged down to ``size``, (N, C, height, width), of which a batch at a time is held as floats."""
     return torch.cat([adaptive_avg_pool2d(x_BCHW, size) for x_BCHW in x.split(BATCH)])
 
 
