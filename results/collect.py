@@ -19,7 +19,7 @@ import pandas as pd
 
 import tadbook
 from tadbook.tables import OURS, SETTING, replace_rows
-from tadlib.errors import InputError
+from tadlib.errors import InputError, require
 from tadlib.nn.training import one_hot
 from tadlib.pipeline import load_distilled, load_refined, result_table
 from tadlib.store import StageFolder, load_json, load_table, replacing, save_table, write_atomic
@@ -71,7 +71,9 @@ def rows_of(runs: Path) -> pd.DataFrame:
     if not (plan := runs / "plan.json").exists():
         return load_table(runs / "results.parquet")
     notebooks = [runs.parent / job["target"] for job in load_json(plan)["jobs"] if job["stage"] == "run"]
-    return result_table([pd.DataFrame([load_json(path.with_name("row.json")) for path in notebooks if path.exists()])])
+    rows = [load_json(path.with_name("row.json")) for path in notebooks if path.exists()]
+    require(len(rows) > 0, f"no run of {runs} is finished yet")
+    return result_table([pd.DataFrame(rows)])
 
 
 def distilled_at(stages: Path, row) -> StageFolder:

@@ -4,7 +4,7 @@ It imports tadlib, never the other way round, and it alone imports matplotlib an
 """
 
 from tadbook.chapter import configure
-from tadbook.comparison import against_rate, by_noise, shortfalls, verdict
+from tadbook.comparison import against_rate, shortfalls, verdict
 from tadbook.costs import chapter_note
 from tadbook.explore import (
     explore_images,
@@ -59,7 +59,6 @@ __all__ = [
     "accuracy_bars",
     "against_rate",
     "anchor_picture",
-    "by_noise",
     "calibration_curve",
     "chapter_note",
     "comparisons",

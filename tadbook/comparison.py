@@ -27,6 +27,12 @@ RIVALS = ("vanilla", "loss-filter")
 ENOUGH = 0.85  # of the gap: less counts as falling short
 SERIES = ["preset", "dataset", "n_train", "method", "ipc"]  # what one curve over rates shares, besides the noise
 MOST_PANELS = 4
+# columns of the table of controls and the columns of rows that they show
+CONTROLS = {
+    "distilled": "accuracy_mean",
+    "random images": "accuracy_random_real",
+    "hard labels": "accuracy_hard_labels",
+}
 
 
 def verdict(pairs: pd.DataFrame) -> str:
@@ -97,13 +103,6 @@ def controls_table(results: pd.DataFrame) -> pd.DataFrame:
             row |= {title: over_seeds(own[column], 100, 1) for title, column in CONTROLS.items()}
             rows.append(row | {"uniform drawing": over_seeds(drawn["accuracy_mean"], 100, 1)})
     return pd.DataFrame(rows)
-
-
-CONTROLS = {
-    "distilled": "accuracy_mean",
-    "random images": "accuracy_random_real",
-    "hard labels": "accuracy_hard_labels",
-}
 
 
 def selection_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -187,48 +186,6 @@ def rate_series(results: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
         if complete.sum() > 1:
             found.append((dict(zip([*SERIES, "noise"], key)), summary[summary["rate"].map(complete)]))
     yield from sorted(found, key=lambda item: -item[1]["rate"].nunique())
-
-
-def by_noise(results: pd.DataFrame) -> Figure | None:
-    """Accuracy of every arm on clean labels and under each noise, a panel for each data set and method, with intervals.
-
-    Rows of preset lite at ten images a class with the defaults of each method; None where there is no panel.
-    """
-    rows = results[(results["preset"] == "lite") & (results["ipc"] == 10) & results["arm"].isin(MAIN)]
-    rows = rows[rows["draw_power"] == DEFAULTS["draw_power"]]
-    summary = summarise(rows) if len(rows) else rows
-    panels = []
-    for key, own in summary.groupby(["dataset", "method", "formation"], sort=False) if len(rows) else ():
-        if {*own["arm"]} & {*OURS}:
-            panels.append((key, own))
-    if not panels:
-        return None
-    columns = min(3, len(panels))
-    made, axes = figure(0.4 + 2.5 * -(-len(panels) // columns), -(-len(panels) // columns), columns)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax, ((dataset, method, f), own) in zip(axes.flat, panels):
-        shown = own.assign(of=own["noise"] + [f" {rate:g}" if rate else "" for rate in own["rate_nominal"]])
-        names = sorted({*shown["of"]}, key=lambda name: (name != "none", str(name)))
-        for i, arm in enumerate(MAIN):
-            of_arm = shown[shown["arm"] == arm].set_index("of").reindex(names)
-            colour, marker, _ = arm_style(arm)
-            place = np.arange(len(names)) + (i - (len(MAIN) - 1) / 2) * 0.16
-            half = percent(of_arm["half"].astype(float).fillna(0))
-            drawn = {"color": colour, "marker": marker, "markersize": 4, "linestyle": "none", "label": arm}
-            ax.errorbar(place, percent(of_arm["accuracy"].astype(float)), yerr=half, elinewidth=0.8, **drawn)
-        words = [SHORT.get(name.partition(" ")[0], name).replace("symmetric", "sym.") for name in names]
-        ax.set_xticks(range(len(names)), words, rotation=35, ha="right", rotation_mode="anchor")
-        ax.set_title(f"{dataset}, {method}" + (f", f = {f}" if f > 1 else ""), loc="left")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test accuracy (%)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside upper left", ncols=len(MAIN))
-    return made
-
-
-MAIN = ("vanilla", "loss-filter", "tad", "tad-posterior", "oracle")
-SHORT = {"none": "clean", "human:worse": "human worst", "human:fine": "human fine"}
 
 
 def against_rate(results: pd.DataFrame) -> Figure | None:

@@ -15,17 +15,23 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from tadbook.calibration import figure_text
 from tadbook.pages import NAMES
 from tadbook.style import INK, METHODS, arm_style, figure, percent
-from tadbook.tables import SETTING, by_definition, read_results, setting_names, summarise
+from tadbook.tables import DEFAULTS, OURS, SETTING, by_definition, read_results, setting_names, summarise
 from tadlib.config import ARMS
 
 COST = ["seconds_divert", "seconds_experts", "seconds_distill"]  # evaluation is no part of what a method costs
-WHERE = ["preset", "dataset", "n_train"]
+WHERE = ["preset", "dataset", "n_train", "n_test"]
+MAIN = ("vanilla", "loss-filter", "tad", "tad-posterior", "oracle")  # arms of the figure by noise
+PANEL = ["dataset", "n_train", "method", "formation", "n_test"]
 LEAST_METHODS = 3  # of a figure of methods
 MOST_PANELS = 4
 SECONDS = (
     "Seconds are those of diversion, experts and distillation together, on the clock and beside whatever else ran; "
     "evaluation is left out."
 )
+NOISE_ALT = (
+    "Points with intervals, a panel for each data set and method: accuracy of every arm on clean labels and by noise."
+)
+NOISE_CAPTION = "Test accuracy of every arm on clean labels and under each noise."
 METHODS_ALT = (
     "Two line charts of test accuracy on clean labels, a line a distillation method: against images per class, and "
     "against the seconds of a run."
@@ -78,6 +84,47 @@ def methods_by_size_and_cost(found: pd.DataFrame) -> Figure:
     timed(axes[0, 1])
     made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return made
+
+
+def by_noise(results: pd.DataFrame) -> pd.DataFrame:
+    """Summaries at scale lite and ten images per class, with the default drawing, of the data sets and methods with
+    which an arm of ``OURS`` was run."""
+    rows = results[(results["preset"] == "lite") & (results["ipc"] == 10) & results["arm"].isin(MAIN)]
+    rows = rows[rows["draw_power"] == DEFAULTS["draw_power"]]
+    if rows.empty:
+        return rows
+    ours = rows["arm"].isin(OURS).groupby([rows[name] for name in PANEL]).transform("any")
+    return summarise(rows[ours]) if ours.any() else rows[:0]
+
+
+def arms_by_noise(found: pd.DataFrame) -> Figure:
+    """Accuracy of every arm with its interval, of :func:`by_noise`: a panel for each data set and method."""
+    panels = list(found.groupby(PANEL, sort=False))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    made, axes = figure(0.5 + 2.6 * rows, rows, columns)
+    for ax, (_, own) in zip(axes.flat, panels):
+        noises = list(dict.fromkeys(zip(own["noise"], own["rate_nominal"])))
+        for i, arm in enumerate(MAIN):
+            of_arm = own[own["arm"] == arm].set_index(["noise", "rate_nominal"]).reindex(noises)
+            _points(ax, of_arm.assign(place=np.arange(len(noises)) + 0.16 * (i - 2)), "place", _apart(arm), arm)
+        words = [
+            "clean labels" if noise == "none" else _title({"noise": noise, "rate_nominal": r}) for noise, r in noises
+        ]
+        ax.set_xticks(range(len(noises)), words, rotation=35, ha="right", rotation_mode="anchor")
+        of = {name: own[name].iloc[0] for name in SETTING}
+        ax.set_title(
+            f"{NAMES.get(of['dataset'], of['dataset'])}, {_method(of)}\n{of['n_test']:,} test images", fontsize=8.5
+        )
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    return _finished(made, axes)
+
+
+def _apart(arm: str) -> tuple:
+    """How an arm is drawn, without a line."""
+    colour, marker, _ = arm_style(arm)
+    return colour, marker, "none"
 
 
 def sized(ax: Axes, ipc: Iterable[int]) -> None:
@@ -199,6 +246,7 @@ def fragments(results_dir: Path | str) -> dict[str, tuple[Figure | None, str]]:
     missing."""
     results, found = read_results(results_dir), dict[str, tuple[Figure | None, str]]()
     made = {
+        "by_noise": (by_noise, arms_by_noise, NOISE_ALT, NOISE_CAPTION),
         "methods_by_size": (clean_methods, methods_by_size_and_cost, METHODS_ALT, METHODS_CAPTION),
         "arms_by_size": (noisy_by_size, arms_by_size, SIZE_ALT, SIZE_CAPTION),
         "arms_by_cost": (noisy_by_cost, arms_by_cost, COST_ALT, COST_CAPTION),
@@ -212,6 +260,8 @@ def fragments(results_dir: Path | str) -> dict[str, tuple[Figure | None, str]]:
 def _scale(found: pd.DataFrame) -> str:
     """Data, scale and seeds of summaries, as a sentence."""
     of, least, most = found.iloc[0], found["n_seeds"].min(), found["n_seeds"].max()
+    data = dict.fromkeys(zip(found["dataset"], found["n_train"]))
+    images = ", ".join(f"{NAMES.get(name, name)}, {n:,} images" for name, n in data)
     seeds = (
         f"means over {least} to {most} seeds"
         if least < most
@@ -221,7 +271,4 @@ def _scale(found: pd.DataFrame) -> str:
     )
     intervals = "bars: 95 % intervals, over seeds where there are three or more, over networks where there is one"
     sizes = ", ".join(str(size) for size in sorted({*found["ipc"]}))
-    return (
-        f"{NAMES.get(of['dataset'], of['dataset'])}, {of['n_train']:,} images, {sizes} images per class, scale "
-        f"{of['preset']}; {seeds}; {intervals}."
-    )
+    return f"{images}; {sizes} images per class, scale {of['preset']}; {seeds}; {intervals}."

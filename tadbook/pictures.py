@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tadbook import calibration, methods
-from tadbook.comparison import against_rate, by_noise
+from tadbook.comparison import against_rate
 from tadbook.explore import explore_images, explore_runs
 from tadbook.style import INK, arm_style, array, bare, figure, style
 from tadbook.tables import read_results, summarise
@@ -25,14 +25,6 @@ ARM_WORDS = {
 }
 MOST_GROUPS = 12  # of one interactive figure
 ABOUT = ("dataset", "noise", "rate", "method", "ipc", "preset")
-BY_NOISE = """\
-:::{figure} generated/by_noise.png
-:name: fig-by-noise
-:alt: Points with intervals, a panel for each data set and method: accuracy of every arm on clean labels and by noise.
-
-Test accuracy of every arm at scale lite with ten images per class, on clean labels and under each noise. Bars: 95 %
-intervals over seeds, or over networks where there is one seed.
-:::"""
 RATES = """\
 :::{figure} generated/rates.png
 :name: fig-rates
@@ -152,13 +144,13 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
 def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
     """Write what pages show of ``results_dir``, to be included: pictures, interactive figures, and their captions.
 
-    ``few_for_many.md``, ``by_arm.md``, ``by_noise.md`` and ``rates.md`` with pictures of the same names, ``images.md``,
+    ``few_for_many.md``, ``by_arm.md`` and ``rates.md`` with pictures of the same names, ``images.md``,
     ``runs.md``, and the figures of :mod:`tadbook.calibration` and :mod:`tadbook.methods`.
     Where results are missing a fragment is empty. Returns what was written.
     """
     target, results, sets = Path(target_dir), read_results(results_dir), read_distilled(results_dir)
     target.mkdir(parents=True, exist_ok=True)
-    texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": "", "rates.md": "", "by_noise.md": ""}
+    texts = {"few_for_many.md": "", "by_arm.md": "", "images.md": "", "runs.md": "", "rates.md": ""}
     digits = next(
         (setting for setting, arms in sets.items() if setting[0] == "digits" and {"vanilla", "oracle"} <= {*arms}), None
     )
@@ -183,9 +175,6 @@ def write_book_pictures(results_dir: Path | str, target_dir: Path | str) -> list
             "interval over its networks) against what it cost, or against its size.\n```"
         )
     style()
-    if arms := by_noise(results):
-        arms.savefig(target / "by_noise.png", metadata={"Software": None})
-        texts["by_noise.md"] = BY_NOISE
     if rates := against_rate(results):
         rates.savefig(target / "rates.png", metadata={"Software": None})
         texts["rates.md"] = RATES

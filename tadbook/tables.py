@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tadlib import pipeline
 from tadlib.config import ARMS, METHODS
 from tadlib.evaluate import gap_closed, mean_ci95
 from tadlib.pipeline import TIMED, result_table
@@ -17,8 +18,7 @@ from tadlib.store import load_table, save_table
 REFERENCES = ["vanilla", "loss-filter", "oracle"]
 OURS = ("tad", "tad-posterior")  # the paper's method and our extension: tables show both, a dash before there are rows
 # what the arms that are compared with each other share, and the same where only trust was measured
-SETTING = ["dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network", "formation"]
-SETTING += ["draw_power", "n_test"]
+SETTING = list(pipeline.SETTING)
 TRUST_SETTING = ["preset", "dataset", "n_train", "noise", "rate_nominal"]
 # columns of tables and the columns of rows that they show
 TRAINED_ON = {
@@ -38,16 +38,8 @@ LABELS = {
     "label mass right": "mass_accuracy",
 }
 DEFAULTS = {"formation": 1, "draw_power": 8.0, "n_test": 0}  # 0: not told
-NEEDED = {
-    *SETTING[: -len(DEFAULTS)],
-    "arm",
-    "seed",
-    "rate_realised",
-    "accuracy_mean",
-    "accuracy_ci95",
-    "n_networks",
-    "config_hash",
-}
+NEEDED = {*SETTING[: -len(DEFAULTS) - 1], "arm", "seed", "rate_realised"}
+NEEDED |= {"accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
 def read_results(folder: Path | str) -> pd.DataFrame:
@@ -110,7 +102,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     Rows of ``OURS`` also tell the gap closed (:func:`tadlib.evaluate.gap_closed`), where the arm was run on clean
     labels too.
     """
-    rows, pairs = [], comparisons(results)
+    rows = []
+    gaps = {key: gap_of(own) for key, own in comparisons(results).groupby([*SETTING, "arm"], sort=False)}
     for setting, runs in results.groupby(SETTING, sort=False):
         for arm, own in runs.groupby("arm", sort=False):
             n = len(own)
@@ -118,8 +111,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             half = float(own["accuracy_ci95"].iloc[0]) if n == 1 else half
             row = dict(zip(SETTING, setting)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": n}
             row["interval"] = "networks" if n == 1 else "seeds" if n > 2 else "–"
-            same = pairs[(pairs[SETTING] == pd.Series(dict(zip(SETTING, setting)))).all(axis=1) & (pairs["arm"] == arm)]
-            row["gap"], row["gap_half"] = gap_of(same)
+            row["gap"], row["gap_half"] = gaps.get((*setting, arm), (None, None))
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -427,18 +427,16 @@ def names_of_settings() -> Answer:
 # What is printed -----------------------------------------------------------------------------------------------------
 
 
-SAME = ("dataset", "n_train", "method", "ipc", "preset", "evaluate_network", "formation", "draw_power", "n_test")
-
-
 def gap_closed(rows: list[Json], arm: str, known: list[Json]) -> float | None:
     """The gap that an arm closes (:func:`tadlib.evaluate.gap_closed`) over the seeds of ``rows`` that have it and
     vanilla, and whose run on clean labels is among the ``known`` rows of the folder; None without any."""
-    from tadlib import evaluate
+    from tadlib import evaluate, pipeline
 
+    same = [name for name in pipeline.SETTING if name not in ("noise", "rate_nominal")]
     noisy = {(row["seed"], row["arm"]): row["accuracy_mean"] for row in rows if row["noise"] != "none"}
     clean = {}
     for row in known:
-        if row["noise"] == "none" and row["arm"] == arm and all(row.get(name) == rows[0].get(name) for name in SAME):
+        if row["noise"] == "none" and row["arm"] == arm and all(row.get(name) == rows[0].get(name) for name in same):
             clean[row["seed"]] = row["accuracy_mean"]
     seeds = [s for s in sorted(clean) if (s, arm) in noisy and (s, "vanilla") in noisy]
     three = [noisy[s, arm] for s in seeds], [noisy[s, "vanilla"] for s in seeds], [clean[s] for s in seeds]

@@ -560,8 +560,7 @@ OLD_NAMES = {
     **{f"divert_{f.name}": f"auditor_{f.name}" for f in fields(AuditorConfig)},
     **{"divert_average": "posterior_ema", "divert_patches_filters": "posterior_filters"},
     "divert_rest": "posterior_soft_weight",
-    **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "error", "drop")},
-    **{f"divert_{name}": f"posterior_{name}" for name in ("purity",)},
+    **{f"divert_{name}": f"posterior_{name}" for name in ("mirror", "holdout", "error", "drop", "purity")},
 }
 """Names of settings before they had a dataclass for each method, and what they are called now."""
 MACHINE = ("root", "out", "download", "device", "threads")

@@ -651,6 +651,11 @@ def _commit() -> str | None:
     return head.split()[-1] + ("+" if any(not line.startswith("#") for line in more) else "")
 
 
+# what the runs of arms that are compared share
+SETTING = (
+    *("dataset", "n_train", "noise", "rate_nominal", "method", "ipc", "preset", "evaluate_network"),
+    *("formation", "draw_power", "n_test"),
+)
 ORDER = ("dataset", "n_train", "noise", "rate_nominal", "arm", "method", "ipc", "seed", "preset")
 
 

@@ -1,7 +1,6 @@
 """The build of the book fails when a notebook does, and leaves the working tree alone."""
 
 import base64
-import importlib.util
 import os
 import re
 import shutil
@@ -16,10 +15,11 @@ import pytest
 import torch
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
+from scripts import script
 from torchvision.io import decode_png, encode_png
 
 import tadbook
-from tadbook import benchmarks, costs, pages, tables
+from tadbook import benchmarks, costs, methods, pages, tables
 from tadbook.style import ARMS as STYLES
 from tadlib import noise
 from tadlib.config import ARMS
@@ -32,12 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("book/build.py")
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -376,11 +371,11 @@ def test_the_gap_closed_is_a_ratio_of_means():
 
 
 def test_arms_by_noise_are_drawn_where_there_are_rows():
-    drawn = tadbook.by_noise(rows_with_controls())
-    (panel,) = (ax for ax in drawn.axes if ax.get_visible())
-    assert panel.get_title("left") == "digits, dm"
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["clean", "pairflip 0.4"]
-    assert tadbook.by_noise(rows_with_controls()[:0]) is None
+    found = methods.by_noise(rows_with_controls())
+    (panel,) = methods.arms_by_noise(found).axes
+    assert panel.get_title("left") == "digits, DM\n1,000 test images"
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["clean labels", "pairflip, 40 %"]
+    assert methods.by_noise(rows_with_controls()[:0]).empty
 
 
 def test_a_pdf_that_latex_left_half_way_is_an_error(build, tmp_path, monkeypatch):

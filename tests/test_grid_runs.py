@@ -1,7 +1,6 @@
 """A grid that is killed, resumed, and in part fails: finished jobs stay, failures are reported, the rest is done."""
 
 import fcntl
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +8,7 @@ from types import ModuleType
 import nbformat
 import pandas as pd
 import pytest
+from scripts import script
 
 from tadlib import pipeline
 from tadlib.store import load_json
@@ -40,12 +40,7 @@ blocks:
 
 @pytest.fixture(scope="module")
 def killing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kill_grid", ROOT / "tests" / "kill_grid.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tests/kill_grid.py")
 
 
 @pytest.mark.slow

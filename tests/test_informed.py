@@ -1,11 +1,11 @@
 """The benchmark of the informed auditor: what it counts."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import script
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -15,11 +15,7 @@ def informed():
     before = list(sys.path)
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("informed", FOLDER / "informed.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = script("benchmarks/informed.py")
         yield module
     finally:
         sys.path[:] = before

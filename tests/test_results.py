@@ -1,11 +1,11 @@
 """What is committed in results/ is what the README says and what its distilled sets give."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
+from scripts import script
 
 import tadbook
 from tadbook.tables import SETTING
@@ -52,11 +52,7 @@ def test_a_committed_distilled_set_gives_the_accuracy_of_its_row():
 @pytest.fixture
 def collect(tmp_path, monkeypatch) -> ModuleType:
     """``results/collect.py`` with an empty folder of results."""
-    spec = importlib.util.spec_from_file_location("collect", RESULTS / "collect.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("results/collect.py")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
 

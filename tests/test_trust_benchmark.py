@@ -1,6 +1,5 @@
 """The table of trust: a run is computed once, a failing one stops no other, and the book shows what was measured."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from scripts import script
 
 import tadbook
 from tadbook.tables import replace_rows
@@ -18,18 +18,9 @@ from tadlib.store import load_table, save_table
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    return script("trust")
+    return script("benchmarks/trust.py")
 
 
 def run(benchmark, folder: Path, *more: str) -> int:
@@ -123,7 +114,7 @@ def test_a_row_takes_the_place_of_that_of_another_version(tmp_path):
 
 def test_networks_learn_more_from_better_labels(benchmark, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    refined, results = script("refined"), tmp_path / "refined.parquet"
+    refined, results = script("benchmarks/refined.py"), tmp_path / "refined.parquet"
     options = ["--settings", "digits:pairflip:.4", "--arms", "tad-posterior", "--seeds", "0", "--preset", "smoke"]
     options += ["--device", "cpu", "--out", str(tmp_path / "runs"), "--results", str(results)]
     assert refined.main(options) == 0
