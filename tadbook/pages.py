@@ -215,7 +215,7 @@ def write_book_tables(results_dir: Path | str, target_dir: Path | str) -> list[P
     """
     results, target = read_results(results_dir), Path(target_dir)
     target.mkdir(parents=True, exist_ok=True)
-    present = [name for name in PRESETS if (results["preset"] == name).any()]
+    present = [name for name in reversed(PRESETS) if (results["preset"] == name).any()]
     parts = [_results_fragment(results[results["preset"] == name], name) for name in present]
     texts = {"results.md": "\n\n".join(filter(None, parts)) or NONE_YET}
     left_at = Path(results_dir) / "leftover.parquet"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from test_trust_benchmark import script
+from scripts import script
 
 import tadbook
 from tadbook.own_images import accuracy_table, review_table
@@ -39,7 +39,7 @@ def numerals(tmp_path):
 
 def test_images_that_were_looked_at_are_cleaned_and_no_others(numerals, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    benchmark = script("own_images")
+    benchmark = script("benchmarks/own_images.py")
     about = {"root": str(numerals), "out": str(tmp_path / "runs"), "preset": "smoke", "device": "cpu"}
     options = argparse.Namespace(**about, parts=["review"], seeds=[1], points=[])
     monkeypatch.setattr(benchmark, "ORDERS", {"random": "random"})

@@ -1,4 +1,4 @@
-// Nothing may be cut or too small: a table that is wider than its place is shown row by row, a formula gets a smaller type. What
+// Nothing may be cut or too small: a table that is wider than its place is set tighter, then shown row by row, a formula gets a smaller type. What
 // still scrolls must be within reach of a keyboard.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
@@ -10,8 +10,11 @@ addEventListener("DOMContentLoaded", () => {
   };
   const fit = () => {
     for (const table of document.querySelectorAll("main table:not(.indextable)")) {
-      table.classList.remove("stacked");
+      table.classList.remove("stacked", "tight");
       if (!table.offsetParent || table.scrollWidth <= table.clientWidth + 1) continue;
+      table.classList.add("tight");
+      if (innerWidth > 600 && table.scrollWidth <= table.clientWidth + 1) continue;
+      table.classList.remove("tight");
       label(table);
       table.classList.add("stacked");
     }
