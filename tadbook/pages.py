@@ -40,6 +40,7 @@ from tadlib.errors import require
 from tadlib.presets import PRESETS
 from tadlib.store import load_table, write_atomic
 
+PARAGRAPH = "\n\n"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"
 SCALES = {
@@ -423,18 +424,21 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
     runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
     runs = readable(runs.rename(columns={"rate_nominal": "nominal rate", "config_hash": "hash"}))
     commands = "\n".join(_commands(results))
+    caption = (
+        f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval, over seeds, "
+        "or over networks where there is one seed; none where there are two. In bold the best of all but the oracle."
+    )
     table = best_in_bold(
         results_table(results).drop(columns=["preset", "interval over"]),
         [arm for arm in JUDGED if arm in {*results["arm"]}],
     )
-    table, told = folded(table.rename(columns={f"gap closed {arm}": f"gap closed: {arm}" for arm in OURS}))
-    caption = (
-        f"Test accuracy (%) by arm at scale {preset}: {SCALES[preset]}. Mean ± half of the 95 % interval, over seeds, "
-        f"or over networks where there is one seed; none where there are two. In bold the best of all but the "
-        f"oracle. {told}"
-    )
+    table = table.rename(columns={f"gap closed {arm}": f"gap closed: {arm}" for arm in OURS})
+    tables = [  # rows of different test images are not compared
+        _folded_table(own, f"results-{preset}" + (f"-{n}" if i else ""), caption)
+        for i, (n, own) in enumerate(sorted(table.groupby("test images"), reverse=True))
+    ]
     return (
-        f"{captioned(table, f'results-{preset}', caption)}\n\n{provenance(results)}\n\n"
+        f"{PARAGRAPH.join(tables)}\n\n{provenance(results)}\n\n"
         f":::{{dropdown}} To make these rows again\n```console\n{commands}\n```\n:::\n\n"
         f":::{{dropdown}} Every run, with the hash of its configuration\n{markdown(runs)}\n:::"
     )
