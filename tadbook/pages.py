@@ -18,6 +18,7 @@ from tadbook.comparison import (
 )
 from tadbook.costs import chapter_costs, read_chapters, stage_costs
 from tadbook.tables import (
+    DEFAULTS,
     OURS,
     SETTING,
     ablation_table,
@@ -527,10 +528,13 @@ def _commands(results: pd.DataFrame) -> Iterable[str]:
         seeds = " ".join(str(seed) for seed in sorted({*runs["seed"]}))
         f, method = of["formation"], str(of["method"])
         one = f == 1 == getattr(METHODS[method], "formation", 1)  # it is the default
-        formation = "" if one else f" --set {method}_formation={f}"
+        more = [] if one else [f"{method}_formation={f}"]
+        more += [f"{method}_draw_power={of['draw_power']:g}"] if of["draw_power"] != DEFAULTS["draw_power"] else []
+        tested = f" --n-test {of['n_test']}" if root and of["n_test"] else ""
         yield (
             f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} \\\n"
-            f"    --method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}{formation}"
+            f"    --method {of['method']} --ipc {of['ipc']} --seed {seeds} --preset {of['preset']}{tested}"
+            f"{' --set ' * bool(more)}{' '.join(more)}"
         )
 
 
