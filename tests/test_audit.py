@@ -372,7 +372,7 @@ def test_bad_corrections_are_told(tmp_path, text, message):
 
 
 def test_corrections_that_are_missing_or_of_another_type_are_told(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="corrections .*no.csv does not exist"):
         read_corrections(tmp_path / "no.csv")
     with pytest.raises(InputError, match="unknown type of file of corrections '.txt'"):
         read_corrections(tmp_path / "no.txt")
