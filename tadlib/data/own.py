@@ -174,9 +174,11 @@ def _images(folder: Path, passed_over: Counter) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in files:
-            end = os.path.splitext(name)[1].lower()
-            if end in TYPES and not is_hidden(name):
-                found.append(os.path.join(place, name))
+            end, file = os.path.splitext(name)[1].lower(), os.path.join(place, name)
+            if os.path.exists(file) and not os.path.isfile(file):
+                passed_over["pipes and devices"] += 1  # to read one may never end
+            elif end in TYPES and not is_hidden(name):
+                found.append(file)
             elif not is_hidden(name) and name != "Thumbs.db":
                 passed_over[end or name] += 1
     return sorted(found)
