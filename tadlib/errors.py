@@ -11,8 +11,11 @@ class InputError(ValueError):
     """Bad input: an unknown name, a value out of range, a missing or damaged file.
 
     The message names the value and what was expected. It is raised before any work starts; the command line
-    turns it into exit status 2.
+    turns it into exit status 2, and IPython, papermill too, shows it without the stack.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
 
 
 def require(condition: bool, message: str) -> None:
