@@ -389,7 +389,7 @@ def test_corrections_are_the_same_whatever_the_order_and_the_format(tmp_path):
     "options, message",
     [
         (["--seed", "0", "1"], "tad audit takes one seed, got (0, 1)"),
-        (["--corrections", "none.csv"], "corrections none.csv cannot be read"),
+        (["--corrections", "none.csv"], "corrections none.csv does not exist"),
     ],
 )
 def test_bad_input_exits_2_before_any_work(tmp_path, monkeypatch, capsys, options, message):
