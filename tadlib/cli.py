@@ -19,7 +19,7 @@ from tyro.conf import Positional, Suppress
 
 from tadlib import __version__
 from tadlib.config import MACHINE, METHODS, OLD_NAMES, SECTIONS, Config, Essentials, converted, known_param, meanings
-from tadlib.errors import InputError, known, require, usable
+from tadlib.errors import InputError, known, require, told, usable
 
 Json = dict[str, Any]
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses; 130 is the shell's for Ctrl-C
@@ -488,7 +488,8 @@ def complain(error: Exception, where: str = "", after: str = "") -> int:
 
 
 def _line(error: Exception) -> str:
-    text = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
+    text = told(error) if isinstance(error, OSError) else str(error)
+    text = text if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {text}"
     return " ".join(text.split())  # one line, whatever a file's name or a library's message has in it
 
 

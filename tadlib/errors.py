@@ -1,6 +1,8 @@
 """The one error that bad input raises, and short ways to raise it."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ class InputError(ValueError):
     """Bad input: an unknown name, a value out of range, a missing or damaged file.
 
     The message names the value and what was expected. It is raised before any work starts; the command line
-    turns it into exit status 2.
+    turns it into exit status 2, and IPython, papermill too, shows it without the stack.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -54,6 +59,30 @@ def usable(path: Path | str) -> Path:
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"cannot use the path {shown!r}: {getattr(error, 'strerror', None) or error}") from error
     return Path(path)
+
+
+def readable(what: str, path: Path | str) -> Path:
+    """``path`` of a file, ~ expanded; InputError where there is none, it is something else, or may not be read."""
+    path = usable(path)
+    require(path.exists(), f"{what} {path} does not exist".strip())
+    require(path.is_file(), f"{what} {path} cannot be read: it is no file".strip())  # others may never end
+    require(os.access(path, os.R_OK), f"{what} {path} cannot be read: permission denied".strip())
+    return path
+
+
+@contextmanager
+def readable_files() -> Iterator[None]:
+    """Turn what the system refuses into an InputError that names the file or folder; also a decorator."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {told(error)}") from error
+
+
+def told(error: OSError) -> str:
+    """The path that the system refused, the second one where a file is copied or moved, and why, without its number."""
+    path = error.filename2 or error.filename
+    return f"{path}: {error.strerror}" if path and error.strerror else str(error)
 
 
 def some(items: Sequence[object], most: int = 5) -> str:

@@ -105,10 +105,13 @@ def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.
 
 def _array(name: str, values: Any) -> Tensor:
     try:
-        return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+        found = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
         require(False, f"{name} must be an array of numbers, got {type(values).__name__}: {error}")
         raise
+    real = found.layout == torch.strided and not found.is_complex()
+    require(real, f"{name} must be a dense array of real numbers, got {found.layout} of {found.dtype}")
+    return found
 
 
 def _labels(labels: Any) -> Tensor:

@@ -30,7 +30,7 @@ from tadlib.data import Dataset, is_own, matrices, own, tiny_imagenet
 from tadlib.distill import METHODS as DISTILL
 from tadlib.distill.synthetic import Real, divisible
 from tadlib.distilled import load_distilled, save_distilled
-from tadlib.errors import require, required, some
+from tadlib.errors import readable, require, required, some
 from tadlib.evaluate import mean_ci95
 from tadlib.materials import dataset, evaluated_network, network, observer_network, plain_dataset
 from tadlib.nn import pretrained, speed
@@ -235,16 +235,10 @@ def _portable(method: dict[str, Any], config: Config) -> dict[str, Any]:
     if config.arm == "tad-posterior":
         settings = config.posterior
         paths = [path for kind in MATRICES for path in settings.files(kind)]
-        held = {path: hashlib.sha256(_existing(path).read_bytes()).hexdigest() for path in paths}
+        held = {p: hashlib.sha256(readable("table of numbers", p).read_bytes()).hexdigest() for p in paths}
         parts = [name.partition(":") for name in settings.names]
         method["settings"]["predictors"] = [kind + colon + held.get(rest, rest) for kind, colon, rest in parts]
     return method
-
-
-def _existing(path: str) -> Path:
-    found = Path(path).expanduser()
-    require(found.is_file(), f"no such file: {path}")
-    return found
 
 
 @lru_cache

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tadlib
-from tadlib.errors import InputError, require, usable
+from tadlib.errors import InputError, readable, require, usable
 
 PACKAGE = Path(__file__).parent
 MARKER = ".tadlib-output"
@@ -183,13 +183,10 @@ def locked(path: Path) -> Iterator[None]:
 def _reading(path: Path | str, *errors: type[Exception]) -> Iterator[Path]:
     """The path of a file, ~ expanded; turns a missing or unreadable file, and the parser's ``errors``, into an
     InputError that names it."""
-    path = usable(path)
     damage: tuple[type[Exception], ...] = (OSError, *errors)
-    require(path.is_file() or not path.exists(), f"{path} cannot be read: it is no file")  # others may never end
+    path = readable("", path)
     try:
         yield path
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
     except damage as error:
         raise InputError(f"{path} is damaged or cannot be read: {error}") from error
 

@@ -464,6 +464,31 @@ def test_a_full_disk_keeps_what_is_finished_and_the_run_goes_on_when_there_is_ro
         subprocess.run(["umount", mount], check=True)
 
 
+def test_commands_at_once_in_one_folder_share_stages_and_lose_no_row(tmp_path, ran):
+    """Arms with a stage in common, and the same arm twice, started together; bits are those of one after the other."""
+    script = "import sys; from tadlib.cli import main; sys.exit(main())"
+    out = tmp_path / "runs"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, "run", *tiny("--arm", *arms, "--out", out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for arms in (("vanilla",), ("tad", "oracle"), ("oracle", "tad"))
+    ]
+    for process in started:
+        said = process.communicate()[1].splitlines()
+        assert process.returncode == 0, said
+        assert all(line.startswith(("tad: warning: no effect", "tad: waiting for another process")) for line in said)
+    rows, expected = (load_table(folder / "results.parquet") for folder in (out, ran[0]))
+    same = ["arm", "seed", "accuracy_mean", "label_accuracy", "key"]
+    assert rows[same].to_dict("records") == expected[same].to_dict("records")
+    for manifest in ran[0].glob("*/*/manifest.json"):
+        assert load_json(out / manifest.relative_to(ran[0]))["files"] == load_json(manifest)["files"]
+
+
 # Small parts
 
 

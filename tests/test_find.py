@@ -186,7 +186,7 @@ def test_predictors_from_files_reach_the_posterior_without_training_and_their_co
         ("network", "must name one besides the network"),
         ("pixels", "predictors must be network, patches, embeddings:FILE"),
         ("embeddings:resnet18", "embeddings must be a file .npy, .safetensors, .parquet, torchvision:NAME"),
-        ("patches probabilities:no.npy", "no such file: no.npy"),
+        ("patches probabilities:no.npy", "table of numbers no.npy does not exist"),
         ("patches embeddings:torchvision:nonesuch", "torchvision has no pretrained model 'nonesuch'"),
         ("patches embeddings:torchvision:resnet18", "--download fetches them"),
     ],

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import tadlib as tad_module
 from tadlib import cli, config, distill, noise, store
 from tadlib.config import Config
 from tadlib.data import load_dataset
@@ -343,6 +344,11 @@ def grids(draw: random.Random, case: Path) -> None:
     lines[draw.randrange(len(lines))] = draw.choice(
         [
             "[" * 2000,
+            "a: &a [x,x]\nb: &b [*a,*a,*a]\nc: &c [*b,*b,*b]\nd: [*c,*c,*c]",
+            "\n".join(
+                f"a{i}: &a{i} [{','.join(f'*a{i - 1}' for _ in range(9))}]" if i else "a0: &a0 [x]" for i in range(30)
+            ),
+            "arm: &x {<<: *x}",
             "a: !!python/object/apply:os.mkdir [sprung]",
             "x: &x [*x]",
             "{[1]: 2}",
@@ -470,8 +476,206 @@ def distilled_sets(draw: random.Random, case: Path) -> None:
         tad("evaluate", path, "--device", "cpu")
 
 
+MODES = {".png": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"), ".tif": ("L", "F", "CMYK", "RGB", "YCbCr")}
+MODES |= {".jpg": ("L", "RGB", "CMYK"), ".gif": ("L", "P"), ".bmp": ("1", "L", "RGB"), ".webp": ("RGB", "RGBA")}
+
+
+def picture(draw: random.Random, mode: str, side: int = 8) -> Image.Image:
+    """Noise in a mode."""
+    if mode == "I;16":
+        return Image.fromarray(np.frombuffer(draw.randbytes(2 * side * side), np.uint16).reshape(side, side))
+    image = Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side))
+    return image.convert("L").convert(mode) if mode in ("1", "L", "LA", "F") else image.convert(mode)
+
+
+def bomb(kind: str) -> bytes:
+    """A file of a few bytes that says that it holds a picture of a million by a million pixels, or of none."""
+    if kind == "gif":
+        return b"GIF89a\xff\xff\xff\xff\xf7\0\0" + bytes(768) + b",\0\0\0\0\xff\xff\xff\xff\0\x08\0;"
+    if kind == "bmp":
+        return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 10**6, 10**6, 1, 24, 0, 0, 0, 0, 0, 0)
+    if kind == "ppm":
+        return b"P6 1000000 1000000 255\n"
+    side = 0 if kind == "none" else 10**6
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) + bytes(4)
+
+
+def own_images(draw: random.Random, case: Path) -> None:
+    """A folder or a table of the user's own images with odd, damaged and hostile files."""
+    folder, listed = case / "in/photos", []
+    for k in ("cat", "dog"):
+        for i in range(6):
+            suffix = draw.choice(list(MODES))
+            path = folder / k / f"{i}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = picture(draw, draw.choice(MODES[suffix]))
+            exif = Image.Exif()
+            exif[274] = draw.choice([1, 6, 8])
+            image.save(path, **({"exif": exif} if suffix == ".jpg" else {}))
+            listed.append((f"{k}/{path.name}", k))
+    (folder / "cat").chmod(0o755)
+    for _ in range(draw.randrange(1, 5)):
+        path = draw.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+        way = draw.choice(
+            ["damage", "damage", "damage", "bomb", "pipe", "loop", "above", "name", "exif", "empty class"]
+        )
+        if way == "damage":
+            path.write_bytes(damaged(draw, path.read_bytes(), case / "sprung"))
+        elif way == "bomb":
+            path.write_bytes(bomb(draw.choice(["png", "gif", "bmp", "ppm", "none"])))
+        elif way == "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        elif way == "loop":
+            path.unlink()
+            path.symlink_to(path)
+        elif way == "above" and not (path.parent / "above").is_symlink():
+            (path.parent / "above").symlink_to(draw.choice([path.parent, folder, case / "in"]))
+        elif way == "name":
+            names = [
+                "a\nb.png",
+                "-x.png",
+                "é ü.png",
+                "<b>.png",
+                "x" * 240 + ".png",
+                b"\xff.png".decode(errors="surrogateescape"),
+            ]
+            path.rename(path.parent / draw.choice([*names, ".hidden.png"]))
+        elif way == "exif":
+            path.write_bytes(path.read_bytes().replace(b"Exif", draw.choice([b"Exif\0\0MM\0*\xff", b"Exjf"])))
+        else:
+            (folder / draw.choice(["empty", "__MACOSX", ".git", "train", "test"])).mkdir(exist_ok=True)
+    source = f"folder:{folder}"
+    if draw.random() < 0.4:
+        i = draw.randrange(len(listed))
+        odd = ["../../../etc/passwd", "/etc/passwd", "", "\0", "cat", "x" * 5000, "/dev/zero", "nan", "'", '"']
+        listed[i] = (draw.choice([*odd, listed[i][0]]), draw.choice(["cat", "", "nan", "\0", "9" * 99, "=1+1"]))
+        table = case / "in/photos/table.csv"
+        table.write_text("\n".join(["path,label", *(f"{path},{label}" for path, label in listed)]))
+        if draw.random() < 0.5:
+            table.write_bytes(damaged(draw, table.read_bytes(), case / "sprung"))
+        source = f"table:{table}"
+    options = ["--dataset", source, "--device", "cpu", "--out", case / "out", "--set", "width=4"]
+    if draw.random() < 0.15:
+        small = ["auditor_epochs=2", "auditor_warmup=1", "posterior_filters=4"]
+        tad("audit", *options, *small, "--preset", "smoke", "--predictors", "patches")
+    else:
+        tad("divert", "--arm", "vanilla", "--resolution", "8", *options)
+
+
+def corrections(draw: random.Random, case: Path) -> None:
+    """A file of labels that a person checked."""
+    suffix = draw.choice([".csv", ".csv", ".parquet", ".txt"])
+    path, n = case / f"in/checked{suffix}", draw.randrange(1, 12)
+    names = ["0", "3", "", "10", "cat", "nan", "3.0", " 3", "\0", "=1"]
+    columns: dict[str, list] = {
+        draw.choice(["index", "index", "path", "Index"]): draw.choice(
+            [[*range(n)], [0] * n, [-1] * n, ["x"] * n, [10**30] * n]
+        ),
+        draw.choice(["label", "checked", "labels"]): [draw.choice(names) for _ in range(n)],
+    }
+    frame = pd.DataFrame(columns)
+    if suffix == ".parquet":
+        with suppress(Exception):
+            frame.to_parquet(path)
+    if not path.exists():
+        frame.to_csv(path, index=False)
+    if draw.random() < 0.5:
+        path.write_bytes(damaged(draw, path.read_bytes(), case / "sprung"))
+    arms = ["--arm", "vanilla", "--dataset", "digits", "--n-train", "200", "--device", "cpu"]
+    tad("divert", *arms, "--corrections", path, "--out", case / "out")
+
+
+def matrix_files(draw: random.Random, case: Path) -> None:
+    """Embeddings and probabilities from files."""
+    suffix, n = draw.choice([".npy", ".safetensors", ".parquet"]), draw.choice([200, 200, 1297, 7])
+    path, made = case / f"in/p{suffix}", np.random.default_rng(draw.randrange(99)).dirichlet(np.ones(10), n)
+    way = draw.choice(["as it is", "nan", "negative", "sum", "flat", "empty", "type", "constant", "cube"])
+    if way in ("nan", "negative", "sum"):
+        made[draw.randrange(n), 3] = {"nan": np.nan, "negative": -0.5, "sum": 7}[way]
+    made = {"flat": made[:, 0], "empty": made[:0], "constant": made * 0 + 0.1, "cube": made[:, :, None]}.get(way, made)
+    if suffix == ".npy":
+        odd = draw.choice(["<U3", "complex64", "bool", "int8", ">f8"])
+        np.save(path, made.astype(odd) if way == "type" else made)
+    elif suffix == ".safetensors":
+        t = torch.tensor(made)
+        save_file(
+            {"p": t.to(torch.bfloat16) if way == "type" else t} | ({"q": t.clone()} if way == "cube" else {}), path
+        )
+    else:
+        flat = pd.DataFrame(made.reshape(len(made), made[0].size if len(made) else 10)).add_prefix("c")
+        (flat.assign(name="x") if way == "type" else flat).to_parquet(path)
+    if draw.random() < 0.4:
+        hostile = {".npy": ARRAYS, ".safetensors": HEADERS}.get(suffix, [])
+        content = damaged(draw, path.read_bytes(), case / "sprung")
+        path.write_bytes(draw.choice(hostile) if hostile and draw.random() < 0.4 else content)
+    kind = draw.choice(["embeddings", "probabilities"])
+    options = ["--arm", "tad-posterior", "--dataset", "digits", "--n-train", "200", "--n-test", "20", "--device", "cpu"]
+    tad("divert", *options, "--predictors", f"{kind}:{path}", "--out", case / "out", "--set", "posterior_filters=4")
+
+
+def arrays(draw: random.Random, case: Path) -> None:
+    """Arguments of ``tad.find_label_errors``."""
+    rng = np.random.default_rng(draw.randrange(99))
+    y, p, z = np.arange(60) % 3, rng.dirichlet(np.ones(3), 60), rng.normal(size=(60, 5))
+    x = rng.normal(size=(60, 8, 8))
+    odd: list[Any] = [None, [], {}, "labels", 3, np.zeros((0, 3)), p[:, 0], p * np.nan, p[:7], p.astype(object)]
+    odd += [
+        p.astype(complex),
+        p > 0.5,
+        [[1], [2, 3]],
+        torch.tensor(p).to_sparse(),
+        p * 0,
+        [None] * 60,
+        x * np.inf,
+        np.array("x"),
+    ]
+    odd += [
+        pd.DataFrame(p),
+        torch.tensor(z, requires_grad=True),
+        x[..., None],
+        x[:, None].repeat(3, 1),
+        p.astype("<U5"),
+    ]
+    odd += [np.ma.masked_array(p, p > 0.5), x.astype(np.uint8), z.astype(np.float16), z * 1e300, p.astype(">f4")]
+    bad_y: list[Any] = [
+        y - 1,
+        y + 0.5,
+        y * 0,
+        y[:, None],
+        y.astype("<U1"),
+        y[:5],
+        list("abc") * 20,
+        [None] * 60,
+        y == 1,
+    ]
+    bad_y += [y + 10**6, y.astype(np.uint8), [2**70] * 60, None, y.tolist(), pd.Series(y), np.where(y == 1, 5, y)]
+    given: dict[str, Any] = {"probabilities": p, "embeddings": z, "images": x}
+    names = draw.sample(sorted(given), draw.randrange(1, 4))
+    given = {name: draw.choice([*odd, given[name]]) for name in names}
+    more = {"cost": draw.choice([0, -1, float("nan"), "x", None, 2])} if draw.random() < 0.3 else {}
+    more |= {"seed": draw.choice([-1, 0.5, None, 2**70, "x"])} if draw.random() < 0.3 else {}
+    table = asked(tad_module.find_label_errors, draw.choice([*bad_y, y, y]), **given, **more)
+    assert table is None or table.trust.between(0, 1).all()
+
+
 KINDS = {
-    f.__name__: f for f in (labels, human, images, tensors, configurations, grids, paths, artefacts, distilled_sets)
+    f.__name__: f
+    for f in (
+        own_images,
+        corrections,
+        matrix_files,
+        arrays,
+        labels,
+        human,
+        images,
+        tensors,
+        configurations,
+        grids,
+        paths,
+        artefacts,
+        distilled_sets,
+    )
 }
 SHARES = {"labels": 3, "artefacts": 2, "configurations": 2, "tensors": 2}  # others 1
 

@@ -83,8 +83,11 @@ def test_a_grid_that_is_killed_loses_nothing_and_reports_what_fails(tmp_path, ki
 def test_a_misspelt_parameter_of_the_notebook_is_an_error(tmp_path):
     import papermill
 
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'raet'; did you mean 'rate'"):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="unknown parameter 'raet'; did you mean 'rate'"
+    ) as caught:
         papermill.execute_notebook(NOTEBOOK, tmp_path / "run.ipynb", {"raet": 0.1}, progress_bar=False)
+    assert "".join(caught.value.traceback).splitlines() == [f"InputError: {caught.value.evalue}"]  # no stack
 
 
 def test_two_commands_on_one_grid_at_a_time_are_refused(tmp_path, capsys):

@@ -3,7 +3,9 @@ chosen silently, and corrected labels can be taken back to other tools."""
 
 import io
 import json
+import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -119,6 +121,18 @@ def test_hidden_files_and_other_types_are_passed_over(folder):
     found = own.listing(f"folder:{folder}")
     assert (found.paths, found.class_names, found.stamp) == (plain.paths, plain.class_names, plain.stamp)
     assert found.passed_over == {".txt": 1}
+
+
+def test_pipes_and_loops_of_links_do_not_count(folder):
+    """To read a pipe would never end, and a link to a folder above would list its images again and again."""
+    before = own.listing(f"folder:{folder}")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (folder / "cat" / "above").symlink_to(folder / "cat")
+    (folder / "ölé" / "a").mkdir()
+    (folder / "ölé" / "a" / "again").symlink_to(folder / "ölé")
+    after = own.listing(f"folder:{folder}")
+    assert after.paths == before.paths
+    assert after.passed_over == before.passed_over + Counter({"pipes and devices": 1})
 
 
 def test_what_cannot_be_decoded_is_listed_and_left_out(folder):

@@ -26,7 +26,7 @@ from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data.images import BATCH, Images
 from tadlib.data.whiten import Whitening, fit
-from tadlib.errors import InputError, known, require, required_root, some, usable
+from tadlib.errors import InputError, known, readable_files, require, required_root, some, usable
 from tadlib.rng import generator
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
@@ -146,6 +146,7 @@ class Raw:
     white: int = 255
 
 
+@readable_files()
 def load_dataset(
     name: str,
     *,

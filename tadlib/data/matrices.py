@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, require
+from tadlib.errors import InputError, readable, require
 
 ROUNDING = 1e-3  # by which probabilities of a row may miss 1; then they are divided by their sum
 IN_SAMPLE = (
@@ -18,9 +18,8 @@ IN_SAMPLE = (
 def read_matrix(path: Path | str) -> Tensor:
     """The table (N, D) float32 of a file .npy, .safetensors (one tensor) or .parquet (its numeric columns, but for
     ``index``, which orders the rows). InputError where the file is missing, damaged or of another form."""
-    path = Path(path).expanduser()
+    path = readable("table of numbers", path)
     expected = f"expected a table of numbers in .npy, .safetensors or .parquet: {path}"
-    require(path.is_file(), f"no such file: {path}")
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
@@ -42,7 +41,7 @@ def read_matrix(path: Path | str) -> Tensor:
     except InputError:
         raise
     except Exception as error:  # each reader has its own, and a damaged file may raise any of them
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise InputError(f"cannot read {path}: {(str(error) or repr(error)).splitlines()[0]}") from error
     require(found.ndim == 2 and found.numel() > 0, f"{path} must hold a table (N, D), got shape {tuple(found.shape)}")
     return found
 

@@ -36,7 +36,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, readable, readable_files, require
 from tadlib.rng import generator
 from tadlib.store import claim_output, load_metadata, load_table, load_tensors, save_tensors
 
@@ -110,6 +110,7 @@ class Listing:
         return hashlib.sha256("\n".join([head, *lines]).encode()).hexdigest()
 
 
+@readable_files()
 def listing(source: str) -> Listing:
     """The files of ``folder:PATH`` or ``table:FILE``; no image is opened.
 
@@ -161,13 +162,23 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _images(folder: Path, passed_over: Counter) -> list[str]:
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would pass over a folder that cannot be read
+
+    found, seen = [], set[str]()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above, or a second one to the same folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in files:
-            end = os.path.splitext(name)[1].lower()
-            if end in TYPES and not is_hidden(name):
-                found.append(os.path.join(place, name))
+            end, file = os.path.splitext(name)[1].lower(), os.path.join(place, name)
+            if os.path.exists(file) and not os.path.isfile(file):
+                passed_over["pipes and devices"] += 1  # to read one may never end
+            elif end in TYPES and not is_hidden(name):
+                found.append(file)
             elif not is_hidden(name) and name != "Thumbs.db":
                 passed_over[end or name] += 1
     return sorted(found)
@@ -182,7 +193,7 @@ def _table(path: Path) -> Listing:
     import pandas as pd
 
     known("type of table of images", path.suffix, (".csv", ".parquet"))
-    require(path.is_file(), f"table of images {path} does not exist")
+    readable("table of images", path)
     if path.suffix == ".parquet":
         table = load_table(path)
     else:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, require, required_root
+from tadlib.errors import InputError, readable_files, require, required_root
 from tadlib.store import load_metadata, load_tensors, save_tensors
 
 FOLDER = "tiny-imagenet-200"
@@ -70,6 +70,7 @@ def sizes(root: Path | None) -> dict[str, int]:
     return {"n_train": len(files.train), "n_test": len(files.test)}
 
 
+@readable_files()
 def _listing(root: Path | None) -> Listing:
     folder = required_root("tiny-imagenet", root) / FOLDER
     train_folder, images, annotations = folder / "train", folder / "val" / "images", folder / "val/val_annotations.txt"

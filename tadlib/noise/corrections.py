@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, known, require
+from tadlib.errors import InputError, known, readable, require
 from tadlib.noise.labels import NoisyLabels
 from tadlib.store import load_table
 
@@ -54,8 +54,9 @@ def read_corrections(file: Path | str) -> pd.DataFrame:
     Labels are the names of classes in a column ``checked`` or, where there is none, ``label``. Rows without one are
     left out. InputError where the file cannot be read or has no such column.
     """
-    path = Path(file).expanduser()
+    path = Path(file)
     known("type of file of corrections", path.suffix, (".csv", ".parquet"))
+    path = readable("corrections", path)
     if path.suffix == ".parquet":
         table = load_table(path).astype(object).fillna("").astype(str)
     else:

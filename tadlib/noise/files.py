@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tadlib.checks import require_labels
 from tadlib.data.class_maps import superclass_of
-from tadlib.errors import InputError, known, require, required_root, some, usable
+from tadlib.errors import InputError, known, readable, require, required_root, some
 from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
 from tadlib.store import HEADER, load_table
 
@@ -163,9 +163,8 @@ def list_checksum(path: Path | str) -> str:
 
 def read_list(path: Path) -> Listed:
     """The labels in a file (see :func:`listed`), which is never unpickled; InputError where it holds something else."""
-    path = usable(path)
     known("type of file of labels", path.suffix, READERS)
-    require(path.is_file(), f"file of labels {path} does not exist")
+    path = readable("file of labels", path)
     return READERS[path.suffix](path)
 
 
