@@ -6,9 +6,10 @@
 A set is a data set with injected or human noise (``cifar10:human:worse``, ``cifar100:symmetric:.4``), the folder
 ``roman-numerals`` with its review, or a file of published out-of-fold probabilities under ``DATA/label-errors``. For
 sets of images each of ``--predictors`` is a list joined by ``+``: ``patches``, ``embeddings:efficientnet-lite0``,
-``patches+embeddings:efficientnet-lite0``. Nothing is trained. Rows are kept as they come; those that are there are not
-made again. Rivals get the probabilities of the noisy labels that the same predictor gives; of several predictors their
-geometric mean.
+``patches+embeddings:efficientnet-lite0``; ``network`` is a network trained on four folds in turn, whose out-of-fold
+probabilities are taken as those of a file are. For the others nothing is trained. Rows are kept as they come; those
+that are there are not made again. Rivals get the probabilities of the noisy labels that the same predictor gives; of
+several predictors their geometric mean.
 """
 
 import argparse
@@ -33,8 +34,9 @@ from tadlib.rng import generator
 from tadlib.trust import NoisyProblem, decisions, pooling, predictors, transition
 
 PUBLISHED = ("cifar10-sparse20", "cifar10n-aggre", "cifar10n-worse", "roman-numerals")
+NETWORK = "network"  # whose folds take several times as long as all else
 LITE = "embeddings:efficientnet-lite0"
-PREDICTORS = ("patches", LITE, f"patches+{LITE}")
+PREDICTORS = ("patches", LITE, f"patches+{LITE}", NETWORK)
 SETS = (*SETTINGS, "cifar10:human:aggre", "roman-numerals")
 
 
@@ -64,15 +66,32 @@ def of_images(name: str, names: str, seed: int, common: dict[str, Any]) -> Judge
     what = {} if name == "roman-numerals" else parse(name)
     if name == "roman-numerals":
         what = {"dataset": f"folder:{common['root']}/roman-numerals", "n_train": None}
-    words = names.replace("+", " ")
-    config = Config.from_params(**common, **what, arm="tad-posterior", seed=seed, posterior_predictors=words)
+    words = names.split("+")
+    regressions = " ".join(word for word in words if word != NETWORK)
+    config = Config.from_params(
+        **common, **what, arm="tad-posterior", seed=seed, posterior_predictors=regressions or "patches"
+    )
     data = dataset(config)
     problem = pipeline.noisy_problem(config, data, pipeline.load_labels(pipeline.inject_noise(config)))
-    return _judged(problem.noisy, _wrong(name, problem, data, common), *_regressed(config, problem))
+    p_VNK, found = _regressed(config, problem) if regressions else ([], [])
+    if NETWORK in words:
+        p_VNK.append(_out_of_fold(config, problem))
+        found.append(pooling.unmixed(p_VNK[-1], problem.noisy))
+    logs = [p_NK.clamp_min(1e-6).log() / len(p_VNK) for p_NK in p_VNK]
+    return _judged(problem.noisy, _wrong(name, problem, data, common), torch.stack(logs).sum(0).softmax(1), found)
 
 
-def _regressed(config: Config, problem: NoisyProblem) -> tuple[Tensor, list[pooling.Prediction]]:
-    """Probabilities of the noisy labels, and the predictions of the posterior."""
+def _out_of_fold(config: Config, problem: NoisyProblem) -> Tensor:
+    """Probabilities of the noisy labels (N, K) by the networks of confident learning."""
+    method = pipeline.trust_method(config.with_params(arm="confident-learning"))
+    state = method.init(problem)
+    for _ in range(method.epochs):
+        method.step(problem, state)
+    return method.out_of_fold(problem, state)
+
+
+def _regressed(config: Config, problem: NoisyProblem) -> tuple[list[Tensor], list[pooling.Prediction]]:
+    """Of every regression the probabilities of the noisy labels (N, K), and the predictions of the posterior."""
     method = pipeline.trust_method(config)
     found = method.init(problem).predictions
     group_N, use_N = predictors.copies(problem.x), torch.ones(len(problem), dtype=torch.bool)
@@ -82,11 +101,9 @@ def _regressed(config: Config, problem: NoisyProblem) -> tuple[Tensor, list[pool
         more = {"count": PosteriorConfig.filters, "mirror": method.flips, "generator": random}
         labels = problem.noisy_NK, use_N, group_N
         regressions.append(predictors.leave_one_out_of_patches(problem.x, *labels, **more))
-    logs = torch.zeros_like(problem.noisy_NK)
-    for r_NK in regressions:  # LDA under T = I models the noisy labels
-        statistics = predictors.lda_statistics(r_NK, problem.noisy, group_N)
-        logs += _of_noisy(statistics).clamp_min(1e-6).log() / len(regressions)
-    return logs.softmax(1), found
+    # LDA under T = I models the noisy labels
+    statistics = [predictors.lda_statistics(r_NK, problem.noisy, group_N) for r_NK in regressions]
+    return [_of_noisy(each) for each in statistics], found
 
 
 def _of_noisy(statistics: predictors.LdaStatistics) -> Tensor:

@@ -233,16 +233,21 @@ class ConfidentLearning:
     def result(self, problem: NoisyProblem, state: ConfidentState) -> RefinedSet:
         """The samples that cleanlab finds no issue with; of every class one at least."""
         find_label_issues, label_quality = _cleanlab()
-        p_NK = torch.empty(len(problem), problem.n_classes, dtype=torch.float64, device=problem.x.device)
-        for fold, auditor in enumerate(state.auditors):
-            held_out = state.fold == fold
-            logits_nK, _ = predict(problem.net, auditor.theta, problem.x[held_out])
-            p_NK[held_out] = logits_nK.double().softmax(1)
+        p_NK = self.out_of_fold(problem, state)
         labels, p = problem.noisy.cpu().numpy(), p_NK.cpu().numpy()
         issue_N = torch.from_numpy(find_label_issues(labels, p, n_jobs=1)).to(p_NK.device)
         trust_N = torch.from_numpy(label_quality(labels, p, method="self_confidence")).to(p_NK.device)
         trusted_N = ~issue_N | mixture.smallest(-trust_N, problem.noisy, problem.n_classes, 1)
         return RefinedSet.of_trusted(problem, trust_N, trusted_N, state.rows)
+
+    def out_of_fold(self, problem: NoisyProblem, state: ConfidentState) -> Tensor:
+        """Probabilities of the noisy labels (N, K) float64, each by the network that was not trained on the sample."""
+        p_NK = torch.empty(len(problem), problem.n_classes, dtype=torch.float64, device=problem.x.device)
+        for fold, auditor in enumerate(state.auditors):
+            held_out = state.fold == fold
+            logits_nK, _ = predict(problem.net, auditor.theta, problem.x[held_out])
+            p_NK[held_out] = logits_nK.double().softmax(1)
+        return p_NK
 
 
 def _cleanlab() -> tuple[Any, Any]:
