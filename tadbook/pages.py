@@ -23,8 +23,6 @@ from tadbook.tables import (
     SETTING,
     ablation_table,
     comparisons,
-    informed_table,
-    inner_loop_table,
     label_errors_table,
     labels_table,
     methods_table,
@@ -49,7 +47,6 @@ SCALES = {
     "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
 }
-TRUST_SCALES = SCALES | {"paper": "all images as they are, and the network of published results, with settings of ours"}
 UNTOUCHED = 3  # the seed of preset lite by which nothing was chosen
 JUDGED = [arm for arm in ARMS if arm != "oracle"]
 # codes of settings as people say them
@@ -154,29 +151,6 @@ NOTES = {
 }
 # of tables that are a file each: what makes the table, its caption and the command that makes its rows again
 MEASURED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
-    "trust_32": (
-        trust_table,
-        "Area under the ROC curve of trust as a score of right labels, at 32×32 pixels",
-        # a file of its own: a row does not tell its resolution
-        "trust.py --set resolution=32 --results results/trust_32.parquet",
-    ),
-    "trust_images": (
-        labels_table,
-        "More images: AUROC of trust, and the labels that leave each method (%)",
-        "trust.py --arms tad tad-posterior --seeds 0 --set n_train=50000 --results results/trust_images.parquet "
-        "--settings cifar10:human:worse cifar10:human:random1 cifar100:symmetric:.4 cifar100:human:fine",
-    ),
-    "trust_fresh": (
-        labels_table,
-        "Seeds on which no constant was chosen: AUROC of trust, and the labels that leave each method (%)",
-        "trust.py --arms tad tad-posterior --seeds 3 4 5 --results results/trust_fresh.parquet",
-    ),
-    "informed": (
-        informed_table,
-        "Each method beside an informed auditor: area under the ROC curve of trust, and wrong labels (%) that can be "
-        "corrected while at least 85 % of pseudo-labels are right",
-        "informed.py",
-    ),
     "refined": (
         refined_table,
         "Test accuracy (%) of the same network after training on each set of labels",
@@ -184,8 +158,7 @@ MEASURED: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
     ),
     "ablation": (
         ablation_table,
-        "The trust posterior with one setting changed at a time: AUROC of trust. Variants that are no longer a setting "
-        "are of the versions named below",
+        "The trust posterior with one setting changed at a time: AUROC of trust",
         "trust.py --ablation tad-posterior",
     ),
     "ablation_tad": (
@@ -318,7 +291,7 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
     for preset, own in rows.groupby("preset", sort=False):
         auroc = (
             "Area under the ROC curve of trust as a score of right labels, "
-            f"at scale {preset}: {TRUST_SCALES[str(preset)]}. "
+            f"at scale {preset}: {SCALES[str(preset)]}. "
             "Behind each noise the share of wrong labels; without noise, marked %, the share of samples flagged. "
             f"{MEAN}"
         )
@@ -346,9 +319,6 @@ def _measured_fragment(results_dir: Path, name: str) -> str:
         shown = _folded_table(table(own), "-".join((name.replace("_", "-"), *of)), text)
         again = _again(command, of[0], _settings(own) if ablation else "")
         parts.append(f"{shown}\n\n{provenance(own)}\n\n{again}")
-    if name == "ablation" and len(inner := inner_loop_table(rows)):
-        caption = "Inner loop of variants with mixtures: pseudo-labels that are right, wrong labels they correct (%)."
-        parts.append(_folded_table(inner, "inner-loop", caption))
     return "\n\n".join(parts)
 
 

@@ -295,22 +295,6 @@ def refined_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def informed_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each setting of ``benchmarks/informed.py`` and each of ``OURS``: AUROC of trust, and wrong labels
-    corrected (%), of the arm and of an auditor that is trained on the true labels of the other samples."""
-    columns = {
-        "AUROC": ("trust_auroc", 1, 3),
-        "AUROC: informed": ("informed_auroc", 1, 3),
-        "corrected": ("mended", 100, 1),
-        "corrected: informed": ("informed_mended", 100, 1),
-        "informed network right": ("informed_accuracy", 100, 1),
-    }
-    return pd.DataFrame(
-        row | {name: over_seeds(runs[column], scale, digits) for name, (column, scale, digits) in columns.items()}
-        for row, runs in _by_method(rows)
-    )
-
-
 def label_errors_table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each set and predictors of ``benchmarks/label_errors.py``: F1 of the flagged labels and AUROC of each
     method, and the share of wrong labels (%), true and as the posterior estimates it."""
@@ -335,13 +319,6 @@ def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
     shown = {"AUROC": ("trust_auroc", 1.0, 3), "accuracy": ("accuracy_mean", 100.0, 1)}
     shown = {name: of for name, of in shown.items() if of[0] in rows}
     return _by_variant(rows, order, shown)
-
-
-def inner_loop_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant with the paper's mixtures: under each noise pseudo-labels that are right and wrong labels that
-    they correct (%), mean ± half of the 95 % interval over seeds. Empty where there is no such variant."""
-    order = [name for name in dict.fromkeys(rows["variant"]) if "mixture" in name]
-    return _by_variant(rows, order, {"right": ("relabel_accuracy", 100, 1), "corrected": ("relabel_recall", 100, 1)})
 
 
 def _by_variant(rows: pd.DataFrame, order: list[str], shown: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:

@@ -448,17 +448,12 @@ def test_ablations_have_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(
     text = (tmp_path / "generated" / "ablation.md").read_text()
     assert "| without anchors | 0.900 | 0.900 |" in text
     assert "| without anchors | 0.700 |" in text
-    assert "inner-loop" not in text
     of_tad = (tmp_path / "generated" / "ablation_tad.md").read_text()
     assert "| variant | a: AUROC | a: accuracy | human:b: AUROC | human:b: accuracy |" in of_tad
     assert "| without anchors | 0.900 | 40.0 | 0.900 | 40.0 |" in of_tad
     for settings in ("cifar10:a:0.4 cifar10:human:b", "cifar100:a:0.4"):
         assert f"--ablation tad-posterior --root DATA --preset lite --settings {settings}\n" in text
         assert f"--ablation tad --root DATA --preset lite --settings {settings}\n" in of_tad
-    mixtures = rows.assign(variant="one mixture", dataset="cifar10", relabel_accuracy=0.6, relabel_recall=0.1)
-    save_table(tmp_path / "ablation.parquet", mixtures.iloc[:1])
-    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    assert "| one mixture | 60.0 | 10.0 |" in (tmp_path / "generated" / "ablation.md").read_text()
 
 
 def test_the_refined_set_has_a_row_a_method_with_a_column_for_each_set_of_labels(tmp_path):
@@ -471,20 +466,6 @@ def test_the_refined_set_has_a_row_a_method_with_a_column_for_each_set_of_labels
     text = (tmp_path / "generated" / "refined.md").read_text()
     assert "| pairflip, 39 % | tad | – | – | – | – |" in text
     assert "| pairflip, 39 % | tad-posterior | 30.0 | 40.0 | 50.0 | 60.0 |" in text
-
-
-def test_the_informed_auditor_stands_beside_each_method(tmp_path):
-    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    assert "No results yet" in (tmp_path / "generated" / "informed.md").read_text()
-    rows = pd.DataFrame([{"seed": seed, "rate_nominal": 0.4, "rate_realised": 0.4} for seed in (0, 1)])
-    rows = rows.assign(dataset="cifar10", n_train=100, noise="pairflip", preset="lite", arm="tad", trust_auroc=0.9)
-    rows = rows.assign(informed_auroc=0.95, mended=0.2, informed_mended=0.3, informed_accuracy=0.6)
-    save_table(tmp_path / "informed.parquet", rows)
-    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    text = (tmp_path / "generated" / "informed.md").read_text()
-    assert "| tad | 0.900 | 0.950 | 20.0 | 30.0 | 60.0 |" in text
-    assert "| tad-posterior | – | – | – | – | – |" in text
-    assert "benchmarks/informed.py" in text
 
 
 def test_mixtures_are_drawn_with_the_cut_between_trusted_and_not():

@@ -189,18 +189,6 @@ def test_tables_show_mean_and_interval_by_setting_and_arm():
     assert third["of these right"].tolist() == ["–", "85.0 ± 0.0"] * 2
 
 
-def test_fresh_seeds_have_a_table_of_their_own(tmp_path):
-    clean = rows(noise="none", rate_nominal=0.0, rate_realised=0.0, trust_auroc=np.nan, flagged=0.02)
-    both = pd.concat([rows(), clean])
-    save_table(tmp_path / "trust_fresh.parquet", both[both["arm"] == "tad-posterior"].iloc[::-1])
-    tadbook.write_book_tables(tmp_path, tmp_path / "generated")
-    text = (tmp_path / "generated" / "trust_fresh.md").read_text()
-    heads, _, _, none, _, noisy = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert noisy[heads.index("AUROC")] == "0.910 ± 0.025"
-    assert none[heads.index("AUROC")] == "–"
-    assert noisy[heads.index("of these right")] == "85.0 ± 0.0"
-
-
 def test_the_book_shows_the_table_once_there_is_one(tmp_path):
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "No results yet" in (tmp_path / "generated" / "trust.md").read_text()
