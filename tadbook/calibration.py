@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from torchvision.io import decode_png
 
 from tadbook.labels import FEWEST, image_grid
 from tadbook.pages import MEAN, NAMES, captioned, provenance
@@ -107,6 +106,8 @@ def estimated_entries(rows: pd.DataFrame) -> Figure:
 def found_errors(table: pd.DataFrame) -> Figure:
     """Flagged images under noisy label → suggestion and true class, a row or more for each kind."""
     captions = [f"{row.noisy} → {row.suggested}\ntrue: {row.true}" for row in table.itertuples()]
+    from torchvision.io import decode_png  # here: torchvision takes seconds to import
+
     pixels = [decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8)) / 255 for png in table["png"]]
     made = image_grid(torch.stack(pixels), captions, columns=COLUMNS)
     for start, kind in table["kind"].drop_duplicates().items():

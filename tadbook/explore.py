@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torchvision.io import encode_png
 
 from tadbook.style import arm_style
 from tadlib.config import ARMS
@@ -73,6 +72,8 @@ def sprite(pixels_NCHW: Tensor) -> dict[str, Any]:
     sheet = torch.full((rows * columns, c, h, w), 255, dtype=torch.uint8)
     sheet[:n] = bytes_NCHW
     picture = sheet.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    from torchvision.io import encode_png  # here: torchvision takes seconds to import
+
     source = base64.b64encode(encode_png(picture.contiguous()).numpy().tobytes()).decode()
     return {"source": f"data:image/png;base64,{source}", "columns": columns, "rows": rows}
 

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import norm
 from torch import Tensor
 
 from tadbook.style import (
@@ -181,7 +180,7 @@ def mixtures(
         _right_and_wrong(ax, u[own], right[own], edges, density=True)
         components = parameters[k if len(parameters) > 1 else 0]
         for (mean, sigma, weight), name, line in zip(components, ("lower", "upper"), ("-", (0, (4, 1.5)))):
-            density = weight * norm.pdf(grid, mean, sigma)
+            density = weight * _normal(grid, mean, sigma)
             ax.plot(grid, density, color=INK, linewidth=1, linestyle=line, label=f"{name} Gaussian")
         cut = u[own & trusted].max(initial=0)
         ax.axvline(cut, color=INK, linewidth=1, linestyle=(0, (1, 1.2)), label="trusted up to here")
@@ -406,7 +405,7 @@ def mixtures_over_epochs(
             _right_and_wrong(ax, array(split.u)[own], right[own], edges, density=True)
             fitted = (array(t[k]) for t in (split.mixture.mean, split.mixture.variance.sqrt(), split.mixture.weight))
             for mean, sigma, weight in zip(*fitted):
-                ax.plot(grid, weight * norm.pdf(grid, mean, sigma), color=INK, linewidth=1.1)
+                ax.plot(grid, weight * _normal(grid, mean, sigma), color=INK, linewidth=1.1)
             ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), yticks=(), ylim=(0, None))
     for ax, k in zip(axes[:, 0], classes):
         ax.set_ylabel(f"noisy label\n{class_names[k]}")
@@ -452,3 +451,8 @@ def _band(ax: Axes, x: tuple[float, float], y: tuple[float, float], height: floa
     s = np.linspace(0, 1, 30)
     rise = (y[1] - y[0]) * (3 * s**2 - 2 * s**3)
     ax.fill_between(x[0] + (x[1] - x[0]) * s, y[0] + rise, y[0] + height + rise, color=colour, alpha=0.45, linewidth=0)
+
+
+def _normal(x: np.ndarray, mean: float, sigma: float) -> np.ndarray:
+    """The density of a Gaussian; scipy.stats, which has it too, takes a second to import."""
+    return np.exp(-0.5 * ((x - mean) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
