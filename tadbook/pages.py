@@ -216,7 +216,8 @@ def _label_errors_fragment(path: Path) -> str:
     caption = (
         "Label errors by the same predictions: F1 of the labels that each method flags, AUROC, and the share of wrong "
         "labels (%), true and estimated by the trust posterior. The AUROC of disagreement is that of the loss. Sets of "
-        f"images: 10,000 of CIFAR-10 at scale lite, and all Roman numerals. {MEAN}"
+        "images are those of scale lite, and all Roman numerals; *network* is one trained on four folds in turn. "
+        f"{MEAN}"
     )
     table = captioned(label_errors_table(load_table(path)), "label-errors", caption)
     return f"{table}\n\nMade by `python benchmarks/label_errors.py --root DATA`."
@@ -464,16 +465,11 @@ def _controls_fragment(results: pd.DataFrame) -> str:
 
 def _untouched_fragment(results: pd.DataFrame) -> str:
     """Test accuracy of every arm on the seed of preset lite that chose nothing."""
-    rows = noisy_settings(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
-    if rows.empty:
+    shown = results_table(results[(results["preset"] == "lite") & (results["seed"] == UNTOUCHED)])
+    if shown.empty:
         return NONE_YET
-    wide = rows.assign(accuracy=100 * rows["accuracy_mean"].astype(float)).pivot(
-        index=["dataset", "method", "noise"], columns="arm", values="accuracy"
-    )
-    wide = wide.reindex(columns=[arm for arm in ARMS if arm in {*OURS, *rows["arm"]}])
-    wide = wide.map(lambda value: "–" if pd.isna(value) else f"{value:.1f}").reset_index()
-    caption = f"Test accuracy (%) by arm on seed {UNTOUCHED} alone, at scale lite: means over the networks of a run."
-    return captioned(wide, "untouched", caption)
+    caption = f"Test accuracy (%) by arm on seed {UNTOUCHED} alone, at scale lite. Mean ± half of the 95 % interval."
+    return _folded_table(shown.drop(columns=["preset", "seeds"]), "untouched", caption)
 
 
 def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
