@@ -1,7 +1,6 @@
 """Promises of a grid's file: what it lists becomes runs with names, and every mistake is reported with its place."""
 
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -126,10 +125,9 @@ def test_a_grid_without_blocks_or_without_a_file_is_refused(tmp_path):
         load_grid(tmp_path / "none.yml")
 
 
-@pytest.mark.parametrize("name, count", [("smoke", 28), ("paper-lite", 263), ("paper", 1120)])
-def test_every_run_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(tmp_path, name, count):
-    text = re.sub(r"seed: (\[.*\]|\d)", "seed: 0", (GRIDS / f"{name}.yml").read_text())  # one seed stands for all
-    runs = load(tmp_path, text).runs
+@pytest.mark.parametrize("name, count", [("smoke", 28), ("paper-lite", 619), ("paper", 3360)])
+def test_every_run_of_the_grids_that_come_with_tadlib_is_valid_and_has_a_name_of_its_own(name, count):
+    runs = load_grid(GRIDS / f"{name}.yml").runs
     assert len(runs) == len({run.name for run in runs}) == count
     assert {run.config.arm for run in runs} == {"vanilla", "loss-filter", "tad", "tad-posterior", "oracle"}
 
