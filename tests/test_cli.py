@@ -120,8 +120,8 @@ BAD = [
     (["--set", "mtt_lrimg=3"], "unknown parameter 'mtt_lrimg'; did you mean 'mtt_lr_img'?"),
     (["--set", "width=wide"], "width must be int, got 'wide'"),
     (
-        ["--set", "auditor_epochs=3"],
-        "auditor_warmup must be in [1, epochs=3], got 6, the preset's or the default: give",
+        ["--method", "rded", "--set", "evaluate_recipe=dsa"],
+        "evaluate_teacher is for recipes rded and cim, got recipe 'dsa', the preset's or the default: give it too",
     ),
     (["--set", "width"], "--set takes NAME=VALUE, got 'width'"),
     (["--set", "seed=3"], "seed has an option of its own, --seed"),

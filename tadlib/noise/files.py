@@ -289,7 +289,9 @@ def _read_parquet(path: Path) -> Listed:
     def integers(name: Any) -> Tensor:
         return _integers(path, table[name].to_numpy(), name)
 
-    return _from_table(path, list(table.columns), integers, lambda name: table[name].astype(str).tolist())
+    return _from_table(
+        path, list(table.columns), integers, lambda name: table[name].astype(object).fillna("").astype(str).tolist()
+    )
 
 
 def _from_table(
