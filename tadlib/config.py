@@ -242,7 +242,7 @@ def split(predictors: str) -> list[str]:
 
 
 def _is_file(text: str) -> bool:
-    return text.endswith(TABLES)
+    return text.lower().endswith(TABLES)
 
 
 # Experts -------------------------------------------------------------------------------------------------------------
@@ -692,12 +692,9 @@ class Config(Essentials, Settings):
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):
-            import torch
+            from tadlib.checks import require_device
 
-            try:
-                torch.empty(0, device=self.device)
-            except Exception as error:  # of as many types as there are kinds of devices
-                raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+            require_device(self.device)
 
     @staticmethod
     def from_params(**params: Any) -> "Config":

@@ -177,7 +177,7 @@ def _value(name: str, value: Any, folder: Path) -> Any:
 
     def beside(text: str) -> str:
         kind, colon, path = ("", "", text) if name == "corrections" else text.partition(":")
-        is_file = kind in FILES[name] and path and (name != "posterior_predictors" or path.endswith(TABLES))
+        is_file = kind in FILES[name] and path and (name != "posterior_predictors" or path.lower().endswith(TABLES))
         return f"{kind}{colon}{(folder / usable(path)).resolve()}" if is_file else text
 
     return shlex.join(map(beside, split(value))) if name == "posterior_predictors" else beside(value)

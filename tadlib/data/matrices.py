@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, readable, require
+from tadlib.errors import InputError, readable, require, some
 
 NAMES = ("path", "index")  # columns that say which image a row is of; the first one counts
 ROUNDING = 1e-3  # by which probabilities of a row may miss 1; then they are divided by their sum
@@ -30,18 +30,19 @@ def read_matrix(path: Path | str) -> Rows:
     """The table of a file .npy, .safetensors (one tensor) or .parquet (its numeric columns but for ``index`` and
     ``path``). InputError where the file is missing, damaged or of another form."""
     path, names = readable("table of numbers", path), dict[str, list]()
+    suffix = path.suffix.lower()
     expected = f"expected a table of numbers in .npy, .safetensors or .parquet: {path}"
     try:
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             with path.open("rb") as file:
                 found = torch.from_numpy(np.array(np.load(file, allow_pickle=False), dtype=np.float32))
-        elif path.suffix == ".safetensors":
+        elif suffix == ".safetensors":
             from safetensors.torch import load_file
 
             tensors = load_file(path)
-            require(len(tensors) == 1, f"{path} must hold one tensor, got {', '.join(tensors) or 'none'}")
+            require(len(tensors) == 1, f"{path} must hold one tensor, got {some([*tensors]) or 'none'}")
             found = next(iter(tensors.values())).float()
-        elif path.suffix == ".parquet":
+        elif suffix == ".parquet":
             import pandas as pd
 
             table = pd.read_parquet(path)

@@ -163,9 +163,10 @@ def list_checksum(path: Path | str) -> str:
 
 def read_list(path: Path) -> Listed:
     """The labels in a file (see :func:`listed`), which is never unpickled; InputError where it holds something else."""
-    known("type of file of labels", path.suffix, READERS)
+    suffix = path.suffix.lower()
+    known("type of file of labels", suffix, READERS)
     path = readable("file of labels", path)
-    return READERS[path.suffix](path)
+    return READERS[suffix](path)
 
 
 def _rows(path: Path, found: Listed, request: Request) -> Tensor:
@@ -239,7 +240,7 @@ def _read_safetensors(path: Path) -> Listed:
     if ours:
         labels = NoisyLabels.load(path)
         return Listed(labels.noisy_N, labels.true_N)
-    require(len(tensors) == 1, f"{path} must hold one tensor of labels, got {len(tensors)}: {', '.join(tensors)}")
+    require(len(tensors) == 1, f"{path} must hold one tensor of labels, got {len(tensors)}: {some([*tensors])}")
     return Listed(_integers(path, *tensors.values()))
 
 
@@ -302,7 +303,7 @@ def _from_table(
     by_name = {str(name).strip().lower(): name for name in names}
     others = [name for name in by_name if name not in (INDEX, PATH)]
     fits = (COLUMN in others or len(others) == 1) and len(by_name) == len(names)
-    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names)}")
+    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names) or 'none'}")
     noisy_M = integers(by_name[COLUMN if COLUMN in others else others[0]])
     paths, index_M = texts(by_name[PATH]) if PATH in by_name else None, None
     order_M = torch.arange(len(noisy_M)) if paths is None else torch.tensor(np.argsort(paths, kind="stable"))
