@@ -36,7 +36,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from tadlib.errors import InputError, known, readable, readable_files, require, some
+from tadlib.errors import InputError, known, parsing, readable, readable_files, require, some
 from tadlib.rng import generator
 from tadlib.store import claim_output, load_metadata, load_table, load_tensors, save_tensors
 
@@ -197,11 +197,9 @@ def _table(path: Path) -> Listing:
     if path.suffix.lower() == ".parquet":
         table = load_table(path)
     else:
-        try:  # every value is text: a class may be called NA
-            how = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+        how = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+        with parsing(path, "no table in UTF-8", ValueError):  # every value is text: a class may be called NA
             table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", **how)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged or no table in UTF-8: {error}") from error
     absent = [name for name in ("path", "label") if name not in table.columns]
     require(not absent, f"{path} must have columns path and label, got {[str(name) for name in table.columns]}")
     require(len(table) > 0, f"{path} has no row")

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, known, readable, require, some
+from tadlib.errors import known, parsing, readable, require, some
 from tadlib.noise.labels import NoisyLabels
 from tadlib.store import load_table
 
@@ -60,10 +60,8 @@ def read_corrections(file: Path | str) -> pd.DataFrame:
     if path.suffix.lower() == ".parquet":
         table = load_table(path).astype(object).fillna("").astype(str)
     else:
-        try:
+        with parsing(path, "no table", ValueError):
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
-        except (OSError, ValueError) as error:
-            raise InputError(f"corrections {path} cannot be read: {error}") from error
     column = CHECKED if CHECKED in table else "label"
     require(column in table, f"{path} must have a column {CHECKED} or label with names of classes, got {list(table)}")
     table = table[[*(place for place in PLACES if place in table), column]].rename(columns={column: "label"})

@@ -7,8 +7,7 @@ import csv
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from tadlib.checks import require_labels
 from tadlib.data.class_maps import superclass_of
-from tadlib.errors import InputError, known, readable, require, required_root, some
+from tadlib.errors import InputError, known, parsing, readable, require, required_root, some
 from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
 from tadlib.store import HEADER, load_table
 
@@ -219,20 +218,10 @@ def _warn_of_chance(path: Path, true_N: Tensor, noisy_N: Tensor, n_classes: int)
         )
 
 
-@contextmanager
-def _reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn the ``errors`` that a parser raises into an InputError that names the file and what was expected."""
-    damage: tuple[type[Exception], ...] = (OSError, *errors)
-    try:
-        yield
-    except damage as error:
-        raise InputError(f"{path} is damaged or no {expected}: {error}") from error
-
-
 def _read_safetensors(path: Path) -> Listed:
     # numpy has no bfloat16, and older versions no float8: TypeError, AttributeError
     with (
-        _reading(path, "file of a tensor of integers", SafetensorError, TypeError, AttributeError, KeyError),
+        parsing(path, "no file of a tensor of integers", SafetensorError, TypeError, AttributeError, KeyError),
         safe_open(path, framework="np") as file,
     ):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -245,14 +234,14 @@ def _read_safetensors(path: Path) -> Listed:
 
 
 def _read_npy(path: Path) -> Listed:
-    with _reading(path, "array of integers", Exception), path.open("rb") as file:  # a damaged header raises anything
+    with parsing(path, "no array of integers", Exception), path.open("rb") as file:  # a damaged header raises anything
         values = np.lib.format.read_array(file, allow_pickle=False)
     return Listed(_integers(path, values))
 
 
 def _read_csv(path: Path) -> Listed:
     """A CSV file; it may lack a line of names. Errors name the line of a value that is missing or no integer."""
-    with _reading(path, "table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
+    with parsing(path, "no table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
     for end in (0, -1):
