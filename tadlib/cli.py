@@ -341,7 +341,8 @@ class Audit(RunOptions):
         from tadlib.data import is_own
 
         require(len(self.seed) == 1, f"tad audit takes one seed, got {self.seed}")
-        config = audit.whole(configuration(self), self.n_train, self.n_test, self.resolution)
+        asked = vars(self) | set_besides(self)
+        config = audit.whole(configuration(self), *(asked[name] for name in ("n_train", "n_test", "resolution")))
         config = replace(config, arm=self.arm[0], seed=self.seed[0])
         pipeline.check(config)
         if is_own(config.dataset):
