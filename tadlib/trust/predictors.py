@@ -283,7 +283,7 @@ def copies(x_NCHW: Tensor, near: bool = True) -> Tensor | None:
     rows = (row for rows in x_NCHW.split(BATCH) for row in rows.cpu().contiguous())
     first_N = torch.tensor([places.setdefault(hashlib.sha256(row.numpy()).digest(), i) for i, row in enumerate(rows)])
     n, pairs = len(first_N), torch.stack([torch.arange(len(first_N)), first_N])
-    if near and x_NCHW.ndim == 4:
+    if near and len(x_NCHW.shape) == 4:
         pairs = torch.cat([pairs, near_copies(x_NCHW, first_N.unique())], 1)
     graph = coo_array((torch.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(n, n))
     group_N = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
