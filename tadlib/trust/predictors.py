@@ -304,6 +304,8 @@ def near_copies(x_NCHW: Tensor, of_M: Tensor) -> Tensor:
     z_MD = averaged(x_NCHW, (height, width)).flatten(1).cpu()[of_M]
     z_MD = z_MD - z_MD.mean(1, keepdim=True)
     of_M, z_MD = (t[z_MD.norm(dim=1) > 1e-3] for t in (of_M, z_MD))
+    if len(of_M) < 2:
+        return torch.empty(2, 0, dtype=torch.long)
     z_MD = normalize(z_MD)
     z_MD = normalize(z_MD - z_MD.mean(0))
     most = torch.linalg.eigh(z_MD.T @ z_MD)[1][:, -DIRECTIONS:]
