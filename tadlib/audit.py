@@ -142,7 +142,7 @@ class Findings:
 def identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     """Groups of images with the same pixels and not all with the same label."""
     groups: dict[int, list[int]] = defaultdict(list)
-    group_N = predictors.copies(x_NCHW)
+    group_N = predictors.copies(x_NCHW, near=False)
     for i, group in enumerate([] if group_N is None else group_N.tolist()):
         groups[group].append(i)
     return [group for group in groups.values() if len(label_N[group].unique()) > 1]
@@ -400,7 +400,7 @@ def audit(config: Config) -> dict[str, Any]:
         None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
     )
     x_NCHW, by = data.x_train.to("cpu"), "index" if data.files is None else "path"
-    same = identical(x_NCHW, findings.noisy)
+    same, group_N = identical(x_NCHW, findings.noisy), predictors.copies(x_NCHW)
     known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
     alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]
     contradicted, pictures = contradictions(findings, same, alike), Pictures(data)
@@ -443,6 +443,7 @@ def audit(config: Config) -> dict[str, Any]:
         "precision": findings.precision,
         "recall": findings.recall,
         "duplicates": len(groups),
+        "copies": 0 if group_N is None else int((torch.bincount(group_N)[group_N] > 1).sum()),
         "changed": changed,
         "out": config.out,
         "files": ["report.html", "suspects.csv", "labelstudio.json", "labelstudio.xml"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tadlib.errors import require
+from tadlib.errors import InputError, require
 
 if TYPE_CHECKING:
     from tadlib.nn.networks import Network
@@ -28,6 +28,14 @@ def require_tensor(what: str, tensor: Any, shape: Sizes, dtype: torch.dtype) -> 
     got = f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
     require(fits, f"{expected}, got {got}" + ("" if tensor.numel() else ", which is empty"))
     require(not tensor.requires_grad, f"{what} must not require gradients: give them after .detach()")
+
+
+def require_device(device: torch.device | str) -> None:
+    """InputError unless tensors can be made on ``device``."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of as many types as there are kinds of devices
+        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def require_labels(what: str, y_N: Any, n_classes: int, n: int | str = "N") -> None:

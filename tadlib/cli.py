@@ -73,7 +73,7 @@ def configuration(options: RunOptions) -> Config:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.predictors:
         given["posterior_predictors"] = shlex.join(options.predictors)
-    given |= settings(options.set)
+    given |= set_besides(options)
     for name in [n for n in given if (owner := n.partition("_")[0]) in METHODS and owner != given["method"]]:
         known_param(name)
         converted(name, given.pop(name))
@@ -149,11 +149,33 @@ def settings(assignments: tuple[str, ...]) -> Json:
         name, equals, text = assignment.partition("=")
         require(bool(name and equals), f"--set takes NAME=VALUE, got {assignment!r}")
         require(name not in ("arm", "seed"), f"{name} has an option of its own, --{name}")
+        require(name not in params, f"--set gives {name} twice")
         try:
             params[name] = json.loads(text)
         except ValueError:
             params[name] = text
     return params
+
+
+def set_besides(options: RunOptions) -> Json:
+    """:func:`settings` of ``--set``, of which none may have been given by an option of its own as well."""
+    params = settings(options.set)
+    for f in fields(options):
+        name = "posterior_predictors" if f.name == "predictors" else f.name
+        twice = name in params and getattr(options, f.name) != f.default
+        require(not twice, f"{name} is given twice, by --{f.name.replace('_', '-')} and by --set")
+    return params
+
+
+def warn_of_doubt(config: Config) -> None:
+    """Say where the arm of a finished diversion could not tell how many labels are wrong."""
+    from tadlib import pipeline, store
+    from tadlib.trust.decisions import NoiseRate
+
+    found = store.StageFolder(pipeline.plan(config)["divert"].path).manifest()["extra"]
+    three = [found.get(f"noise_rate_{name}") for name in ("estimate", "low", "high")]
+    if None not in three and (rate := NoiseRate(*three)).uncertain:
+        print(f"tad: warning: {rate.doubt}", file=sys.stderr)
 
 
 def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
@@ -168,6 +190,7 @@ def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int,
         of_run = {"arm": config.arm, "seed": config.seed}
         try:
             done.append(of_run | work(config))
+            warn_of_doubt(config)
         except Exception as error:
             left = configs[i + 1 :] if isinstance(error, OSError) else []
             more = f"; {len(left)} more not tried" if left else ""
@@ -226,6 +249,7 @@ class Divert(RunOptions):
         metrics = {**noise["extra"], **manifest["extra"], "seconds": manifest["seconds"]}
         out = Path(config.out)
         folder.verify()
+        warn_of_doubt(config)
         if "history.parquet" not in manifest["files"]:  # of an arm that learned, from an earlier call
             (out / "history.parquet").unlink(missing_ok=True)
         contents = {name: (folder.path / name).read_bytes() for name in manifest["files"]}
@@ -280,11 +304,13 @@ class Evaluate(RunOptions):
             status, done, failed = over_runs(self, work)
         else:
             machine = {name: getattr(self, name) for name in MACHINE if name != "out"}
-            for f in fields(RunOptions):
-                theirs = f.name in (*machine, "json", "set") or getattr(self, f.name) == f.default
-                require(theirs, f"--{f.name.replace('_', '-')} is not for a distilled set, which was made with its own")
+            given = {f.name: getattr(self, f.name) for f in fields(RunOptions) if getattr(self, f.name) != f.default}
+            for name in given.keys() - {*machine, "json", "set", "n_test", "seed"}:
+                require(False, f"--{name.replace('_', '-')} is not for a distilled set, which was made with its own")
+            require(len(self.seed) == 1, f"a distilled set is evaluated with one seed, got {self.seed}")
             held = pipeline.load_distilled(self.path)
-            changed = machine | settings(self.set)
+            own = {"n_test": self.n_test, "seed": self.seed[0]}
+            changed = machine | {name: value for name, value in own.items() if name in given} | set_besides(self)
             accuracies = held.evaluate(**changed)
             status, failed = OK, []
             on = evaluated_on(str(changed.get("dataset", held.params["dataset"])))
@@ -315,12 +341,14 @@ class Audit(RunOptions):
         from tadlib.data import is_own
 
         require(len(self.seed) == 1, f"tad audit takes one seed, got {self.seed}")
-        config = audit.whole(configuration(self), self.n_train, self.n_test, self.resolution)
+        asked = vars(self) | set_besides(self)
+        config = audit.whole(configuration(self), *(asked[name] for name in ("n_train", "n_test", "resolution")))
         config = replace(config, arm=self.arm[0], seed=self.seed[0])
         pipeline.check(config)
         if is_own(config.dataset):
             print(f"tad: {of_own_images(config)}", file=sys.stderr)
         found = audit.audit(config)
+        warn_of_doubt(config)
         return OK, found, f"{listing(found)}\n(noise_rate, precision and recall are fractions, as estimated)"
 
 

@@ -125,7 +125,7 @@ class AuditorConfig(Training, batch=128, augmentation=presets.GREY):
     epochs: int = setting(20, least=1)
     """E, passes over the training set."""
     warmup: int = setting(5, least=1)
-    """Epochs before labels are judged for the first time, at most ``epochs``."""
+    """Epochs before labels are judged for the first time, at most ``epochs``; a preset's is cut to these."""
     lr: float = setting(0.02, above=0)
     """Learning rate of SGD, constant."""
 
@@ -216,7 +216,7 @@ class PosteriorConfig(Refining):
     @property
     def names(self) -> list[str]:
         """The predictors; one with spaces in its path stands in quotes."""
-        return shlex.split(self.predictors)
+        return split(self.predictors)
 
     @property
     def pretrained(self) -> list[str]:
@@ -233,8 +233,16 @@ class PosteriorConfig(Refining):
 TABLES = (".npy", ".safetensors", ".parquet")
 
 
+def split(predictors: str) -> list[str]:
+    """The names of predictors in a text, of which those with spaces stand in quotes."""
+    try:
+        return shlex.split(predictors)
+    except ValueError as error:
+        raise InputError(f"predictors cannot be read: {error} in {predictors!r}") from error
+
+
 def _is_file(text: str) -> bool:
-    return text.endswith(TABLES)
+    return text.lower().endswith(TABLES)
 
 
 # Experts -------------------------------------------------------------------------------------------------------------
@@ -684,12 +692,9 @@ class Config(Essentials, Settings):
         else:
             require(self.loops == "shared", f"loops {self.loops!r} needs experts, which method {m} does not have")
         if self.device not in ("auto", "cpu"):
-            import torch
+            from tadlib.checks import require_device
 
-            try:
-                torch.empty(0, device=self.device)
-            except Exception as error:  # of as many types as there are kinds of devices
-                raise InputError(f"device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+            require_device(self.device)
 
     @staticmethod
     def from_params(**params: Any) -> "Config":
@@ -718,6 +723,8 @@ class Config(Essentials, Settings):
             )
         scale = (chosen[name] for name in ("preset", "dataset", "ipc", "method", "root"))
         values = presets.settings(*scale) | given
+        if "auditor_warmup" not in given:  # a preset's is not to stand in the way of fewer epochs
+            values["auditor_warmup"] = min(values["auditor_warmup"], max(1, values["auditor_epochs"]))
         nested = {name: _section(name, values, given) for name in SECTIONS}
         return Config(**(values | nested))
 

@@ -26,8 +26,7 @@ def require(condition: bool, message: str) -> None:
 
 def required(value: Any, message: str) -> Any:
     """``value``, or :class:`InputError` with ``message`` where it is None."""
-    if value is None:
-        raise InputError(message)
+    require(value is not None, message)
     return value
 
 
@@ -77,6 +76,17 @@ def readable_files() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot read {told(error)}") from error
+
+
+@contextmanager
+def parsing(path: Path, otherwise: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn the ``errors`` that a parser raises, and the system's, into an InputError: the file is damaged, or what
+    ``otherwise`` says."""
+    damage: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except damage as error:
+        raise InputError(f"{path} is damaged or {otherwise}: {str(error) or repr(error)}") from error
 
 
 def told(error: OSError) -> str:

@@ -20,6 +20,7 @@ from tadlib import students
 from tadlib.checks import require_fit, require_labels, require_refined
 from tadlib.config import Protocol
 from tadlib.distill.synthetic import Real, Synthetic
+from tadlib.errors import require
 from tadlib.nn.networks import Network
 from tadlib.nn.training import OPTIMISERS, State, accuracy, train_epoch_together
 from tadlib.observer import Observer
@@ -190,6 +191,7 @@ def gap_closed(
 
 def mean_ci95(values: list[float]) -> tuple[float, float | None]:
     """Mean and half-width of the 95 % confidence interval (Student's t); None for a single value."""
+    require(len(values) > 0, "a mean needs one value or more, got none")
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None

@@ -85,11 +85,7 @@ def _table(label_N: Tensor, found: list[pooling.Prediction], cost: float) -> pd.
     flagged_N = decisions.flagged(trust_N, cost)
     precision, recall = decisions.expected(trust_N, flagged_N)
     if rate.uncertain:
-        warnings.warn(
-            f"the data cannot tell how many labels are wrong: {rate.estimate:.0%} by estimate, "
-            f"{rate.low:.0%} to {rate.high:.0%} are as likely",
-            stacklevel=3,
-        )
+        warnings.warn(rate.doubt, stacklevel=3)
     columns = {"index": torch.arange(len(label_N)), "label": label_N, "trust": trust_N, "flagged": flagged_N}
     columns |= {"suggested": suggested_N, "probability": probability_N}
     table = pd.DataFrame({name: value.numpy() for name, value in columns.items()})

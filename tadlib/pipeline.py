@@ -413,8 +413,9 @@ def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, t
     """Embeddings and probabilities of the images, from files. InputError where a file does not fit."""
     n, found = len(data.y_train), {}
     for kind in MATRICES:
-        read = {path: matrices.read_matrix(path) for path in config.posterior.files(kind)}
-        read = {path: matrices.rows_of(matrix, data.index, data.n_full, path) for path, matrix in read.items()}
+        about = data.index, data.n_full, data.paths
+        paths = config.posterior.files(kind)
+        read = {path: matrices.rows_of(matrices.read_matrix(path), *about, path) for path in paths}
         if kind == "embeddings":
             read = {path: matrices.require_embeddings(z_ND, n, path) for path, z_ND in read.items()}
         else:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tadlib
-from tadlib.errors import InputError, readable, require, usable
+from tadlib.errors import InputError, parsing, readable, require, usable
 
 PACKAGE = Path(__file__).parent
 MARKER = ".tadlib-output"
@@ -181,14 +181,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(path: Path | str, *errors: type[Exception]) -> Iterator[Path]:
-    """The path of a file, ~ expanded; turns a missing or unreadable file, and the parser's ``errors``, into an
-    InputError that names it."""
-    damage: tuple[type[Exception], ...] = (OSError, *errors)
+    """The path of a file, ~ expanded; InputError that names it where it is missing, or its parser raises ``errors``."""
     path = readable("", path)
-    try:
+    with parsing(path, "cannot be read", *errors):
         yield path
-    except damage as error:
-        raise InputError(f"{path} is damaged or cannot be read: {error}") from error
 
 
 def write_atomic(path: Path | str, data: bytes) -> None:

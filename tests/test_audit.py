@@ -396,3 +396,16 @@ def test_bad_input_exits_2_before_any_work(tmp_path, monkeypatch, capsys, option
     monkeypatch.setattr(pipeline, "Work", None)  # any work would need one
     assert cli.main(["audit", "--out", str(tmp_path / "out"), *TINY, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_settings_of_the_data_reach_an_audit_as_its_options_do(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(config):
+        seen.append((config.n_train, config.resolution))
+        raise InputError("enough")
+
+    monkeypatch.setattr(audit, "audit", stop)
+    for options in (["--n-train", "200", "--resolution", "4"], ["--set", "n_train=200", "resolution=4"]):
+        assert cli.main(["audit", "--device", "cpu", "--out", str(tmp_path / "out"), *options]) == 2
+    assert seen == [(200, 4)] * 2

@@ -120,11 +120,18 @@ BAD = [
     (["--set", "mtt_lrimg=3"], "unknown parameter 'mtt_lrimg'; did you mean 'mtt_lr_img'?"),
     (["--set", "width=wide"], "width must be int, got 'wide'"),
     (
-        ["--set", "auditor_epochs=3"],
-        "auditor_warmup must be in [1, epochs=3], got 6, the preset's or the default: give",
+        ["--method", "rded", "--set", "evaluate_recipe=dsa"],
+        "evaluate_teacher is for recipes rded and cim, got recipe 'dsa', the preset's or the default: give it too",
     ),
     (["--set", "width"], "--set takes NAME=VALUE, got 'width'"),
     (["--set", "seed=3"], "seed has an option of its own, --seed"),
+    (["--set", "width=4", "width=8"], "--set gives width twice"),
+    (["--ipc", "2", "--set", "ipc=3"], "ipc is given twice, by --ipc and by --set"),
+    (
+        ["--arm", "tad-posterior", "--predictors", "patches", "--set", "posterior_predictors=patches"],
+        "posterior_predictors is given twice, by --predictors and by --set",
+    ),
+    (["--arm", "tad-posterior", "--set", "posterior_predictors=patches 'x"], "predictors cannot be read: No closing"),
     (["--arm"], "--arm and --seed need at least one value each"),
 ]
 
@@ -389,7 +396,13 @@ def test_evaluation_of_a_finished_set_takes_the_settings_that_count_for_it_and_n
     assert cli.main(["evaluate", str(distilled), "--device", "cpu", "--set", setting]) == 2
     name = setting.partition("=")[0]
     assert capsys.readouterr().err.startswith(f"tad: error: {name} is not for a distilled set")
-    assert cli.main(["evaluate", str(distilled), "--device", "cpu", "--set", "evaluate_networks=1", "n_test=50"]) == 0
+    alone = ["evaluate", str(distilled), "--device", "cpu", "--json"]
+    found = []
+    for more in (["--seed", "3", "--n-test", "50", "--set"], ["--seed", "3", "--set", "n_test=50"], ["--set"]):
+        assert cli.main([*alone, *more, "evaluate_networks=1"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["runs"][0]["accuracies"])
+    assert found[0] == found[1] != found[2]
+    assert cli.main([*alone, "--seed", "1", "2"]) == 2
 
 
 def test_the_home_folder_is_understood_everywhere(ran, distilled, tmp_path, monkeypatch, capsys):
@@ -505,6 +518,27 @@ def test_the_gap_closed_needs_the_arm_vanilla_and_the_same_arm_on_clean_labels()
     assert cli.gap_closed(rows, "tad-posterior", clean) is None
     assert cli.gap_closed(rows, "tad", [row("tad", 0.5, noise="none")]) is None
     assert cli.gap_closed(clean, "tad", clean) is None
+
+
+def test_who_cannot_tell_how_many_labels_are_wrong_says_so(tmp_path, capsys):
+    few = [
+        "--device",
+        "cpu",
+        "--arm",
+        "tad-posterior",
+        "--predictors",
+        "patches",
+        "--noise",
+        "symmetric",
+        "--rate",
+        "0.4",
+        "--n-train",
+    ]
+    for n, said in ((50, True), (1000, False)):
+        for _ in range(2):  # also where the stage is finished
+            assert cli.main(["divert", *few, str(n), "--out", str(tmp_path / str(n))]) == 0
+            told = "tad: warning: the data cannot tell how many labels are wrong: " in capsys.readouterr().err
+            assert told == said
 
 
 def test_settings_are_typed_by_their_values():

@@ -155,6 +155,10 @@ def test_warm_up_is_no_longer_than_the_training():
             make(epochs=3, warmup=4)
     with pytest.raises(InputError, match=r"^warmup must be in \[1, epochs=3\], got 5$"):
         replace(AuditorConfig(), epochs=3)
+    # a preset's gives way to the epochs that are asked for, and one that is given does not
+    assert [Config.from_params(auditor_epochs=n).auditor.warmup for n in (1, 3, 6, 20)] == [1, 3, 6, 6]
+    with pytest.raises(InputError, match="auditor_epochs must be at least 1, got 0"):
+        Config.from_params(auditor_epochs=0)
 
 
 @pytest.mark.parametrize("window", [(5, 5, 20), (6, 5, 20), (0, 21, 20)])

@@ -129,22 +129,45 @@ def test_probabilities_within_rounding_are_taken_and_in_sample_ones_warned_of():
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
-def test_a_table_is_read_from_each_form_of_file_and_parquet_obeys_its_index(tmp_path, suffix):
+def test_rows_of_a_table_are_taken_by_their_place_where_it_does_not_name_images(tmp_path, suffix):
     values, path = torch.rand(6, 3), tmp_path / f"table{suffix}"
     if suffix == ".npy":
         np.save(path, values.numpy())
     elif suffix == ".safetensors":
         save_file({"any name": values}, path)
     else:
-        order = [3, 1, 0, 2, 5, 4]
-        table = pd.DataFrame(values.numpy()[order], columns=list("abc")).assign(index=order)
-        table.to_parquet(path)
-    torch.testing.assert_close(matrices.read_matrix(path), values)
-    index = torch.tensor([4, 1])
-    torch.testing.assert_close(matrices.rows_of(values, index, 6, "x"), values[index])
-    assert matrices.rows_of(values[:2], index, 6, "x") is not None
-    with pytest.raises(InputError, match=r"x has 3 rows, expected 2 \(images used\) or 6 \(full training set\)"):
-        matrices.rows_of(values[:3], index, 6, "x")
+        pd.DataFrame(values.numpy(), columns=list("abc")).to_parquet(path)
+    rows, index = matrices.read_matrix(path), torch.tensor([4, 1])
+    torch.testing.assert_close(rows.values, values)
+    torch.testing.assert_close(matrices.rows_of(rows, index, 6, None, "x"), values[index])
+    torch.testing.assert_close(matrices.rows_of(rows, torch.arange(6), 40, None, "x"), values)
+    with pytest.raises(InputError, match=r"x has 6 rows, expected 2 \(images used\) or 40 \(full training set\)"):
+        matrices.rows_of(rows, index, 40, None, "x")
+
+
+@pytest.mark.parametrize("by", ["index", "path"])
+def test_rows_of_a_table_that_names_images_are_taken_by_that(tmp_path, by):
+    values, order, index = torch.rand(6, 3), [3, 1, 0, 2, 5, 4], torch.tensor([4, 1])
+    names = [f"{i}.png" for i in range(6)] if by == "path" else list(range(6))
+    table = pd.DataFrame(values.numpy(), columns=list("abc")).assign(**{by: names}).iloc[order]
+    paths = [f"{i}.png" for i in index.tolist()]
+
+    def rows(table, paths=paths if by == "path" else None, index=index):
+        table.to_parquet(tmp_path / "a.parquet")
+        return matrices.rows_of(matrices.read_matrix(tmp_path / "a.parquet"), index, 6, paths, "x")
+
+    torch.testing.assert_close(rows(table), values[index])
+    torch.testing.assert_close(rows(table.set_index(by)), values[index])
+    torch.testing.assert_close(rows(table[table[by].isin([names[4], names[1]])]), values[index])
+    other = [name for name in names if name not in (names[4], names[1])]
+    with pytest.raises(InputError, match=rf"x must have a row for every image .* column {by} lacks .* 2 of 2"):
+        rows(table[table[by].isin(other)][:2])  # as many rows as images in use, and of others
+    with pytest.raises(InputError, match=f"column {by} of x must name each image once"):
+        rows(table.assign(**{by: names[0]}))
+    if by == "path":  # index may be of an earlier state of the folder
+        torch.testing.assert_close(rows(table.assign(index=range(6))), values[index])
+        with pytest.raises(InputError, match="x must name images by index: the data set has no paths"):
+            rows(table, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"PK\x03\x04", b"text"])

@@ -315,7 +315,21 @@ def tensors(draw: random.Random, case: Path) -> None:
 
 
 VALUES: list[Any] = [None, True, -1, 0, 0.5, 3, 10**30, 1e308, float("nan"), float("inf"), "", "x" * 999, "\0", [1], {}]
-VALUES += ["1", "nan", "../..", "cuda:77", "none", "human:worse", "file:", "file:/", "file:.", "pairflip:1", -0.0, b"x"]
+VALUES += [
+    "1",
+    "'",
+    "nan",
+    "../..",
+    "cuda:77",
+    "none",
+    "human:worse",
+    "file:",
+    "file:/",
+    "file:.",
+    "pairflip:1",
+    -0.0,
+    b"x",
+]
 
 
 def configurations(draw: random.Random, case: Path) -> None:

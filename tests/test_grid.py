@@ -104,6 +104,20 @@ def test_a_mistake_is_reported_with_its_place_before_any_work(tmp_path, old, new
     assert message.replace("SOME", str(tmp_path / "some.yml")) in str(error.value)
 
 
+def test_files_lie_beside_the_grid(tmp_path):
+    own = {"noise": "file:a.csv", "corrections": "sub/b.csv", "posterior_predictors": "patches 'embeddings:c d.npy'"}
+    text = "\n".join(f'    {name}: "{value}"' for name, value in own.items())
+    (run,) = load(tmp_path, f"blocks:\n  - arm: tad-posterior\n{text}\n").runs
+    assert run.given["noise"] == f"file:{tmp_path}/a.csv"
+    assert run.given["corrections"] == f"{tmp_path}/sub/b.csv"
+    assert run.config.posterior.names == ["patches", f"embeddings:{tmp_path}/c d.npy"]
+    of_a_name = "patches embeddings:torchvision:resnet18"
+    (run,) = load(tmp_path, f"blocks: [{{posterior_predictors: '{of_a_name}', corrections: null}}]").runs
+    assert (run.given["posterior_predictors"], run.given["corrections"]) == (of_a_name, None)
+    with pytest.raises(InputError, match="entry 1: predictors cannot be read: No closing quotation in"):
+        load(tmp_path, 'blocks:\n  - posterior_predictors: patches "x\n')
+
+
 def test_old_names_of_settings_and_arms_are_understood(tmp_path):
     (run,) = load(tmp_path, "blocks: [{arm: clean-then-distill, divert_epochs: 7}]").runs
     assert (run.config.arm, run.config.auditor.epochs) == ("loss-filter", 7)

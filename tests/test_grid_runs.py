@@ -1,6 +1,8 @@
 """A grid that is killed, resumed, and in part fails: finished jobs stay, failures are reported, the rest is done."""
 
+import errno
 import fcntl
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,7 @@ from scripts import script
 
 from tadlib import pipeline
 from tadlib.store import load_json
-from workflow import run
+from workflow import job, run
 from workflow.job import FAILED
 from workflow.jobs import NOTEBOOK
 from workflow.load import load_grid
@@ -88,6 +90,31 @@ def test_a_misspelt_parameter_of_the_notebook_is_an_error(tmp_path):
     ) as caught:
         papermill.execute_notebook(NOTEBOOK, tmp_path / "run.ipynb", {"raet": 0.1}, progress_bar=False)
     assert "".join(caught.value.traceback).splitlines() == [f"InputError: {caught.value.evalue}"]  # no stack
+
+
+def test_a_full_disk_stops_a_grid_with_one_line_and_the_next_command_goes_on(tmp_path, monkeypatch, capsys):
+    path, out, started = tmp_path / "some.yml", tmp_path / "runs", []
+    path.write_text(TINY)
+
+    def full(planned, machine):
+        started.append(planned["stage"])
+        raise OSError(f"cannot write labels.safetensors: {os.strerror(errno.ENOSPC)}")
+
+    def snakemake(command, lock):
+        plan = out / "some" / "plan.json"
+        for target in [planned["target"] for planned in load_json(plan)["jobs"]]:
+            assert job.main([str(plan), target]) == 1
+
+    monkeypatch.setattr(job, "run_stage", full)
+    monkeypatch.setattr(run, "_snakemake", snakemake)
+    for _ in range(2):
+        started.clear()
+        assert run.main([str(path), "--out", str(out), "--device", "cpu"]) == run.INCOMPLETE
+        said = capsys.readouterr().err.splitlines()
+        assert started == ["noise"]
+        assert said[-4:-1] == ["error: not tried, for the disk was full"] * 3
+        counts = "done: 0 of 1 noise, 0 of 3 run"
+        assert said[-1] == f"error: no space left for {out}, {counts}: the same command goes on when there is room"
 
 
 def test_two_commands_on_one_grid_at_a_time_are_refused(tmp_path, capsys):

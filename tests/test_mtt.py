@@ -155,5 +155,5 @@ def test_experts_and_sizes_that_do_not_fit_are_refused(problem):
         run(problem, replace(CONFIG, expert_epochs=2))
     with pytest.raises(InputError, match=f"experts have 7 parameters, the network {NET.n_parameters}"):
         run((x, y, w, InMemory((torch.zeros(5, 7),))))
-    with pytest.raises(InputError, match="ipc must be at least 1, got 0"):
+    with pytest.raises(InputError, match="ipc must be a whole number, at least 1, got 0"):
         run(problem, ipc=0)

@@ -463,6 +463,14 @@ def test_what_is_missing_in_a_table_is_told_with_its_line(tmp_path, content, mes
         listed(tmp_path / "a.csv", torch.arange(3))
 
 
+def test_a_row_without_a_path_is_a_row_of_no_image(tmp_path):
+    table = pd.DataFrame({"path": ["a.png", None, "b.png"], "given_label": [1, 2, 3]})
+    for name, save in (("a.parquet", save_table), ("A.CSV", lambda path, t: t.to_csv(path, index=False))):
+        save(tmp_path / name, table)
+        assert listed(tmp_path / name, torch.tensor([3, 2]), paths=["b.png", "a.png"]).noisy_N.tolist() == [3, 1]
+    assert list_checksum(tmp_path / "a.parquet") == list_checksum(tmp_path / "A.CSV")
+
+
 def test_tables_of_spreadsheets_are_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfIndex, Given_Label\r\n1,2\r\n0,0\r\n2,2\r\n\r\n")
     assert listed(tmp_path / "a.csv", torch.arange(3)).noisy_N.tolist() == [0, 2, 2]

@@ -258,6 +258,14 @@ def single(rows):
     return rows.assign(label="one", true_label="one")
 
 
+def untaught(rows):
+    return rows.assign(label=[f"c{i:d}" for i in range(24)], split=["train"] + ["test"] * 19 + ["train"] * 4)
+
+
+def many_digits(rows):
+    return rows.assign(label="9" * 5000, true_label="9" * 5000)
+
+
 def some_truth(rows):
     return rows.assign(true_label=rows["true_label"].where(rows.index != 5))
 
@@ -272,6 +280,8 @@ def some_truth(rows):
         (twice, r"names ./cat/2.png twice, in rows 3 and 6"),
         (absent, "names files that do not exist: cat/none.png"),
         (validation, "row 21: split must be train or test, got 'val'"),
+        (untaught, r"has no training image with the label 'c1', 'c2', 'c3', 'c4', 'c5' and 14 more"),
+        (many_digits, "must have at least 2 classes, got '999"),
         (single, "must have at least 2 classes, got 'one'"),
         (some_truth, "row 6: true_label must be text or a number, got ''"),
     ],

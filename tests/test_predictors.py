@@ -5,6 +5,7 @@ import torch
 from noisy_digits import digits
 from sklearn.linear_model import Ridge
 
+from tadlib.data import load_dataset
 from tadlib.errors import InputError
 from tadlib.trust import auroc, predictors
 from tadlib.trust.predictors import lda_statistics
@@ -63,10 +64,11 @@ def with_copies(seed=0):
     return z[first[group]], y, use, group
 
 
-@pytest.mark.parametrize("held_out", [0, 9])
-def test_copies_of_an_image_are_left_out_together(held_out):
+@pytest.mark.parametrize("held_out, apart", [(0, 0.0), (9, 0.0), (0, 0.5), (9, 0.5)])
+def test_copies_and_near_copies_of_an_image_are_left_out_together(held_out, apart):
     """The closed form equals refitting without the whole group."""
     z, y, use, group = with_copies()
+    z = z + apart * torch.randn(z.shape, generator=random(5), dtype=torch.float64)
     use, share = group >= held_out, 0.2
     r = predictors.leave_one_out(z, y, use, group, ridge=(share,))
     scaled = (z - z[use].mean(0)) / z[use].std(0, correction=0)
@@ -100,9 +102,33 @@ def test_images_with_the_same_pixels_share_a_group():
     assert predictors.copies(x) is None
     group = predictors.copies(x[[0, 1, 2, 1, 4, 0, 1]])
     assert group.tolist() == [0, 1, 2, 1, 3, 0, 1]
-    nearly = x[[0, 0]].clone()
-    nearly[1, 0, 2, 2] += 1e-3
-    assert predictors.copies(nearly) is None
+    x = torch.rand(2, 5, generator=random())
+    assert predictors.copies(x.T.expand(5, 2)[:, [0, 0]].T).tolist() == [0, 0]  # rows of numbers, in any layout
+    assert predictors.copies(x[[0, 0]] + torch.tensor([[0.0], [1e-3]])) is None
+
+
+def test_near_copies_share_a_group_and_images_that_are_only_alike_do_not():
+    x = load_dataset("digits").x_train
+    assert predictors.copies(x) is None
+    noise = torch.randn(10, 1, 8, 8, generator=random())
+    changed = [x[:10] * 0.8 + 0.3, x[10:20] + 0.05 * noise, x[20:30].clamp_min(-1)]
+    group = predictors.copies(torch.cat([x, *changed]))
+    assert torch.equal(group[len(x) :], group[:30])
+    assert len(group.unique()) == len(x)
+    # what all images look like makes no copies of them, nor does one brightness
+    alike = x[:1] + 0.01 * torch.randn(200, 1, 8, 8, generator=random())
+    assert predictors.copies(alike) is None
+    flat = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 1, 8, 8)
+    assert predictors.copies(torch.cat([x[:50], flat])) is predictors.copies(flat) is None
+    assert predictors.copies(torch.cat([x[:50], flat, flat[:1]])).unique().numel() == 55
+
+
+def test_a_crowd_of_near_copies_is_no_group():
+    x = load_dataset("digits").x_train[:200]
+    crowd = x[:1] + 0.05 * torch.randn(60, 1, 8, 8, generator=random())
+    assert len(predictors.copies(torch.cat([x, crowd[:12]])).unique()) == 200
+    assert predictors.copies(torch.cat([x, crowd])) is None
+    assert len(predictors.copies(torch.cat([x, crowd, crowd[:3]])).unique()) == 260
 
 
 def test_the_ridge_is_the_one_of_least_error():

@@ -4,6 +4,7 @@ Snakemake starts it with the plan that :mod:`workflow.run` wrote and the target 
 before a GPU has been chosen, and the process that executes a notebook never does.
 """
 
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,15 @@ def _require_key(key: str, job: Mapping[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Make one target of a plan; returns the exit status."""
-    plan_path, target = arguments
-    plan = json.loads(Path(plan_path).read_text(encoding="utf-8"))
+    """Make one target of a plan; returns the exit status.
+
+    Where the disk is full the plan is removed: without it no other job starts.
+    """
+    plan_path, target = Path(arguments[0]), arguments[1]
+    if not plan_path.exists():
+        print("error: not tried, for the disk was full", file=sys.stderr)
+        return 1
+    plan = json.loads(plan_path.read_text(encoding="utf-8"))
     machine = plan["machine"]
     job = next(job for job in plan["jobs"] if job["target"] == target)
     try:
@@ -119,9 +126,12 @@ def main(arguments: list[str]) -> int:
             else:
                 run_stage(job, machine)
     except Exception as error:
-        if not isinstance(error, InputError):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            plan_path.unlink(missing_ok=True)  # no other job needs to try
+        with suppress(OSError):  # the log lies on the same disk
+            if not isinstance(error, InputError):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
 

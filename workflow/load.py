@@ -20,6 +20,7 @@ names before the shared ones.
 import itertools
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,11 +30,14 @@ from typing import Any
 
 import yaml
 
-from tadlib.config import MACHINE, OLD_NAMES, Config, converted, known_param
+from tadlib.config import MACHINE, OLD_NAMES, TABLES, Config, converted, known_param, split
 from tadlib.errors import InputError, known, require, usable
 
 SECTIONS = ("shared", "blocks", "without")
 Block = dict[str, list[Any]]  # name -> values
+# parameters that name files, and after which words
+FILES = {"noise": ["file"], "dataset": ["folder", "table"], "corrections": [""]}
+FILES |= {"posterior_predictors": ["embeddings", "probabilities"]}
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,17 @@ def _block(entries: Any, folder: Path) -> Block:
 
 
 def _value(name: str, value: Any, folder: Path) -> Any:
+    """A value of the type of parameter ``name``; files lie beside the grid, wherever its jobs run."""
     value = converted(name, value)
-    kind, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if (name, kind) in (("noise", "file"), ("dataset", "folder"), ("dataset", "table")) and colon:
-        return f"{kind}:{(folder / usable(path)).resolve()}"  # beside the grid, wherever the jobs run
-    return value
+    if not isinstance(value, str) or name not in FILES:
+        return value
+
+    def beside(text: str) -> str:
+        kind, colon, path = ("", "", text) if name == "corrections" else text.partition(":")
+        is_file = kind in FILES[name] and path and (name != "posterior_predictors" or path.lower().endswith(TABLES))
+        return f"{kind}{colon}{(folder / usable(path)).resolve()}" if is_file else text
+
+    return shlex.join(map(beside, split(value))) if name == "posterior_predictors" else beside(value)
 
 
 def _combinations(block: Block, shared: Block) -> Iterator[dict[str, Any]]:

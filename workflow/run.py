@@ -123,6 +123,8 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
             command += ["--cores", str(at_a_time * options.threads), "--resources", f"gpu={gpus}"]
         _snakemake(command + more, lock.fileno())
         left = to_do(jobs, out)
+        if left and not (folder / "plan.json").exists():  # see workflow.job.main
+            raise OSError(f"no space left for {out}, {counts(jobs, out)}: the same command goes on when there is room")
         table = collect(jobs, out, grid.name)
     print(counts(jobs, out))
     for line in failures(left, out, grid.name):

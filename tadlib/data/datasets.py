@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadlib.checks import require_images, require_labels, require_tensor
+from tadlib.checks import require_device, require_images, require_labels, require_tensor
 from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
 from tadlib.data.images import BATCH, Images
@@ -169,6 +169,7 @@ def load_dataset(
     Raises InputError for an unknown name, missing or damaged files, and sizes that the data set does not have.
     """
     require_known(name)
+    require_device(device)
     if own.is_own(name):
         _require_integer("resolution", resolution, 1, MOST_SIDE, name)
         loaded = own.load(name, resolution=resolution, n_test=n_test, cache=None if cache is None else usable(cache))

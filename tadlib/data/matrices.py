@@ -1,41 +1,54 @@
 """Tables of numbers about images, one row an image: embeddings and predicted probabilities, from arrays and files."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, readable, require
+from tadlib.errors import InputError, readable, require, some
 
+NAMES = ("path", "index")  # columns that say which image a row is of; the first one counts
 ROUNDING = 1e-3  # by which probabilities of a row may miss 1; then they are divided by their sum
 IN_SAMPLE = (
     0.999  # share of labels that are the most probable class, from which probabilities are taken to be in-sample
 )
 
 
-def read_matrix(path: Path | str) -> Tensor:
-    """The table (N, D) float32 of a file .npy, .safetensors (one tensor) or .parquet (its numeric columns, but for
-    ``index``, which orders the rows). InputError where the file is missing, damaged or of another form."""
-    path = readable("table of numbers", path)
+class Rows(NamedTuple):
+    """A table of numbers (M, D) float32, and the images of its rows where it names them: by ``index``, their place in
+    the full training set, by ``path``, or both."""
+
+    values: Tensor
+    names: dict[str, list] = {}
+
+
+def read_matrix(path: Path | str) -> Rows:
+    """The table of a file .npy, .safetensors (one tensor) or .parquet (its numeric columns but for ``index`` and
+    ``path``). InputError where the file is missing, damaged or of another form."""
+    path, names = readable("table of numbers", path), dict[str, list]()
+    suffix = path.suffix.lower()
     expected = f"expected a table of numbers in .npy, .safetensors or .parquet: {path}"
     try:
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             with path.open("rb") as file:
                 found = torch.from_numpy(np.array(np.load(file, allow_pickle=False), dtype=np.float32))
-        elif path.suffix == ".safetensors":
+        elif suffix == ".safetensors":
             from safetensors.torch import load_file
 
             tensors = load_file(path)
-            require(len(tensors) == 1, f"{path} must hold one tensor, got {', '.join(tensors) or 'none'}")
+            require(len(tensors) == 1, f"{path} must hold one tensor, got {some([*tensors]) or 'none'}")
             found = next(iter(tensors.values())).float()
-        elif path.suffix == ".parquet":
+        elif suffix == ".parquet":
             import pandas as pd
 
             table = pd.read_parquet(path)
-            table = table.sort_values("index") if "index" in table.columns else table
-            found = torch.from_numpy(np.array(table.drop(columns="index", errors="ignore"), dtype=np.float32))
+            table = table.reset_index() if table.index.name in NAMES else table
+            names = {name: table.pop(name).tolist() for name in NAMES if name in table}
+            found = torch.from_numpy(np.array(table, dtype=np.float32))
         else:
             raise InputError(expected)
     except InputError:
@@ -43,16 +56,28 @@ def read_matrix(path: Path | str) -> Tensor:
     except Exception as error:  # each reader has its own, and a damaged file may raise any of them
         raise InputError(f"cannot read {path}: {(str(error) or repr(error)).splitlines()[0]}") from error
     require(found.ndim == 2 and found.numel() > 0, f"{path} must hold a table (N, D), got shape {tuple(found.shape)}")
-    return found
+    return Rows(found, names)
 
 
-def rows_of(matrix: Tensor, index_N: Tensor, n_full: int | None, name: str) -> Tensor:
-    """The rows of the images at ``index``: of a table of the full training set, or of just these images."""
-    if n_full is not None and len(matrix) == n_full:
-        return matrix[index_N]
+def rows_of(rows: Rows, index_N: Tensor, n_full: int | None, paths: Sequence[str] | None, name: str) -> Tensor:
+    """The rows of the images at ``index`` (N,), or with ``paths`` (N), in their order: by what the table says of each
+    row; else it is of the full training set, or of just these images. InputError where it is not."""
+    by = next((by for by in NAMES if by in rows.names and (by == "index" or paths is not None)), None)
+    if by is not None:
+        row = {place: i for i, place in enumerate(rows.names[by])}
+        require(len(row) == len(rows.values), f"column {by} of {name} must name each image once")
+        wanted = index_N.tolist() if by == "index" or paths is None else paths
+        absent = [place for place in wanted if place not in row]
+        lacks = f"its column {by} lacks {absent[:1]} and others, {len(absent)} of {len(wanted)}"
+        require(not absent, f"{name} must have a row for every image in use: {lacks}")
+        return rows.values[[row[place] for place in wanted]]
+    require(not rows.names, f"{name} must name images by index: the data set has no paths")
+    n = len(rows.values)
+    if n == n_full:
+        return rows.values[index_N]
     expected = f"{len(index_N)}" + (f" (images used) or {n_full} (full training set)" if n_full else "")
-    require(len(matrix) == len(index_N), f"{name} has {len(matrix)} rows, expected {expected}")
-    return matrix
+    require(n == len(index_N), f"{name} has {n} rows, expected {expected}")
+    return rows.values
 
 
 def require_embeddings(z_ND: Tensor, n: int, name: str) -> Tensor:

@@ -36,7 +36,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from tadlib.errors import InputError, known, readable, readable_files, require
+from tadlib.errors import InputError, known, parsing, readable, readable_files, require, some
 from tadlib.rng import generator
 from tadlib.store import claim_output, load_metadata, load_table, load_tensors, save_tensors
 
@@ -139,7 +139,7 @@ def _folder(path: Path) -> Listing:
     require(bool(names), f"{path} must hold a folder for each class, got none in {splits[0]}")
     if len(splits) == 2:
         more = [name for name in _classes(test) if name not in names]
-        require(not more, f"{test} has classes that {train} lacks: {', '.join(more)}")
+        require(not more, f"{test} has classes that {train} lacks: {some(more)}")
     paths: list[str] = []
     labels: list[int] = []
     n_train, passed_over = 0, Counter[str]()
@@ -192,16 +192,14 @@ def is_hidden(name: str) -> bool:
 def _table(path: Path) -> Listing:
     import pandas as pd
 
-    known("type of table of images", path.suffix, (".csv", ".parquet"))
+    known("type of table of images", path.suffix.lower(), (".csv", ".parquet"))
     readable("table of images", path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         table = load_table(path)
     else:
-        try:  # every value is text: a class may be called NA
-            how = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+        how = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+        with parsing(path, "no table in UTF-8", ValueError):  # every value is text: a class may be called NA
             table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", **how)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged or no table in UTF-8: {error}") from error
     absent = [name for name in ("path", "label") if name not in table.columns]
     require(not absent, f"{path} must have columns path and label, got {[str(name) for name in table.columns]}")
     require(len(table) > 0, f"{path} has no row")
@@ -222,16 +220,15 @@ def _table(path: Path) -> Listing:
         first = seen.setdefault(os.path.normpath(path.parent / name), row)
         require(first == row, f"{path} names {name} twice, in rows {first + 1} and {row + 1}")
     missing = [name for name in texts["path"] if not (path.parent / name).is_file()]
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    require(not missing, f"{path} names files that do not exist: {', '.join(missing[:3])}{more}")
+    require(not missing, f"{path} names files that do not exist: {some(missing, 3)}")
     used = {*texts["label"], *texts.get("true_label", ())}
-    whole = all(name.removeprefix("-").isdecimal() for name in used)
+    whole = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in used)  # Python reads no longer ones
     names = sorted(used, key=lambda name: (int(name) if whole else 0, name))
     number = {name: k for k, name in enumerate(names)}
     labels = tuple(number[name] for name in texts["label"])
     taught = set(labels[:n_train])
     untaught = [name for k, name in enumerate(names) if k not in taught]
-    require(not untaught, f"{path} has no training image with the label {', '.join(map(repr, untaught))}")
+    require(not untaught, f"{path} has no training image with the label {some([*map(repr, untaught)])}")
     true = tuple(number[name] for name in texts["true_label"]) if "true_label" in texts else None
     return Listing(path.parent, tuple(texts["path"]), labels, true, n_train, tuple(names))
 

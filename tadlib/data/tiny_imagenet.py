@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, readable_files, require, required_root
+from tadlib.errors import InputError, readable_files, require, required_root, some
 from tadlib.store import load_metadata, load_tensors, save_tensors
 
 FOLDER = "tiny-imagenet-200"
@@ -95,8 +95,7 @@ def _listing(root: Path | None) -> Listing:
             test.append((images / fields[0], number[fields[1]]))
     require(bool(test), f"{annotations} names no image of the {len(ids)} classes in {train_folder}")
     absent = [str(file) for file, _ in test if not file.is_file()]
-    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-    require(not absent, f"tiny-imagenet: missing {', '.join(absent[:3])}{more}; {GET}")
+    require(not absent, f"tiny-imagenet: missing {some(absent, 3)}; {GET}")
     return Listing(folder, ids, train, test)
 
 

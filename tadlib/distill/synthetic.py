@@ -77,7 +77,7 @@ class Real:
 
     def enough(self, ipc: int) -> None:
         """Raises InputError when a class has fewer than ``ipc`` images of positive weight."""
-        require(ipc >= 1, f"ipc must be at least 1, got {ipc}")
+        require(isinstance(ipc, int) and ipc >= 1, f"ipc must be a whole number, at least 1, got {ipc!r}")
         least = min(range(self.n_classes), key=self.counts.__getitem__)
         require(
             self.counts[least] >= ipc,

@@ -203,6 +203,7 @@ class NetworkSpec:
     def __post_init__(self):
         known("network", self.name, NETWORKS)
         known("norm", self.norm, NORMS)
+        require(self.n_classes >= 1, f"n_classes must be at least 1, got {self.n_classes}")
         require(self.width >= 1, f"width must be at least 1, got {self.width}")
         require(self.depth >= 1, f"depth must be at least 1, got {self.depth}")
         fits = self.norm != "group" or self.name != "convnet" or self.width % 4 == 0

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, known, readable, require
+from tadlib.errors import known, parsing, readable, require, some
 from tadlib.noise.labels import NoisyLabels
 from tadlib.store import load_table
 
@@ -43,7 +43,7 @@ def corrected(
     places = map(str, index_N.tolist()) if by == "index" or paths is None else paths
     images = numbered(f"column {by} must name training images in use", by, places)
     noisy_N, checked_N = labels.noisy_N.clone(), torch.zeros(len(labels.noisy_N), dtype=torch.bool)
-    noisy_N[images] = numbered(f"labels must be among {', '.join(class_names)}", "label", class_names)
+    noisy_N[images] = numbered(f"labels must be among {some(class_names)}", "label", class_names)
     checked_N[images] = True
     return replace(labels, noisy_N=noisy_N, checked_N=checked_N)
 
@@ -55,15 +55,13 @@ def read_corrections(file: Path | str) -> pd.DataFrame:
     left out. InputError where the file cannot be read or has no such column.
     """
     path = Path(file)
-    known("type of file of corrections", path.suffix, (".csv", ".parquet"))
+    known("type of file of corrections", path.suffix.lower(), (".csv", ".parquet"))
     path = readable("corrections", path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         table = load_table(path).astype(object).fillna("").astype(str)
     else:
-        try:
+        with parsing(path, "no table", ValueError):
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
-        except (OSError, ValueError) as error:
-            raise InputError(f"corrections {path} cannot be read: {error}") from error
     column = CHECKED if CHECKED in table else "label"
     require(column in table, f"{path} must have a column {CHECKED} or label with names of classes, got {list(table)}")
     table = table[[*(place for place in PLACES if place in table), column]].rename(columns={column: "label"})

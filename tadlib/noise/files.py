@@ -7,8 +7,7 @@ import csv
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from tadlib.checks import require_labels
 from tadlib.data.class_maps import superclass_of
-from tadlib.errors import InputError, known, readable, require, required_root, some
+from tadlib.errors import InputError, known, parsing, readable, require, required_root, some
 from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
 from tadlib.store import HEADER, load_table
 
@@ -163,9 +162,10 @@ def list_checksum(path: Path | str) -> str:
 
 def read_list(path: Path) -> Listed:
     """The labels in a file (see :func:`listed`), which is never unpickled; InputError where it holds something else."""
-    known("type of file of labels", path.suffix, READERS)
+    suffix = path.suffix.lower()
+    known("type of file of labels", suffix, READERS)
     path = readable("file of labels", path)
-    return READERS[path.suffix](path)
+    return READERS[suffix](path)
 
 
 def _rows(path: Path, found: Listed, request: Request) -> Tensor:
@@ -218,20 +218,10 @@ def _warn_of_chance(path: Path, true_N: Tensor, noisy_N: Tensor, n_classes: int)
         )
 
 
-@contextmanager
-def _reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn the ``errors`` that a parser raises into an InputError that names the file and what was expected."""
-    damage: tuple[type[Exception], ...] = (OSError, *errors)
-    try:
-        yield
-    except damage as error:
-        raise InputError(f"{path} is damaged or no {expected}: {error}") from error
-
-
 def _read_safetensors(path: Path) -> Listed:
     # numpy has no bfloat16, and older versions no float8: TypeError, AttributeError
     with (
-        _reading(path, "file of a tensor of integers", SafetensorError, TypeError, AttributeError, KeyError),
+        parsing(path, "no file of a tensor of integers", SafetensorError, TypeError, AttributeError, KeyError),
         safe_open(path, framework="np") as file,
     ):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -239,19 +229,19 @@ def _read_safetensors(path: Path) -> Listed:
     if ours:
         labels = NoisyLabels.load(path)
         return Listed(labels.noisy_N, labels.true_N)
-    require(len(tensors) == 1, f"{path} must hold one tensor of labels, got {len(tensors)}: {', '.join(tensors)}")
+    require(len(tensors) == 1, f"{path} must hold one tensor of labels, got {len(tensors)}: {some([*tensors])}")
     return Listed(_integers(path, *tensors.values()))
 
 
 def _read_npy(path: Path) -> Listed:
-    with _reading(path, "array of integers", Exception), path.open("rb") as file:  # a damaged header raises anything
+    with parsing(path, "no array of integers", Exception), path.open("rb") as file:  # a damaged header raises anything
         values = np.lib.format.read_array(file, allow_pickle=False)
     return Listed(_integers(path, values))
 
 
 def _read_csv(path: Path) -> Listed:
     """A CSV file; it may lack a line of names. Errors name the line of a value that is missing or no integer."""
-    with _reading(path, "table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
+    with parsing(path, "no table", ValueError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
     for end in (0, -1):
@@ -289,7 +279,9 @@ def _read_parquet(path: Path) -> Listed:
     def integers(name: Any) -> Tensor:
         return _integers(path, table[name].to_numpy(), name)
 
-    return _from_table(path, list(table.columns), integers, lambda name: table[name].astype(str).tolist())
+    return _from_table(
+        path, list(table.columns), integers, lambda name: table[name].astype(object).fillna("").astype(str).tolist()
+    )
 
 
 def _from_table(
@@ -300,7 +292,7 @@ def _from_table(
     by_name = {str(name).strip().lower(): name for name in names}
     others = [name for name in by_name if name not in (INDEX, PATH)]
     fits = (COLUMN in others or len(others) == 1) and len(by_name) == len(names)
-    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names)}")
+    require(fits, f"{path} must have one column of labels or one named {COLUMN}, got {some(names) or 'none'}")
     noisy_M = integers(by_name[COLUMN if COLUMN in others else others[0]])
     paths, index_M = texts(by_name[PATH]) if PATH in by_name else None, None
     order_M = torch.arange(len(noisy_M)) if paths is None else torch.tensor(np.argsort(paths, kind="stable"))

@@ -83,7 +83,7 @@ def check(kind: str, rate: float, dataset: str) -> None:
 
 def _parsed(kind: str, rate: float | None, dataset: str | None) -> tuple[str, str]:
     """Name and variant of a noise; InputError for what does not exist, a rate out of range and a wrong data set."""
-    name, _, variant = kind.partition(":")
+    name, _, variant = str(kind).partition(":")
     known("noise", name, NOISE_MODELS)
     require(kind == name or name in WITH_VARIANT, f"noise {name} has no variants, got {kind!r}")
     require_rate(0 if rate is None and name in FIXED_RATE else rate)

@@ -337,6 +337,8 @@ def refine(
     ``on_epoch`` is called with the state after each (progress, checkpoints); ``resume`` is what :func:`checkpoint` gave
     then, from which the run ends with the same bits as without interruption.
     """
+    made = hasattr(method, "init") and not isinstance(method, type)
+    require(made, f"a trust method must be made first, as in Tad(), got {method!r}")
     state = method.init(problem)
     if resume is not None:
         state = restored(state, *resume, problem.x.device)

@@ -63,7 +63,13 @@ class NoiseRate:
     @property
     def uncertain(self) -> bool:
         """Whether the data cannot tell few wrong labels from many."""
-        return self.high - self.low > 0.3
+        return self.high - self.low > 0.25
+
+    @property
+    def doubt(self) -> str:
+        """What to say where it is ``uncertain``."""
+        interval = f"{self.estimate:.0%} by estimate, {self.low:.0%} to {self.high:.0%} are as likely"
+        return f"the data cannot tell how many labels are wrong: {interval}"
 
 
 def noise_rate(trust_N: Tensor, trust_2N: tuple[Tensor, Tensor], range_: tuple[float, float]) -> NoiseRate:

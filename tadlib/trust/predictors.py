@@ -32,7 +32,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, conv2d, unfold
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, normalize, unfold
 
 from tadlib.data.images import averaged
 from tadlib.errors import require
@@ -48,6 +48,11 @@ SAMPLES_A_FILTER = 4  # of few samples fewer filters are made: D stays of the or
 RIDGE = (0.1, 0.3, 1.0)  # λ / N to choose from, for features of unit variance
 PROBED = 8  # λ is chosen on every eighth sample
 BATCH = 32  # images whose responses are held at a time: they stay in the processor's cache
+# Near copies
+NEAR = 0.99  # correlation; no two images of digits or of 10,000 of CIFAR-10 have as much
+SIDE = 16  # pixels to which images are averaged
+DIRECTIONS, NEIGHBOURS = 24, 9  # in which, and among how many, each itself included, they are looked for
+CROWD = 10
 # LDA
 DELTA = 0.1  # δ, in units of the mean variance of r
 EPSILON = 0.06  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
@@ -122,7 +127,8 @@ def leave_one_out(
 ) -> Tensor:
     """r (N, K): ridge regression of ``y`` on ``z`` over the samples in ``use_N`` (bool), each predicted without itself.
 
-    Copies of an image, samples of the same ``group`` (N,), are left out together: a copy's label would tell the own.
+    Copies of an image, samples of the same ``group`` (N,), are left out together, e_G = (I − H_GG)⁻¹ (ỹ − ŷ)_G: a
+    copy's label would tell the own. (λ is chosen as if their rows of Z were equal.)
 
     Samples not in use are predicted from all that are. λ is the one of a grid, N times ``ridge``, with the least
     squared error of the predictions r on every :data:`PROBED`-th sample in use (Allen's PRESS of a part).
@@ -156,7 +162,18 @@ def leave_one_out(
             break
         best, least = (factor_DD, predicted_NK), error
     factor_DD, r_NK = best
-    r_NK[use_N] = without_itself(factor_DD, r_NK[use_N], slice(None))
+    error_nK = y_nK - r_NK[use_N]
+    r_nK = without_itself(factor_DD, r_NK[use_N], slice(None))
+    order_n = group_n.argsort(stable=True)
+    for m in size_G.unique().tolist():
+        if 1 < m <= n // 2:  # of more copies the rest says too little
+            of_gm = order_n[size_G[group_n[order_n]] == m].view(-1, m)
+            v_gmD = torch.linalg.solve_triangular(factor_DD, used_nD[of_gm.flatten()].T, upper=False).T.unflatten(
+                0, of_gm.shape
+            )
+            kept_gmm = torch.eye(m).to(v_gmD) - v_gmD @ v_gmD.mT - 1 / n
+            r_nK[of_gm] = y_nK[of_gm] - torch.linalg.solve(kept_gmm, error_nK[of_gm])
+    r_NK[use_N] = r_nK
     return r_NK
 
 
@@ -252,9 +269,50 @@ def lda_statistics(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None)
     return LdaStatistics(b_NK.float(), m_KK @ m_KK.T, share_K, noisy_N)
 
 
-def copies(x_NCHW: Tensor) -> Tensor | None:
-    """Group (N,) of every image, where images with the same pixels share one; None where all images differ."""
+def copies(x_NCHW: Tensor, near: bool = True) -> Tensor | None:
+    """Group (N,) of every image: copies, and ``near`` copies (:func:`near_copies`), share one; None where all images
+    differ.
+
+    A crowd of near copies, more than one in :data:`CROWD` of all images, shows what the images have in common: in it
+    only those with the same pixels share a group. Rows of numbers (N, D) do so only where they are equal.
+    """
+    from scipy.sparse import coo_array  # here: it takes a moment to import
+    from scipy.sparse.csgraph import connected_components
+
     places: dict[bytes, int] = {}
-    digests = (hashlib.sha256(x_CHW.numpy()).digest() for x_BCHW in x_NCHW.split(BATCH) for x_CHW in x_BCHW.cpu())
-    groups = [places.setdefault(digest, len(places)) for digest in digests]
-    return torch.tensor(groups, device=x_NCHW.device) if len(places) < len(groups) else None
+    rows = (row for rows in x_NCHW.split(BATCH) for row in rows.cpu().contiguous())
+    first_N = torch.tensor([places.setdefault(hashlib.sha256(row.numpy()).digest(), i) for i, row in enumerate(rows)])
+    n, pairs = len(first_N), torch.stack([torch.arange(len(first_N)), first_N])
+    if near and len(x_NCHW.shape) == 4:
+        pairs = torch.cat([pairs, near_copies(x_NCHW, first_N.unique())], 1)
+    graph = coo_array((torch.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(n, n))
+    group_N = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+    group_N = torch.where(torch.bincount(group_N)[group_N] > max(n // CROWD, CROWD), n + first_N, group_N)
+    return group_N.to(x_NCHW.device) if len(group_N.unique()) < n else None
+
+
+def near_copies(x_NCHW: Tensor, of_M: Tensor) -> Tensor:
+    """Pairs (2, P) among the images ``of`` (M,) whose pixels correlate by more than :data:`NEAR`, apart from what all
+    images have in common: those of one picture that was compressed, resized or brightened (our choice).
+
+    Compared are each image and the nearest ones along the directions in which images differ most; those of one
+    brightness are left out.
+    """
+    from scipy.spatial import cKDTree
+
+    height, width = (min(SIDE, side) for side in x_NCHW.shape[2:])
+    z_MD = averaged(x_NCHW, (height, width)).flatten(1).cpu()[of_M]
+    z_MD = z_MD - z_MD.mean(1, keepdim=True)
+    of_M, z_MD = (t[z_MD.norm(dim=1) > 1e-3] for t in (of_M, z_MD))
+    if len(of_M) < 2:
+        return torch.empty(2, 0, dtype=torch.long)
+    z_MD = normalize(z_MD)
+    z_MD = normalize(z_MD - z_MD.mean(0))
+    most = torch.linalg.eigh(z_MD.T @ z_MD)[1][:, -DIRECTIONS:]
+    places = (z_MD @ most).numpy()
+    radius = (2 - 2 * NEAR) ** 0.5
+    near_ME = torch.from_numpy(cKDTree(places).query(places, NEIGHBOURS, distance_upper_bound=radius)[1])
+    a_P, e_P = (near_ME < len(of_M)).nonzero().T
+    b_P = near_ME[a_P, e_P]
+    near_P = (z_MD[a_P] * z_MD[b_P]).sum(1) > NEAR
+    return of_M[torch.stack([a_P, b_P])[:, near_P]]
