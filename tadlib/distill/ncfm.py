@@ -9,8 +9,8 @@ alike. With A the modulus of Φ:
     Φ(t) = Σ w exp(j tᵀf) / Σ w
     L = 300 · mean_t √( ½ (A_r − A_s)² + (A_r A_s − Re Φ_r Re Φ_s − Im Φ_r Im Φ_s) )
 
-The first term compares amplitudes, the second phases; it is kept ≥ 1e-12. The released configurations draw t at random
-as well; the network that can learn to draw it, ψ, is left out. Images move by AdamW.
+The first term compares amplitudes, the second phases; it is kept ≥ 1e-12. The code's main configurations draw t at
+random as well (``sampling_net: False``); the network that can learn to draw it, ψ, is left out. Images move by AdamW.
 """
 
 from functools import partial
