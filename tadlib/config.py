@@ -452,6 +452,15 @@ class NcfmConfig(DanceConfig, iterations=20000, lr_img=0.004, momentum=0.9, batc
     """Random frequencies t at which the characteristic functions are compared, drawn anew for each class."""
     weight_decay: float = setting(5e-4, least=0)
     """Weight decay of the images."""
+    sampling: bool = False
+    """Draw frequencies by ψ, a network that learns to tell real from synthetic features; otherwise from N(0, I)."""
+    lr_sampling: float = setting(0.001, above=0)
+    """Learning rate of ψ."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        enough = not self.sampling or self.frequencies >= 2
+        require(enough, f"frequencies must be at least 2 where ψ samples them (sampling), got {self.frequencies}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tadlib.experts import InMemory
 from tadlib.matching import match
 from tadlib.nn import augment
 from tadlib.nn.crops import decode, mosaic
+from tadlib.state import checkpoint
 
 F64 = torch.float64
 
@@ -276,3 +277,63 @@ def test_calibration_makes_images_likelier_under_final_networks(problem):
         return sum(F.cross_entropy(NET(problem[3].read(e, 3), synthetic.x), synthetic.y) for e in range(2)).item()
 
     assert cross_entropy(10.0) < cross_entropy(0.0) - 0.02
+
+
+# ψ, which samples frequencies
+
+
+def psi_by_modules(psi_P, d):
+    """The same network as torch's modules, which hold parameters in the order of the flat vector."""
+    parts = []
+    for last in (False, False, True):
+        parts += [torch.nn.Linear(d, d), torch.nn.BatchNorm1d(d), torch.nn.Tanh() if last else torch.nn.LeakyReLU(0.2)]
+    net = torch.nn.Sequential(*parts).double()
+    torch.nn.utils.vector_to_parameters(psi_P, net.parameters())
+    return net
+
+
+def test_psi_ascends_the_distance_that_images_descend(problem):
+    config = NcfmConfig(**MATCHING, frequencies=7, sampling=True, lr_sampling=0.05, calibration=0.0, lr_img=0.01)
+    small = problem64(problem, config)
+    state = ncfm.start(small)
+    random, x = torch.Generator(), state.x.clone()
+    random.set_state(state.generator.get_state())
+    assert state.psi.shape == (2, 3 * (16**2 + 3 * 16))
+    net = psi_by_modules(state.psi[0], 16)
+    rule = torch.optim.SGD(net.parameters(), 0.05, momentum=0.5, maximize=True)
+    for i in range(2):
+        before = state.x.clone()
+        ncfm.advance(small, state)
+        expert = int(torch.randint(2**31, (), generator=random)) % 2
+        theta = small.experts.read(expert, 3).lerp(
+            small.experts.read(expert, 0), torch.rand((), generator=random, dtype=F64)
+        )
+        total = 0.0
+        for k in range(K):
+            index = small.real.draw(k, 5, random)
+            draws = augment.draw(config.augmentation, 1, random)
+            real = NET.features(theta, augment.apply(draws, small.real.x[index]))
+            seen = NET.features(
+                theta, augment.apply(draws, enlarged_by_loop(before, 2)[k * 4 * IPC : (k + 1) * 4 * IPC])
+            )
+            t = net(torch.randn(7, 16, generator=random, dtype=F64))
+            total = total + ncfm_by_loop(real, small.real.weight[index], seen, t)
+        assert state.rows[i]["loss"] == pytest.approx(total.item(), rel=1e-10)
+        rule.zero_grad()
+        total.backward()
+        rule.step()
+        found = torch.nn.utils.parameters_to_vector(net.parameters())
+        torch.testing.assert_close(state.psi[0], found.detach(), rtol=1e-10, atol=1e-12)
+    assert not torch.equal(state.x, x)
+
+
+def test_with_psi_a_resumed_run_ends_with_the_same_bits_and_one_frequency_is_refused(problem):
+    config, kept = replace(CONFIGS["ncfm"], sampling=True), []
+    whole, rows = run(problem, "ncfm", config, on_iteration=lambda state: kept.append(checkpoint(state)))
+    resumed, again = run(problem, "ncfm", config, resume=kept[1])
+    assert torch.equal(resumed.x, whole.x)
+    assert rows == again
+    plain, _ = run(problem, "ncfm")
+    assert not torch.equal(plain.x, whole.x)
+    with pytest.raises(InputError, match="frequencies must be at least 2 where ψ samples them .*, got 1"):
+        NcfmConfig(sampling=True, frequencies=1)

@@ -90,6 +90,17 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_starts(folder, tmp_
         pipeline.dataset(config(folder, tmp_path / "out", zca=True))
 
 
+def test_a_network_that_is_too_shallow_for_large_images_is_refused_before_it_starts(folder, tmp_path):
+    large = {"resolution": 224, "width": 128}
+    message = (
+        r"^depth must leave at most 16384 features of a 224x224 image .*, got depth 4, which leaves 25088 at width 128"
+    )
+    with pytest.raises(InputError, match=message):
+        pipeline.run(config(folder, tmp_path / "out", **large, depth=4))
+    assert not list((tmp_path / "out").glob("*/*/manifest.json"))
+    pipeline.check(config(folder, tmp_path / "out", **large, depth=5))
+
+
 def test_no_stage_makes_more_than_a_batch_of_floats_of_images_held_as_bytes(tmp_path, monkeypatch):
     made, normalised = [], Images._normalised
     monkeypatch.setattr(Images, "_normalised", lambda x, part: made.append(len(part)) or normalised(x, part))

@@ -60,6 +60,7 @@ NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "batch": lambda shape: BatchNorm(shape[0]),
 }
 IMAGENET_SIDE = 128  # pixels from which on a ResNet starts as for ImageNet
+MOST_FEATURES = 16384  # of a ConvNet: of all images they are held at once, and TAD's covariance is their square
 
 
 class Stack:
@@ -108,6 +109,9 @@ def convnet(spec: "NetworkSpec") -> Classifier:
     height, width = spec.image_shape[1:]
     left = f"depth must leave at least one pixel of a {height}x{width} image"
     require(min(height, width) >= 2**spec.depth, f"{left}, got depth {spec.depth}")
+    features = spec.width * (height >> spec.depth) * (width >> spec.depth)
+    left = f"depth must leave at most {MOST_FEATURES} features of a {height}x{width} image (a block leaves a quarter)"
+    require(features <= MOST_FEATURES, f"{left}, got depth {spec.depth}, which leaves {features} at width {spec.width}")
     stack = Stack(spec)
     for _ in range(spec.depth):
         stack.conv(spec.width)
