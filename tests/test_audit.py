@@ -37,7 +37,6 @@ def findings(**changed) -> audit.Findings:
         trust=q.gather(1, noisy[:, None])[:, 0],
         flagged=torch.tensor([False, True, False, True, False]),
         q=q,
-        transition=torch.tensor([[0.8, 0.2, 0], [0.1, 0.9, 0], [0.3, 0, 0.7]], dtype=torch.float64),
         noise_rate=(0.4, 0.2, 0.6),
         checked=torch.zeros(5, dtype=torch.bool),
     )
@@ -157,7 +156,8 @@ def test_confusions_and_classes_are_expected_numbers():
     expected = sum(q[0] for q, k in zip(f.q.tolist(), f.noisy.tolist()) if k == 1)
     assert (first["true"], first["noisy"]) == (NASTY[0], NASTY[1])
     assert first["expected"] == pytest.approx(expected)
-    assert first["rate"] == pytest.approx(0.2)
+    assert first["share"] == pytest.approx(expected / f.q[:, 0].sum().item())
+    assert audit.shares(f).sum(1).tolist() == pytest.approx([1, 1, 1])
     row = audit.per_class(f)[1]
     assert row["count"] == 20
     assert row["flagged"] == 10
