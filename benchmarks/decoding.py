@@ -5,20 +5,20 @@
 Images of 500 x 400 pixels, smooth gradients with some noise, are written as JPEG files; from the :data:`DISTINCT`-th on
 they are further links to the first ones. ``torchvision`` reads and decodes the first :data:`TIMED` at full size with
 ``decode_jpeg`` in as many threads and keeps none; tadlib also takes their checksums, turns them upright, resizes them,
-and holds them all. ``speed`` is the ratio of images a second, each side the best of three runs in turn. ``memory`` is
-the peak while the data set is loaded, all files of it, over what was held before, relative to the tensors that are
-left: normalised images of both splits.
+and holds them all. ``speed`` is the ratio of images a second, each side the best of three runs in turn, and
+``cpu_speed`` that of images a second of processor time, which other processes disturb less. ``memory`` is the peak
+while the data set is loaded, all files of it, over what was held before, relative to the tensors that are left:
+normalised images of both splits.
 """
 
 import os
 import resource
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from common import give_back_memory, in_own_process, parser
+from common import clock, give_back_memory, in_own_process, parser
 
 REPEATS = 3
 CLASSES = 10
@@ -62,13 +62,13 @@ def speed(folder: str, side: int, workers: int) -> dict[str, float]:
             for _ in pool.map(lambda file: decode_jpeg(read_file(file), ImageReadMode.RGB).shape, files):
                 pass
 
-    works, best = {"torchvision": plain, "tadlib": lambda: own.decoded(files, side, True)}, {}
+    works = {"torchvision": plain, "tadlib": lambda: own.decoded(files, side, True)}
+    best: dict[str, float] = {}
     for _ in range(REPEATS):
         for name, work in works.items():
-            began = time.perf_counter()
-            work()
-            rate = len(files) / (time.perf_counter() - began)
-            best[name] = max(best.get(name, 0.0), rate)
+            for column, seconds in clock(work).items():
+                key = name if column == "seconds" else f"{name}_cpu"
+                best[key] = max(best.get(key, 0.0), len(files) / seconds)
     return best
 
 
@@ -115,19 +115,18 @@ def main() -> None:
             rate, peak = (in_own_process({"what": what, **of}) for what in ("speed", "memory"))
             assert rate is not None
             assert peak is not None
-            row = {"images": args.images, "side": side, "workers": args.workers, **rate, **peak}
+            row = {"images": args.images, "side": side, "threads": args.workers, **rate, **peak}
             row |= {"speed": rate["tadlib"] / rate["torchvision"], "memory": peak["peak_bytes"] / peak["tensor_bytes"]}
-            rows.append(row)
-    machine = hardware()
-    about = {"hardware": machine["cpu"], "cores": machine["cores"], **versions()}
-    table = pd.DataFrame(rows).assign(**about)
+            rows.append(row | {"cpu_speed": rate["tadlib_cpu"] / rate["torchvision_cpu"]})
+    machine, of = hardware(), versions()
+    about = {"hardware": machine["cpu"], "cores": machine["cores"]}
+    table = pd.DataFrame(rows).assign(**about, torch_version=of["torch"], tadlib_version=of["tadlib"])
     if (path := args.out / "decoding.parquet").exists():  # of other sides and numbers of images
         old = pd.concat([load_table(path), table], ignore_index=True)
-        table = old.drop_duplicates(["images", "side", "workers"], keep="last")
+        table = old.drop_duplicates(["images", "side", "threads"], keep="last")
     save_table(path, table)
-    print(
-        table[["images", "side", "workers", "torchvision", "tadlib", "speed", "memory"]].round(2).to_string(index=False)
-    )
+    shown = ["images", "side", "threads", "torchvision", "tadlib", "speed", "cpu_speed", "memory"]
+    print(table[shown].round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

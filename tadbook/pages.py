@@ -372,7 +372,7 @@ def _benchmarks_fragment(folder: Path) -> str:
             NOTES.get(name, f"{title}: what was measured."),
         )
         again = f"```console\n$ python benchmarks/{name}.py\n```"
-        parts.append(f"## {title}\n\n{figure}\n\n{shown}\n\n{_machine(rows)}\n\n{again}")
+        parts.append(f"## {title}\n\n{figure}\n\n{shown}\n\n{machine(rows)}\n\n{again}")
     return "\n\n".join(parts) or NONE_YET
 
 
@@ -480,7 +480,7 @@ def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
     chapters = read_chapters(results_dir)
     if len(chapters):
         caption = "What the chapters of this book take as they stand, each from nothing."
-        parts += [captioned(chapter_costs(chapters), "chapters", caption), _machine(chapters)]
+        parts += [captioned(chapter_costs(chapters), "chapters", caption), machine(chapters)]
     return "\n\n".join(parts) or NONE_YET
 
 
@@ -504,7 +504,7 @@ def _commands(results: pd.DataFrame) -> Iterable[str]:
         )
 
 
-def _machine(rows: pd.DataFrame) -> str:
+def machine(rows: pd.DataFrame) -> str:
     """One sentence: hardware, threads and versions of the rows of a benchmark."""
 
     def values(column: str) -> str:

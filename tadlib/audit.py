@@ -48,7 +48,7 @@ GROUPS = 40  # most groups of duplicates in the report
 IN_GROUP = 6  # most images of a group
 FULL_SHADE = 0.1  # at least, of the errors of a class: the darkest cells of the matrix
 MATRIX = 20  # most classes of which the whole matrix is shown
-PAIRS = 20  # most pairs of classes in the list of confusions
+PAIRS = 10  # most pairs of classes in the list of confusions
 THUMBNAIL = 160  # pixels, of images read from files
 FILTERS = 64  # of the features in which trusted examples are the nearest
 RESOLUTION = 32  # pixels, of images that are larger
@@ -75,8 +75,6 @@ class Findings:
     """(N,) bool, labels judged wrong."""
     q: Tensor
     """(N, K) float64, probability of each class being the true one."""
-    transition: Tensor
-    """(K, K) float64, p(noisy label | true class), row = true class."""
     noise_rate: tuple[float, float, float]
     """Fraction of labels that are wrong: estimate and interval."""
     checked: Tensor
@@ -89,7 +87,6 @@ class Findings:
         assert refined.posterior is not None
         assert refined.flagged is not None
         assert refined.noise_rate is not None
-        assert refined.transition is not None
         return Findings(
             class_names=data.class_names,
             places=places_of(data),
@@ -97,7 +94,6 @@ class Findings:
             trust=refined.trust.double(),
             flagged=refined.flagged & ~checked_N,
             q=refined.posterior.double(),
-            transition=refined.transition.double(),
             noise_rate=tuple(refined.noise_rate.tolist()),  # type: ignore[arg-type]
             checked=checked_N,
         )
@@ -112,6 +108,16 @@ class Findings:
     def probability(self) -> Tensor:
         """(N,) of the suggested class."""
         return self.q.gather(1, self.suggested[:, None])[:, 0]
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """(K, K) expected number of images of each true class (row) that carry each label.
+
+        Where the posterior counts the transition matrix for less than one, as on people's errors, these numbers agree
+        with the probabilities of the images and the matrix does not.
+        """
+        of_label_KK = self.q.new_zeros(len(self.class_names), len(self.class_names))
+        return of_label_KK.index_add(0, self.noisy, self.q).T
 
     @cached_property
     def order(self) -> Tensor:
@@ -299,19 +305,21 @@ def percent(fraction: float | None) -> str:
     return text.replace(" ", "\xa0")  # no line breaks within
 
 
+def shares(findings: Findings) -> Tensor:
+    """(K, K) expected share of the images of each true class (row) that carry each label."""
+    return findings.expected / findings.expected.sum(1, keepdim=True).clamp_min(1e-12)
+
+
 def confusions(findings: Findings) -> list[dict[str, Any]]:
     """Pairs of true class and noisy label by the expected number of such labels, the largest first."""
-    f = findings
-    expected_KK = torch.zeros_like(f.transition).index_add_(0, f.noisy, f.q).T.clone()  # [true, noisy]
-    expected_KK.fill_diagonal_(0)
-    k = len(f.class_names)
+    names, share_KK = findings.class_names, shares(findings)
+    errors_KK = findings.expected.clone().fill_diagonal_(0)
     pairs = []
-    for place in expected_KK.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
-        true, noisy = divmod(place, k)
-        if expected_KK[true, noisy] >= 0.5:
-            rate = f.transition[true, noisy].item()
-            pair = {"true": f.class_names[true], "noisy": f.class_names[noisy]}
-            pairs.append(pair | {"expected": expected_KK[true, noisy].item(), "rate": rate})
+    for place in errors_KK.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
+        true, noisy = divmod(place, len(names))
+        if errors_KK[true, noisy] >= 0.5:
+            pair = {"true": names[true], "noisy": names[noisy]}
+            pairs.append(pair | {"expected": errors_KK[true, noisy].item(), "share": share_KK[true, noisy].item()})
     return pairs
 
 
@@ -357,12 +365,16 @@ def render(findings: Findings, **about: Any) -> str:
     environment = jinja2.Environment(autoescape=True, **options)
     environment.filters["percent"] = percent
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    errors_KK = findings.transition.clone().fill_diagonal_(0)
+    share_KK = shares(findings)
+    errors_KK = share_KK.clone().fill_diagonal_(0)
     shade_KK = errors_KK / max(errors_KK.max().item(), FULL_SHADE)
+    config = about["config"]
     return template.render(
         f=findings,
         n=len(findings.places),
-        matrix=findings.transition.tolist() if len(findings.class_names) <= MATRIX else None,
+        name=Path(config.dataset.partition(":")[2]).name or config.dataset,
+        flagged_above=1 / (1 + config.posterior.cost),
+        matrix=share_KK.tolist() if len(findings.class_names) <= MATRIX else None,
         shades=shade_KK.tolist(),
         confusions=confusions(findings),
         classes=per_class(findings),
@@ -415,7 +427,7 @@ def audit(config: Config) -> dict[str, Any]:
         findings,
         config=config,
         by=by,
-        shape="{} × {}".format(*data.image_shape[1:]),
+        shape="{}\xa0×\xa0{}".format(*data.image_shape[1:]),
         suspects=suspects,
         groups=groups[:GROUPS],
         n_groups=len(groups),

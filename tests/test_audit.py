@@ -37,7 +37,6 @@ def findings(**changed) -> audit.Findings:
         trust=q.gather(1, noisy[:, None])[:, 0],
         flagged=torch.tensor([False, True, False, True, False]),
         q=q,
-        transition=torch.tensor([[0.8, 0.2, 0], [0.1, 0.9, 0], [0.3, 0, 0.7]], dtype=torch.float64),
         noise_rate=(0.4, 0.2, 0.6),
         checked=torch.zeros(5, dtype=torch.bool),
     )
@@ -157,7 +156,8 @@ def test_confusions_and_classes_are_expected_numbers():
     expected = sum(q[0] for q, k in zip(f.q.tolist(), f.noisy.tolist()) if k == 1)
     assert (first["true"], first["noisy"]) == (NASTY[0], NASTY[1])
     assert first["expected"] == pytest.approx(expected)
-    assert first["rate"] == pytest.approx(0.2)
+    assert first["share"] == pytest.approx(expected / f.q[:, 0].sum().item())
+    assert audit.shares(f).sum(1).tolist() == pytest.approx([1, 1, 1])
     row = audit.per_class(f)[1]
     assert row["count"] == 20
     assert row["flagged"] == 10
@@ -347,8 +347,12 @@ def test_corrections_are_read_from_tables(tmp_path, suffix, columns, checked):
     got = corrected(LABELS, file, **WHERE)
     assert {int(i): int(got.noisy_N[i]) for i in got.checked_N.nonzero()[:, 0]} == checked
     assert torch.equal(got.noisy_N[~got.checked_N], LABELS.noisy_N[~got.checked_N])
+    assert torch.equal(got.given_N, LABELS.noisy_N)
     got.save(tmp_path / "labels.safetensors")
-    assert torch.equal(NoisyLabels.load(tmp_path / "labels.safetensors").checked_N, got.checked_N)
+    again = NoisyLabels.load(tmp_path / "labels.safetensors")
+    assert torch.equal(again.checked_N, got.checked_N)
+    assert torch.equal(again.given_N, got.given_N)
+    assert again.checksum == got.checksum
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,23 @@ def test_images_that_were_looked_at_are_cleaned_and_no_others(numerals, tmp_path
     assert len(benchmark.pipeline.dataset(reviewed).y_test) == 12
 
 
+def test_as_many_files_as_asked_for_lie_in_the_wrong_subfolder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = script("benchmarks/audited_folder.py")
+    images = tmp_path / "train"
+    for label in "abc":
+        (images / label / "images").mkdir(parents=True)
+        for i in range(10):
+            (images / label / "images" / f"{label}_{i}.JPEG").write_text(label)
+    wrong = benchmark.lay_out(images, tmp_path / "files", 2, 0.3, seed=1)
+    assert len(wrong) == 20  # of two classes
+    assert sum(wrong.values()) == 6
+    for path, is_wrong in wrong.items():
+        assert ((tmp_path / "files" / path).read_text() != Path(path).parent.name) == is_wrong
+    assert benchmark.lay_out(images, tmp_path / "files", 2, 0.3, seed=1) == wrong
+    assert benchmark.lay_out(images, tmp_path / "files", 2, 0.3, seed=2) != wrong
+
+
 def test_the_book_shows_the_rows(tmp_path):
     common = {"preset": "lite", "device": "cpu", "hardware": "a", "torch_version": "2", "tadlib_version": "0"}
     common |= {"commit": "0" * 40, "n_networks": None, "images_left": 9}
@@ -67,10 +84,38 @@ def test_the_book_shows_the_rows(tmp_path):
     ]
     table = pd.DataFrame(rows)
     assert accuracy_table(table)["labels"].tolist() == ["vanilla", "without the reviewed errors"]
-    assert review_table(table)["errors left: random"].tolist() == ["300 ± 0"]
+    assert review_table(table).values.tolist() == [[400, "random", "300 ± 0", "80.0 ± 0.0"]]
     save_table(tmp_path / "own_images.parquet", table)
     text = tadbook.write_own_images(tmp_path, tmp_path / "generated").read_text()
     assert "tab-own-accuracy" in text
     assert "Of the 372 wrong labels" in text
     assert (tmp_path / "generated" / "own_images.png").exists()
+    assert "Right: test accuracy" in text
+    assert "No results yet" in (tmp_path / "generated" / "decoding.md").read_text()
     assert "No results yet" in tadbook.write_own_images(tmp_path / "none", tmp_path / "generated").read_text()
+
+
+@pytest.mark.parametrize("parts", [("review",), ("review", "curve"), ("network",), ("distilled", "curve", "review")])
+def test_parts_that_are_missing_are_left_out(tmp_path, parts):
+    common = {"preset": "lite", "device": "cpu", "hardware": "a", "torch_version": "2", "tadlib_version": "0"}
+    common |= {"commit": "0" * 40, "n_networks": None, "seed": 1, "errors_left": 300.0, "accuracy": 0.8}
+    rows = [common | {"part": part, "labels": "random", "looked": 400 * ("n" not in part)} for part in parts]
+    save_table(tmp_path / "own_images.parquet", pd.DataFrame(rows))
+    text = tadbook.write_own_images(tmp_path, tmp_path / "generated").read_text()
+    assert ("tab-own-accuracy" in text) == bool({"network", "distilled"} & set(parts))
+    assert ("tab-own-review" in text) == ("curve" in parts)
+    assert (tmp_path / "generated" / "own_images.png").exists() == ("fig-own-errors" in text) == ("review" in parts)
+
+
+def test_the_book_shows_a_second_folder_and_how_fast_folders_are_read(tmp_path):
+    common = {"device": "cpu", "hardware": "a", "torch_version": "2", "tadlib_version": "0", "commit": "0" * 40}
+    row = {"classes": 10, "share": 0.2, "images": 5000, "noise_rate": 0.19, "auroc": 0.9, "f1": 0.7, "first_100": 0.95}
+    save_table(tmp_path / "audited_folder.parquet", pd.DataFrame([common | row | {"seed": 1}]))
+    row = {"images": 20000, "side": 64, "threads": 2, "cores": 2, "speed": 1.2, "cpu_speed": 1.1, "memory": 1.3}
+    save_table(tmp_path / "benchmarks" / "decoding.parquet", pd.DataFrame([common | row]))
+    tadbook.write_own_images(tmp_path, tmp_path / "generated")
+    text = (tmp_path / "generated" / "audited_folder.md").read_text()
+    assert "| 10 | 5,000 | 20 | 19.0 | 0.900 | 0.700 | 95 |" in text
+    text = (tmp_path / "generated" / "decoding.md").read_text()
+    assert "| 64 | 1.20 | 1.10 | 1.30 |" in text
+    assert "20,000 JPEG files" in text

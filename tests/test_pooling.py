@@ -188,3 +188,24 @@ def test_a_probability_of_zero_in_the_matrix_is_tiny():
     p = torch.tensor([[0.5, 0.5]]).double()
     q = posterior(p.log(), torch.tensor([1]), torch.eye(2).double())
     assert q[0, 0].item() == pytest.approx(base.TINY, rel=1e-6)
+
+
+def test_wrong_labels_that_nobody_checked_are_still_counted_after_suspects_were_corrected():
+    """The labels that are left agree with their images, as if none were wrong; the first ones tell how many are."""
+    T, rng = uniform(0.2, K), torch.Generator().manual_seed(0)
+    true = torch.arange(1000) % K
+    given = torch.multinomial(T[true], 1, generator=rng)[:, 0]
+    r_NK = (T[true] + 0.3 * torch.randn(1000, K, generator=rng)).float()
+    prediction = pooling.regressed(r_NK, given)
+    before = pooling.combined([prediction], given)
+    checked = before.q.gather(1, given[:, None])[:, 0].argsort().argsort() < 100
+    corrected = torch.where(checked, true, given)
+    wrong = (corrected != true).double().mean().item()
+
+    after = pooling.combined([prediction], corrected, checked_N=checked, given_N=given)
+    assert after.noise_rate.low < wrong < after.noise_rate.high
+    assert after.noise_rate.estimate > 0.7 * wrong
+    assert torch.equal(after.q[checked], base.one_hot(true[checked], K).double())
+    assert torch.equal(after.q[~checked], before.q[~checked])
+    alone = pooling.combined([pooling.regressed(r_NK, corrected)], corrected, checked_N=checked)
+    assert alone.noise_rate.high < wrong

@@ -36,7 +36,8 @@ class NoisyProblem:
 
     ``x`` (N, C, H, W) float32; ``noisy`` (N,) int64 in [0, K); ``true`` (N,) or None serves the metrics of the history
     and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. ``checked`` (N,)
-    bool marks labels that a person checked, which are certain; None: none is. ``embeddings``, each (N, D) float, and
+    bool marks labels that a person checked, which are certain; None: none is. ``given`` (N,) are labels as they were
+    before some were checked, which tell how labels flip; None: as ``noisy``. ``embeddings``, each (N, D) float, and
     ``probabilities``, each (N, K) of the noisy labels and out of fold, are further predictors of the trust posterior.
     InputError on images or labels of the wrong type, length or range, images that are not finite, or a class without
     any label.
@@ -50,6 +51,7 @@ class NoisyProblem:
     true: Tensor | None = None
     name: str = "auditor"
     checked: Tensor | None = None
+    given: Tensor | None = None
     embeddings: tuple[Tensor, ...] = ()
     probabilities: tuple[Tensor, ...] = ()
 
@@ -58,13 +60,20 @@ class NoisyProblem:
         require_labels("labels", self.noisy, k)
         n = len(self.noisy)
         require_fit(self.net, "images", self.x, k, n)
-        if self.true is not None:
-            require_labels("true labels", self.true, k, n)
-        empty = (torch.bincount(self.noisy, minlength=k) == 0).nonzero()[:, 0].tolist()
-        require(not empty, f"every class needs a sample with its label; classes without: {some(empty)}")
+        for name, labels in (("true labels", self.true), ("given labels", self.given)):
+            if labels is not None:
+                require_labels(name, labels, k, n)
+        for labels in (self.noisy, self.given_N):
+            empty = (torch.bincount(labels, minlength=k) == 0).nonzero()[:, 0].tolist()
+            require(not empty, f"every class needs a sample with its label; classes without: {some(empty)}")
 
     def __len__(self) -> int:
         return len(self.noisy)
+
+    @property
+    def given_N(self) -> Tensor:
+        """Labels (N,) as they were before any was checked."""
+        return self.noisy if self.given is None else self.given
 
     @property
     def noisy_NK(self) -> Tensor:

@@ -115,24 +115,27 @@ def combined(
     network_NK: Tensor | None = None,
     held_out_N: Tensor | None = None,
     checked_N: Tensor | None = None,
+    given_N: Tensor | None = None,
 ) -> Posterior:
     """The posterior of all predictions, and of a network's ``p`` (N, K), which was not trained on ``held_out`` (N,).
 
-    ``checked`` labels (N,) are right. Out-of-fold probabilities alone are taken as they are; the weight that they would
-    get serves to tell overdispersion.
+    ``checked`` labels (N,) are right. ``given`` (N,) are the labels before some were checked, None: the same. They tell
+    how labels flip: after suspects were corrected it would look as if labels hardly did. Out-of-fold probabilities
+    alone are taken as they are; the weight that they would get serves to tell overdispersion.
     """
     chosen = best(predictions)
+    given_N = noisy_N if given_N is None else given_N
     p_VNK = [prediction.p for prediction in predictions] + ([] if network_NK is None else [network_NK])
-    w_V = weights(p_VNK, noisy_N, chosen.transition, held_out_N)
+    w_V = weights(p_VNK, given_N, chosen.transition, held_out_N)
     log_p_NK = pool(p_VNK, w_V)
-    excess = decisions.overdispersion(log_p_NK.exp(), noisy_N, chosen.transition)
+    excess = decisions.overdispersion(log_p_NK.exp(), given_N, chosen.transition)
     a = decisions.exponent(chosen.exponent, excess)
     if len(p_VNK) == 1:
         w_V = torch.ones_like(w_V)
         log_p_NK = pool(p_VNK, w_V)
 
     def q_NK(a: float) -> Tensor:
-        q_NK = posterior(log_p_NK, noisy_N, chosen.transition, a)
+        q_NK = posterior(log_p_NK, given_N, chosen.transition, a)
         return (
             q_NK
             if checked_N is None
