@@ -65,8 +65,35 @@ NAMES = {
     "ftd": "FTD",
     "datm": "DATM",
 }
+# the same for what stands in cells alone
+WORDS = {
+    "cifar10 human worse": "CIFAR-10N worst",
+    "cifar10 human random1": "CIFAR-10N random 1",
+    "cifar10 human aggre": "CIFAR-10N aggregate",
+    "cifar10-sparse20": "CIFAR-10 class-dependent .2",
+    "cifar10n-aggre": "CIFAR-10N aggregate",
+    "cifar10n-worse": "CIFAR-10N worst",
+    "roman-numerals": "Roman numerals",
+    "embeddings:efficientnet-lite0": "embeddings",
+    "patches+embeddings:efficientnet-lite0": "patches, embeddings",
+    "probabilities": "published probabilities",
+    # variants of ablations, some of earlier versions, in today's words
+    "a look every round": "a full evaluation pass every epoch",
+    "averages over rounds": "averages over epochs",
+    "auditors learn given labels": "the auditor learns noisy labels",
+    "auditors learn the refined set": "the auditor learns the refined set",
+    "warm-up on given labels": "warm-up on noisy labels",
+    "patches count as two views": "patches count as two predictors",
+    "the last parameters, not their average": "the last parameters, no EMA",
+    "mixtures of fused margins": "mixtures of pooled margins",
+    "class-wise mixtures, belief by quantile": "class-wise mixtures, accepted by quantile",
+    "class-wise mixtures, fixed belief": "class-wise mixtures, accepted from a fixed score",
+    "every candidate believed": "every candidate accepted",
+}
 # told in the caption where all rows agree
 FOLDED = ("dataset", "images", "rate", "method", "ipc", "test images", "seeds", "interval over")
+# what a number of them is called there
+COUNTS = {"test images": "test images", "images": "training images", "seeds": "seeds", "ipc": "images per class"}
 # tables of others' figures, from files beside the book's pages: name of the file, then caption and sources
 # (LaTeX takes no citation within a caption)
 PUBLISHED = {
@@ -216,10 +243,13 @@ def _label_errors_fragment(path: Path) -> str:
     caption = (
         "Label errors by the same predictions: F1 of the labels that each method flags, AUROC, and the share of wrong "
         "labels (%), true and estimated by the trust posterior. The AUROC of disagreement is that of the loss. Sets of "
-        "images are those of scale lite, and all Roman numerals; *network* is one trained on four folds in turn. "
-        f"{MEAN}"
+        "images are those of scale lite, all 50,000 where probabilities are published ones, and all Roman numerals; "
+        f"*network* is one trained on four folds in turn. {MEAN}"
     )
-    table = captioned(label_errors_table(load_table(path)), "label-errors", caption)
+    table = label_errors_table(load_table(path))
+    table = table.map(lambda value: WORDS.get(value, value))
+    table = table.sort_values(["set", "predictors"], key=lambda of: of.map([*dict.fromkeys(of)].index))
+    table = captioned(table, "label-errors", caption)
     return f"{table}\n\nMade by `python benchmarks/label_errors.py --root DATA`."
 
 
@@ -245,7 +275,11 @@ def captioned(table: pd.DataFrame, name: str, caption: str) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` with ``NAMES`` for codes, thousands apart, and noise and rate in one column."""
+    """``table`` with ``NAMES`` for codes, thousands apart, and noise and rate in one column; without rows of an arm
+    that was not run."""
+    if "arm" in table:
+        measured = table.iloc[:, list(table).index("arm") + 1 :]
+        table = table[~(measured == "–").all(axis=1)] if measured.shape[1] else table
     table = table.rename(columns={"dataset": "data set", "ipc": "images per class"})
     if {"noise", "rate"} <= {*table}:
         whole = table["noise"].astype(str) + " " + table["rate"].where(~table["noise"].str.startswith("human"), "")
@@ -254,15 +288,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     def word(value: object) -> object:
         if isinstance(value, int) and value >= 1000:
             return f"{value:,}"
-        if not isinstance(value, str):
-            return value
+        if not isinstance(value, str) or value in WORDS:
+            return WORDS.get(value, value)
         code, comma, rest = value.partition(",")
         first, space, more = code.partition(" ")
         if code in NAMES:
             return f"{NAMES[code]}{comma}{rest}"
         return f"{NAMES[first]}{space}{more}{comma}{rest}" if first in NAMES else value
 
-    return table.map(word).rename(columns=lambda name: NAMES.get(name, name))
+    return table.map(word).rename(
+        columns=lambda name: re.sub(r"^[\w:-]+(?=: |$)", lambda of: NAMES.get(of[0], of[0]), name)
+    )
 
 
 def best_in_bold(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -284,7 +320,13 @@ def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
     table, told = folded(table)
+    for pattern, words in COUNTS.items():
+        told = re.sub(rf"(?<![a-z] ){pattern} (\d+)\b", lambda of, words=words: _counted(int(of[1]), words), told)
     return captioned(table, name, f"{caption} {told}".rstrip())
+
+
+def _counted(n: int, words: str) -> str:
+    return f"{n:,} {words.removesuffix('s') if n == 1 else words}"
 
 
 def _trust_fragment(rows: pd.DataFrame) -> str:

@@ -64,7 +64,7 @@ CLIPPED = """() => {
     return [
         ...found('code', 'main pre', own),
         ...found('table', 'main table', own),
-        ...found('table', 'main table', e => e.closest('article, main').clientWidth),
+        ...found('table', 'main table', e => e.closest('.bd-content, main').clientWidth),
         ...found('formula', 'main mjx-container[display=true]', e => e.closest('div.math')?.clientWidth ?? own(e)),
     ];
 }"""

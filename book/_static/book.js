@@ -1,29 +1,45 @@
-// Nothing may be cut or too small: a table that is wider than its place is set tighter, then shown row by row, a formula gets a smaller type. What
-// still scrolls must be within reach of a keyboard.
+// Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, and
+// at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
+  const NUMBER = /^[+\-−]?[\d.,]+( (%|s|min|h|GB))?( ± [\d.,]+( %)?)?$/;
   const label = table => {
     const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.innerText.trim());
-    for (const row of table.querySelectorAll("tbody tr"))
-      [...row.children].forEach((cell, i) => heads[i] && cell.setAttribute("data-label", heads[i]));
+    const rows = [...table.querySelectorAll("tbody tr")].map(row => [...row.children]);
+    if (rows.some(row => row.some(cell => cell.textContent.includes(" ± ")))) table.classList.add("measured");
+    for (const row of rows) {
+      const first = row.findIndex(cell => NUMBER.test(cell.textContent.trim()) || cell.textContent.trim() === "–");
+      row.forEach((cell, i) => {
+        if (heads[i]) cell.setAttribute("data-label", heads[i]);
+        cell.classList.toggle("number", NUMBER.test(cell.textContent.trim()));
+        cell.classList.toggle("none", cell.textContent.trim() === "–");
+        cell.classList.toggle("key", i < first); // what a row is about
+      });
+    }
   };
+  const tables = [...document.querySelectorAll("main table:not(.indextable)")];
+  tables.forEach(label);
+  const fits = table => table.scrollWidth <= table.clientWidth + 1;
   const fit = () => {
-    for (const table of document.querySelectorAll("main table:not(.indextable)")) {
-      table.classList.remove("stacked", "tight");
-      if (!table.offsetParent || table.scrollWidth <= table.clientWidth + 1) continue;
-      table.classList.add("tight");
-      if (innerWidth > 600 && table.scrollWidth <= table.clientWidth + 1) continue;
-      table.classList.remove("tight");
-      label(table);
-      table.classList.add("stacked");
+    for (const table of tables) {
+      table.classList.remove("broad", "tight", "stacked");
+      if (!table.offsetParent) continue;
+      const steps = innerWidth > 600 ? ["broad", "tight", "stacked"] : ["stacked"];
+      for (const step of steps) {
+        if (fits(table)) break;
+        if (step === "stacked") table.classList.remove("broad", "tight");
+        if (step !== "broad" || !table.closest("details, .tad-explore")) table.classList.add(step);
+      }
     }
     for (const formula of document.querySelectorAll("main mjx-container[display=true]")) {
-      formula.style.fontSize = "";
+      formula.dataset.size ??= formula.style.fontSize; // MathJax's own, which fits it to the text
+      formula.style.fontSize = formula.dataset.size;
+      const size = parseFloat(formula.dataset.size) || 100;
       const box = formula.closest("div.math") ?? formula.parentElement;
       const own = formula.querySelector("mjx-math, mjx-table, mjx-mtable") ?? formula;
       const [wide, room] = [Math.max(formula.scrollWidth, own.scrollWidth), Math.min(formula.clientWidth, box.clientWidth)];
-      if (room && wide > room) formula.style.fontSize = `${Math.max(SMALLEST, (0.97 * room) / wide) * 100}%`;
+      if (room && wide > room) formula.style.fontSize = `${Math.max(100 * SMALLEST, (size * 0.97 * room) / wide)}%`;
     }
     for (const image of document.querySelectorAll("main figure img"))
       image.style.minWidth = innerWidth <= 600 ? `${Math.min(LEGIBLE * image.naturalWidth, 660)}px` : "";
@@ -32,6 +48,14 @@ addEventListener("DOMContentLoaded", () => {
       else box.removeAttribute("tabindex");
     }
   };
+  // a table in the margin hides the contents of the page there while it is seen
+  const side = document.querySelector(".bd-sidebar-secondary");
+  const seen = new Set();
+  const watch = new IntersectionObserver(entries => {
+    for (const { target, isIntersecting } of entries) isIntersecting ? seen.add(target) : seen.delete(target);
+    side?.classList.toggle("covered", [...seen].some(table => table.classList.contains("broad")));
+  });
+  tables.forEach(table => watch.observe(table));
   fit();
   window.MathJax?.startup?.promise?.then(fit);
   addEventListener("load", () => window.MathJax?.startup?.promise?.then(fit));
