@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -285,7 +286,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         whole = table["noise"].astype(str) + " " + table["rate"].where(~table["noise"].str.startswith("human"), "")
         table = table.assign(noise=whole.str.strip().replace("none 0 %", "clean labels")).drop(columns="rate")
 
-    def word(value: object) -> object:
+    def word(value: Any) -> Any:
         if isinstance(value, int) and value >= 1000:
             return f"{value:,}"
         if not isinstance(value, str) or value in WORDS:
@@ -321,7 +322,8 @@ def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
     table, told = folded(table)
     for pattern, words in COUNTS.items():
-        told = re.sub(rf"(?<![a-z] ){pattern} (\d+)\b", lambda of, words=words: _counted(int(of[1]), words), told)
+        for of in reversed([*re.finditer(rf"(?<![a-z] ){pattern} (\d+)\b", told)]):
+            told = told[: of.start()] + _counted(int(of[1]), words) + told[of.end() :]
     return captioned(table, name, f"{caption} {told}".rstrip())
 
 
