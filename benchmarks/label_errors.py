@@ -34,7 +34,7 @@ from tadlib.rng import generator
 from tadlib.trust import NoisyProblem, decisions, pooling, predictors, transition
 
 PUBLISHED = ("cifar10-sparse20", "cifar10n-aggre", "cifar10n-worse", "roman-numerals")
-NETWORK = "network"  # whose folds take several times as long as all else
+NETWORK = "network"  # trained on four folds in turn, which takes longer than all else
 LITE = "embeddings:efficientnet-lite0"
 PREDICTORS = ("patches", LITE, f"patches+{LITE}", NETWORK)
 SETS = (*SETTINGS, "cifar10:human:aggre", "roman-numerals")
@@ -75,19 +75,25 @@ def of_images(name: str, names: str, seed: int, common: dict[str, Any]) -> Judge
     problem = pipeline.noisy_problem(config, data, pipeline.load_labels(pipeline.inject_noise(config)))
     p_VNK, found = _regressed(config, problem) if regressions else ([], [])
     if NETWORK in words:
-        p_VNK.append(_out_of_fold(config, problem))
+        p_VNK.append(_out_of_fold(config, problem, name))
         found.append(pooling.unmixed(p_VNK[-1], problem.noisy))
     logs = [p_NK.clamp_min(1e-6).log() / len(p_VNK) for p_NK in p_VNK]
     return _judged(problem.noisy, _wrong(name, problem, data, common), torch.stack(logs).sum(0).softmax(1), found)
 
 
-def _out_of_fold(config: Config, problem: NoisyProblem) -> Tensor:
-    """Probabilities of the noisy labels (N, K) by the networks of confident learning."""
+def _out_of_fold(config: Config, problem: NoisyProblem, name: str) -> Tensor:
+    """Probabilities of the noisy labels (N, K) by the networks of confident learning, kept in the folder of stages."""
+    path = Path(config.out, "out_of_fold", f"{name}-{config.preset}-{config.seed}.safetensors".replace(":", "-"))
+    if path.exists():
+        return store.load_tensors(path)["p"]
     method = pipeline.trust_method(config.with_params(arm="confident-learning"))
     state = method.init(problem)
     for _ in range(method.epochs):
         method.step(problem, state)
-    return method.out_of_fold(problem, state)
+    p_NK = method.out_of_fold(problem, state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.save_tensors(path, {"p": p_NK})
+    return p_NK
 
 
 def _regressed(config: Config, problem: NoisyProblem) -> tuple[list[Tensor], list[pooling.Prediction]]:
