@@ -365,7 +365,7 @@ def test_corrections_are_read_from_tables(tmp_path, suffix, columns, checked):
         ("name,label\na.png,c\n", "must say which images were checked in a column path or index"),
         ("path,class\na.png,c\n", "must have a column checked or label"),
         ("path,label,checked\na.png,c,\n", "holds no label that was checked"),
-        ("", "cannot be read"),
+        ("", "is damaged or no table"),
     ],
 )
 def test_bad_corrections_are_told(tmp_path, text, message):

@@ -18,6 +18,7 @@ import tadlib
 from tadlib import cli, noise, pipeline, presets
 from tadlib.config import ARMS, METHODS, param_types
 from tadlib.data import DATASETS
+from tadlib.distilled import Distilled
 from tadlib.errors import InputError
 from tadlib.store import load_json, load_table, load_tensors
 
@@ -223,7 +224,7 @@ def test_a_disk_that_cannot_be_written_stops_the_command(ran, monkeypatch, capsy
 def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
     out = tmp_path / "runs"
     command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", "run"]
-    args = [*tiny("mtt_iterations=1000000", "--arm", "tad", "--out", out)]
+    args = [word.replace("mtt_iterations=4", "mtt_iterations=1000000") for word in tiny("--arm", "tad", "--out", out)]
     # a shell starts what it puts into the background with SIGINT ignored, and children inherit that
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
@@ -392,16 +393,19 @@ def test_a_setting_of_another_arm_or_method_brings_a_warning(tmp_path, capsys, o
 
 
 @pytest.mark.parametrize("setting", ["zca=true", "resolution=4", "ipc=3", "noise=none", "n_train=200"])
-def test_evaluation_of_a_finished_set_takes_the_settings_that_count_for_it_and_no_others(distilled, capsys, setting):
+def test_evaluation_of_a_finished_set_takes_the_settings_that_count_for_it_and_no_others(
+    distilled, monkeypatch, capsys, setting
+):
     assert cli.main(["evaluate", str(distilled), "--device", "cpu", "--set", setting]) == 2
     name = setting.partition("=")[0]
     assert capsys.readouterr().err.startswith(f"tad: error: {name} is not for a distilled set")
-    alone = ["evaluate", str(distilled), "--device", "cpu", "--json"]
-    found = []
-    for more in (["--seed", "3", "--n-test", "50", "--set"], ["--seed", "3", "--set", "n_test=50"], ["--set"]):
-        assert cli.main([*alone, *more, "evaluate_networks=1"]) == 0
-        found.append(json.loads(capsys.readouterr().out)["runs"][0]["accuracies"])
-    assert found[0] == found[1] != found[2]
+    asked: list[dict] = []
+    monkeypatch.setattr(Distilled, "evaluate", lambda self, **given: asked.append(given) or [0.5])
+    alone = ["evaluate", str(distilled), "--device", "cpu"]
+    for more in (["--seed", "3", "--n-test", "50"], ["--seed", "3", "--set", "n_test=50", "evaluate_networks=1"], []):
+        assert cli.main([*alone, *more]) == 0
+    assert [(given.get("seed"), given.get("n_test")) for given in asked] == [(3, 50), (3, 50), (None, None)]
+    assert asked[1]["evaluate_networks"] == 1
     assert cli.main([*alone, "--seed", "1", "2"]) == 2
 
 
