@@ -74,7 +74,7 @@ def start(problem: Problem) -> Adversarial:
     state = Adversarial(**vars(distributions.start(problem)))
     state.velocity_x = AdamW(0.0).zeros(state.x.flatten())
     if problem.config.sampling:
-        state.psi = initial_psi(problem.net.module.get_submodule("head").in_features, state.generator).to(state.x)
+        state.psi = initial_psi(problem.net.shapes["head.weight"][1], state.generator).to(state.x)
     return state
 
 
@@ -100,7 +100,8 @@ def advance(problem: Problem, state: Adversarial) -> None:
 
     distributions.advance(problem, state, distance, move)
     if state.psi is not None and slope_P is not None and state.rows[-1]["finite"]:
-        state.psi = torch.stack(loop.momentum_step(*state.psi, -slope_P, config.lr_sampling, MOMENTUM))
+        psi_P, velocity_P = state.psi
+        state.psi = torch.stack(loop.momentum_step(psi_P, velocity_P, -slope_P, config.lr_sampling, MOMENTUM))
 
 
 distill = loop.driver(start, advance)  # type: ignore[arg-type]  # its states are those of its own start
