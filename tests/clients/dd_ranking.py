@@ -20,6 +20,7 @@ defects, in subclasses and one replaced function, and says which of them the ins
 
 import sys
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from unittest import mock
 
@@ -73,13 +74,13 @@ def ready(evaluator):
     return evaluator
 
 
-folder, data = Path(sys.argv[1]), sys.argv[2]
+folder, data = Path(sys.argv[1]), str(Path(sys.argv[2]).resolve())
 images, labels, lr = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("images", "labels", "lr"))
 images = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", align_corners=False)
 hard = labels.argmax(1)
 assert (hard == torch.arange(10).repeat_interleave(IPC)).all()  # the order that its default labels suppose
 
-with tempfile.TemporaryDirectory() as out:
+with tempfile.TemporaryDirectory() as out, chdir(out):  # where it has no path it writes to the working directory
     shared = {"dataset": "CIFAR10", "real_data_path": data, "ipc": IPC, "model_name": NET, "device": "cpu"}
     shared |= {"num_eval": 1, "num_epochs": EPOCHS, "step_size": EPOCHS, "syn_batch_size": 20, "num_workers": 0}
     shared |= {"data_aug_func": "none", "random_data_path": out, "save_path": f"{out}/scores.csv"}
@@ -99,12 +100,11 @@ with tempfile.TemporaryDirectory() as out:
 
     kinds = {"soft_label_criterion": "sce", "loss_fn_kwargs": {"temperature": 1.0}, "soft_label_mode": "S"}
     kinds |= {"teacher_dir": out, "teacher_model_names": [NET]}
-    plain = soft_label.LabelRobustScoreSoft(**shared, **kinds)
-    found[2] = stops(lambda: plain._get_random_data_helper(0), ValueError)
-    plain.random_data_format = "tensor"
-    found[3] = stops(lambda: plain._get_random_data_helper(0), TypeError)
-    found[4] = stops(lambda: plain._generate_soft_labels(images), AttributeError)
-    evaluator = ready(Soft(**shared, **kinds, random_data_format="tensor"))
+    evaluator, base = ready(Soft(**shared, **kinds)), soft_label.LabelRobustScoreSoft
+    found[2] = stops(lambda: base._get_random_data_helper(evaluator, 0), ValueError)
+    evaluator.random_data_format = "tensor"
+    found[3] = stops(lambda: base._get_random_data_helper(evaluator, 0), TypeError)
+    found[4] = stops(lambda: base._generate_soft_labels(evaluator, images), AttributeError)
     of_soft = evaluator.compute_metrics(image_tensor=images, soft_labels=labels, syn_lr=lr)
 
 for scores in (of_hard, of_soft):
