@@ -6,11 +6,12 @@ all of it takes with 500 images of a class, of which RDED looks at 300, and 10 e
 images; it is processor time, which other processes do not change much: two idle cores take half as long at best. Peak
 memory is the process's, libraries included.
 
-``cpu_ms_*`` are milliseconds of one image in a step of the observer, part by part, and in a training step of
-torchvision's ResNet-18 on images that lie ready as floats; ``ratio_torchvision`` is the former in units of the
-latter, measured in turns.
+``--step`` measures one step instead, on random images and without any file: processor milliseconds of an image in a
+step of the observer, part by part, and in a training step of torchvision's ResNet-18 on images that lie ready as
+floats. ``ratio`` is what the parts take together in units of the latter; all are measured in turns.
 
     python benchmarks/large_images.py --root DATA --threads 2
+    python benchmarks/large_images.py --step
 """
 
 import itertools
@@ -27,10 +28,11 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from tadlib import pipeline
-from tadlib.config import Config
-from tadlib.materials import dataset, observer_network
-from tadlib.nn import augment
-from tadlib.nn.training import AdamW, State, weighted_loss
+from tadlib.config import Config, ObserverConfig
+from tadlib.data.images import Images
+from tadlib.nn import augment, speed
+from tadlib.nn.networks import Network, NetworkSpec
+from tadlib.nn.training import AdamW, State, one_hot, weighted_loss
 from tadlib.observer import decayed, step
 from tadlib.rng import generator
 
@@ -56,38 +58,6 @@ def write(root: Path, folder: Path, side: int, images: int) -> None:
                 image.save(folder / split / name / f"{file.stem}.jpg", quality=90)
 
 
-def iteration(config: Config) -> dict[str, float]:
-    """Processor milliseconds of an image in a step of the observer and of torchvision's network, the best of three."""
-    data, net, random = dataset(config), observer_network(config), generator(0, "iteration")
-    batch = min(config.observer.batch, len(data.y_train))
-    index_B, w_B = torch.randperm(len(data.y_train), generator=random)[:batch], torch.ones(batch)
-    x_BCHW, y_B = data.x_train[index_B], data.y_train[index_B]
-    state, rule = State(net.init(0)), AdamW(config.observer.lr, 0.9, config.observer.weight_decay * decayed(net))
-    loss = partial(weighted_loss, y_BK=torch.nn.functional.one_hot(y_B, data.n_classes).float(), w_B=w_B)
-    plain = resnet18(num_classes=data.n_classes).train()
-    optimiser = torch.optim.AdamW(plain.parameters(), lr=config.observer.lr)
-
-    def plain_step() -> None:
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(plain(x_BCHW), y_B).backward()
-        optimiser.step()
-
-    def augmented() -> None:  # every choice once, as often as it is drawn
-        for names in augment.operations(config.observer.augmentation):
-            choice = "color" if names == augment.COLOR else names[0]
-            augment.apply(augment.draw(choice, batch, random), x_BCHW)
-
-    choices = max(1, len(augment.operations(config.observer.augmentation)))
-    parts = {"convert": lambda: data.x_train[index_B], "augment": augmented, "torchvision": plain_step}
-    parts["step"] = lambda: step(net, state, x_BCHW, loss, rule)
-    plain_step()
-    rows = [{name: clock(part)["cpu_seconds"] for name, part in parts.items()} for _ in range(3)]
-    best = {name: 1000 * min(row[name] for row in rows) / batch for name in parts}
-    best["augment"] /= choices
-    ours = best["convert"] + best["augment"] + best["step"]
-    return {f"cpu_ms_{name}": value for name, value in best.items()} | {"ratio_torchvision": ours / best["torchvision"]}
-
-
 def measure(root: str, side: int, resolution: int, arm: str, images: int, epochs: int, threads: int) -> dict:
     """Wall and processor seconds of each stage, and peak memory, of one run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +76,46 @@ def measure(root: str, side: int, resolution: int, arm: str, images: int, epochs
             share = min(images, CANDIDATES) / CANDIDATES if name == "distill" else images / TRAIN
             expected += took["cpu_seconds"] / share * (EPOCHS / epochs if name == "observer" else 1)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return row | {"cpu_seconds_expected": expected, "peak_memory_bytes": peak} | iteration(config)
+        return row | {"cpu_seconds_expected": expected, "peak_memory_bytes": peak}
+
+
+def measure_step(side: int, batch: int) -> dict:
+    """Processor milliseconds of an image in every part of a step, the best of three, and their ratio."""
+    random, config = generator(0, "step"), ObserverConfig()
+    source = torch.randint(0, 256, (batch, 3, side, side), generator=random, dtype=torch.uint8)
+    images, index_B = Images(source, side, (0.5,) * 3, (0.25,) * 3), torch.randperm(batch, generator=random)
+    x_BCHW, y_B = images[index_B], torch.arange(batch) % CLASSES
+    net = Network(NetworkSpec((3, side, side), CLASSES, "resnet18", norm="batch"))
+    rule = AdamW(config.lr, config.momentum, config.weight_decay * decayed(net))
+    loss = partial(weighted_loss, y_BK=one_hot(y_B, CLASSES), w_B=torch.ones(batch))
+    state = step(net, State(net.init(0)), x_BCHW, loss, rule)
+    g_P = torch.randn(net.n_parameters, generator=random)
+    plain = resnet18(num_classes=CLASSES).train()
+    optimiser = torch.optim.AdamW(plain.parameters(), lr=config.lr)
+
+    def plain_step() -> None:
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(plain(x_BCHW), y_B).backward()
+        optimiser.step()
+
+    def augmented() -> None:
+        """Every choice of the strategy once, of which a batch gets one."""
+        for names in augment.operations(config.augmentation):
+            augment.apply(augment.draw("color" if names == augment.COLOR else names[0], batch, random), x_BCHW)
+
+    parts = {
+        "convert": lambda: images[index_B],
+        "augment": augmented,
+        "optimiser": lambda: rule.step(state.theta, g_P, state.velocity),
+    }
+    parts |= {"step": lambda: step(net, state, x_BCHW, loss, rule), "torchvision": plain_step}
+    plain_step()
+    rows = [{name: clock(part)["cpu_seconds"] for name, part in parts.items()} for _ in range(3)]
+    ms = {name: 1000 * min(row[name] for row in rows) / batch for name in parts}
+    ms["augment"] /= len(augment.operations(config.augmentation))
+    ratio = (ms["convert"] + ms["augment"] + ms["step"]) / ms["torchvision"]
+    about = {"resolution": side, "batch": batch}
+    return about | {f"cpu_ms_{name}": value for name, value in ms.items()} | {"ratio": ratio}
 
 
 def main() -> None:
@@ -117,7 +126,15 @@ def main() -> None:
     arguments.add_argument("--arm", default="tad-posterior")
     arguments.add_argument("--images", type=int, default=TRAIN, help="of a class (default: 500)")
     arguments.add_argument("--epochs", type=int, default=EPOCHS, help="of the observer (default: 10)")
+    arguments.add_argument("--step", action="store_true", help="measure one step, and nothing else")
+    arguments.add_argument("--batch", type=int, default=64, help="of that step (default: 64)")
     options = arguments.parse_args()
+    if options.step:
+        speed.prepare(options.threads)
+        row = measure_step(options.resolution, options.batch)
+        finish("large_images_step", pd.DataFrame([row]), options.out, options.threads)
+        print(pd.Series(row).to_string())
+        return
     if options.one:
         settings = json.loads(options.one)
         settings.pop("memory_limit")

@@ -13,13 +13,12 @@ difference, half of its 95 % interval, and the processor seconds of each.
     python benchmarks/real_side.py
 """
 
-import json
 import tempfile
 from dataclasses import replace
 
 import pandas as pd
 import torch
-from common import clock, finish, in_own_process, parser
+from common import clock, finish, parser
 
 from tadlib import evaluate, pipeline
 from tadlib.config import Config, DanceConfig, NcfmConfig
@@ -28,7 +27,7 @@ from tadlib.distill.loop import Problem
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.experts import InMemory, TrajectoryStore
 from tadlib.materials import dataset, network
-from tadlib.nn import augment
+from tadlib.nn import augment, speed
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import one_hot
 from tadlib.rng import generator
@@ -107,12 +106,13 @@ def accuracies(seeds: int) -> dict:
     spent = {"drawn": 0.0, "once": 0.0}
     with tempfile.TemporaryDirectory() as out:
         for seed in range(seeds):
-            config = Config.from_params(method="dance", arm="vanilla", seed=seed, out=f"{out}/runs", device="cpu")
+            about = {"method": "dance", "arm": "vanilla", "seed": seed, "device": "cpu", "evaluate_networks": 3}
+            config = Config.from_params(**about, out=f"{out}/runs")
             bank = TrajectoryStore(pipeline.train_experts(config))
             data, net = dataset(config), network(config)
             y_NK, w_N = one_hot(data.y_train, data.n_classes), torch.ones(len(data.y_train))
-            about = config.dance, config.ipc, seed
-            problem = Problem(net, Real.of(data.x_train, y_NK, w_N, config.dance.draw_power), bank, *about)
+            real = Real.of(data.x_train, y_NK, w_N, config.dance.draw_power)
+            problem = Problem(net, real, bank, config.dance, config.ipc, seed)
             how = {"ipc": config.ipc, "seed": seed}
             ways = {"drawn": lambda: METHODS["dance"](net, data.x_train, y_NK, w_N, bank, config.dance, **how)[0]}  # noqa: B023
             ways["once"] = lambda: once(problem)  # noqa: B023
@@ -131,15 +131,15 @@ def accuracies(seeds: int) -> dict:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--only", choices=("share", "accuracy"), help="these rows; others of the table stay")
     options = arguments.parse_args()
-    if options.one:
-        settings = json.loads(options.one)
-        torch.set_num_threads(settings["threads"])
-        print(json.dumps(accuracies(settings["seeds"]) if "seeds" in settings else share(*settings["share"])))
-        return
-    asked: list[dict] = [{"share": each} for each in SHARES] + [{"seeds": options.seeds}]
-    rows = [in_own_process(each | {"threads": options.threads}) for each in asked]
-    table = pd.DataFrame(rows)
+    speed.prepare(options.threads)
+    rows = [] if options.only == "accuracy" else [share(*each) for each in SHARES]
+    rows += [] if options.only == "share" else [accuracies(options.seeds)]
+    table, path = pd.DataFrame(rows), options.out / "real_side.parquet"
+    if options.only and path.exists():
+        before = pd.read_parquet(path)
+        table = pd.concat([before[before["row"] != options.only], table], ignore_index=True)
     finish("real_side", table, options.out, options.threads)
     print(table.to_string())
 

@@ -74,7 +74,7 @@ def start(problem: Problem) -> Adversarial:
     state = Adversarial(**vars(distributions.start(problem)))
     state.velocity_x = AdamW(0.0).zeros(state.x.flatten())
     if problem.config.sampling:
-        state.psi = initial_psi(problem.net.module.get_parameter("head.weight").shape[1], state.generator).to(state.x)
+        state.psi = initial_psi(problem.net.shapes["head.weight"][1], state.generator).to(state.x)
     return state
 
 
