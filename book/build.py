@@ -285,7 +285,7 @@ def stage(root: Path, staged: Path) -> None:
     for package in ("tadlib", "tadbook"):  # pages show their code
         if (root / package).is_dir():
             shutil.copytree(root / package, staged / package, ignore=shutil.ignore_patterns("__pycache__"))
-    narrow([path for package in ("tadlib", "tadbook") for path in (staged / package).rglob("*.py")])
+    narrow([path for shown in ("book", "tadlib", "tadbook") for path in (staged / shown).rglob("*.py")])
     copy_mathjax(staged / "extra" / "mathjax")
     shutil.copy2(root / "_toc.yml", staged)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))

@@ -256,13 +256,14 @@ def trust_over_rounds(history: pd.DataFrame) -> Figure:
     return made
 
 
-def discriminants(features_ND: Tensor, label_N: Tensor, n_classes: int) -> Tensor:
+def discriminants(features_ND: Tensor, label_N: Tensor, n_classes: int, w_N: Tensor | None = None) -> Tensor:
     """Features in the K − 1 linear discriminants of ``label``, whitened within classes (N, K − 1).
 
-    Distances between anchors are Mahalanobis distances there.
+    Distances between anchors are Mahalanobis distances there. ``w`` are weights of the samples by which discriminants
+    are found.
     """
     y_NK = torch.nn.functional.one_hot(label_N, n_classes)
-    a = anchors(features_ND, y_NK, torch.ones_like(features_ND[:, 0]))
+    a = anchors(features_ND, y_NK, torch.ones_like(features_ND[:, 0]) if w_N is None else w_N)
     _, _, directions = torch.linalg.svd((a.mean - a.origin) @ a.whiten, full_matrices=False)
     return (features_ND - a.origin) @ a.whiten @ directions[: min(n_classes - 1, features_ND.shape[1])].T
 

@@ -111,8 +111,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "Processor time and peak memory of one gradient through J student steps: *exact*, the same *compiled*, "
         "*unrolled*, and *unrolled-plain* in a process as Python and torch leave it, which is how reference codes run. "
         "A dash: more memory than was allowed.",
-        "Line charts over the number of student steps, a column for each width of network. Time grows alike for both "
-        "ways; the memory of the unrolled gradient grows with the steps, that of the exact one hardly does.",
+        "Line charts over the number of student steps, a column for each width of network. Time grows alike for both; "
+        "the memory of the unrolled gradient grows with the steps, that of the exact one hardly does.",
         {
             "method": "gradient",
             "width": "width",
@@ -136,7 +136,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "products in that precision.",
         "Horizontal bars, one for each way to train an expert, of images per processor second.",
         {
-            "method": "way",
+            "method": "implementation",
             "width": "width",
             "images_per_cpu_second": "images per processor second",
             "speed_up_cpu_seconds": "speed-up",
@@ -150,7 +150,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "differences from the start in half the bits (*half*).",
         "A point for each way to keep trajectories, at the milliseconds of a read, on a logarithmic scale.",
         {
-            "method": "way",
+            "method": "implementation",
             "megabytes": "size (MB)",
             "read_milliseconds": "read (ms)",
             "loss_error": "error of the loss",
@@ -163,7 +163,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "torch.func, *side by side* as the library does, *stacked* into one step, or *compiled*.",
         "Horizontal bars, one for each way to train several networks, of processor seconds.",
         {
-            "method": "way",
+            "method": "implementation",
             "networks": "networks",
             "cpu_seconds": "processor seconds",
             "speed_up_cpu_seconds": "speed-up",

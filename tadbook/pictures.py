@@ -206,7 +206,7 @@ def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
 :name: fig-wrong-labels
 :alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for noisy labels.
 
-The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]} noise: each digit that is hit is
-called the next one). The first row uses every noisy label, the last the true ones; between them a trust method decides
+The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]}: each wrong label is the
+next digit). The first row uses every noisy label, the last the true ones; between them a trust method decides
 which labels to use. Means over {seeds} seeds.
 :::"""

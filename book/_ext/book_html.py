@@ -1,5 +1,5 @@
-"""For Sphinx: a figure that is HTML, with number and caption; tables of notebooks, numbered as tables; and two mends of
-what Sphinx writes for screen readers.
+"""For Sphinx: a figure that is HTML, with number and caption; tables of notebooks, numbered as tables; docstrings of
+attributes as they are written; and two mends of what Sphinx writes for screen readers.
 
 ```{explorer} generated/runs.html
 :name: fig-runs
@@ -75,9 +75,25 @@ def mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
         context["body"] = re.sub(r'<th class="([^"]*)"><p></p></th>', r'<td class="\1"></td>', body)
 
 
+WRITTEN: dict[str, list[str]] = {}  # docstrings of attributes before napoleon
+
+
+def remember(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    if what in ("attribute", "data", "property"):
+        WRITTEN[name] = list(lines)
+
+
+def as_written(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes what stands before the first colon of an attribute's docstring for its type, which it is not."""
+    if name in WRITTEN:
+        lines[:] = WRITTEN.pop(name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("explorer", Explorer)
     app.add_enumerable_node(TableFigure, "table", latex=(begin_table, end_table))  # in HTML it is a figure
     app.add_transform(NumberedTables)
+    app.connect("autodoc-process-docstring", remember, priority=400)
+    app.connect("autodoc-process-docstring", as_written, priority=600)
     app.connect("html-page-context", mend)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

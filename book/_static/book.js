@@ -5,9 +5,12 @@ addEventListener("DOMContentLoaded", () => {
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
   const NUMBER = /^[+\-−]?[\d.,]+( (%|s|min|h|GB))?( ± [\d.,]+( %)?)?$/;
   const label = table => {
-    const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.innerText.trim());
+    const heads = []; // the lowest of several rows that says something
+    for (const row of table.querySelectorAll("thead tr"))
+      [...row.children].forEach((head, i) => (heads[i] = head.innerText.trim() || heads[i]));
     const rows = [...table.querySelectorAll("tbody tr")].map(row => [...row.children]);
-    if (rows.some(row => row.some(cell => cell.textContent.includes(" ± ")))) table.classList.add("measured");
+    const cells = rows.flat().map(cell => cell.textContent.trim());
+    if (cells.filter(text => NUMBER.test(text)).length > cells.length / 2) table.classList.add("measured");
     for (const row of rows) {
       const first = row.findIndex(cell => NUMBER.test(cell.textContent.trim()) || cell.textContent.trim() === "–");
       row.forEach((cell, i) => {
