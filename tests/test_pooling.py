@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tadlib.errors import InputError
-from tadlib.trust import base, decisions, pooling, predictors, transition
+from tadlib.trust import base, confident, decisions, pooling, predictors, transition
 from tadlib.trust.pooling import Prediction, pool, posterior, weights
 from tadlib.trust.transition import uniform
 
@@ -209,3 +209,20 @@ def test_wrong_labels_that_nobody_checked_are_still_counted_after_suspects_were_
     assert torch.equal(after.q[~checked], before.q[~checked])
     alone = pooling.combined([pooling.regressed(r_NK, corrected)], corrected, checked_N=checked)
     assert alone.noise_rate.high < wrong
+
+
+def test_what_a_weak_classifier_confuses_is_not_counted_as_wrong_labels():
+    random = torch.Generator().manual_seed(0)
+    n, k = 4000, 10
+    true = torch.arange(n) % k
+    flipped = torch.rand(n, generator=random) < 0.4
+    noisy = torch.where(flipped, (true + torch.randint(1, k, (n,), generator=random)) % k, true)
+    logits = torch.randn(n, k, generator=random)
+    logits[torch.arange(n), true] += 1.5
+    clean = logits.mul(1.5).softmax(1)  # right about half of the time
+    p = (0.6 - 0.4 / 9) * clean + 0.4 / 9  # of the noisy labels, as it would learn them
+    assert (p.argmax(1) == true).float().mean() < 0.6
+    counted = confident.confident_transition(p, noisy)
+    assert 1 - counted.diagonal().mean() > 0.55
+    rate = pooling.combined([pooling.unmixed(p, noisy)], noisy).noise_rate
+    assert rate.low < 0.4 < rate.high

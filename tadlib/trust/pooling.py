@@ -25,6 +25,8 @@ from tadlib.trust.ascent import ascend
 
 FLOOR = 1e-6  # of a probability: no predictor rules a class out alone
 STEPS = 60  # of the search for weights
+LEAST = 1e-4  # probability that a classifier gives; below, its logarithm says more about rounding than about the image
+WEAK = 0.6  # mean probability of the likeliest class: under .5 with networks too weak to count by, over .65 with others
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,15 @@ def regressed(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None) -> P
 
 
 def unmixed(p_NK: Tensor, noisy_N: Tensor) -> Prediction:
-    """From out-of-fold probabilities ``p`` of the noisy labels."""
+    """From out-of-fold probabilities ``p`` of the noisy labels.
+
+    The confident joint counts what a weak classifier confuses as wrong labels. One whose log-probabilities, read by LDA
+    as a regression's estimates are, leave the true class open (:data:`WEAK`) is read so, not unmixed (our choice).
+    """
+    logs_NK = p_NK.clamp_min(LEAST).log()
+    read = regressed((logs_NK - logs_NK.mean(1, keepdim=True)).float(), noisy_N)
+    if read.p.amax(1).mean() < WEAK:
+        return read
     transition_KK = confident.confident_transition(p_NK, noisy_N)
     true_NK = confident.unmixed(p_NK, transition_KK)
     likelihood = transition.log_likelihood(true_NK, noisy_N, transition_KK).item()
