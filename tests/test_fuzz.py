@@ -570,7 +570,7 @@ def own_images(draw: random.Random, case: Path) -> None:
             table.write_bytes(damaged(draw, table.read_bytes(), case / "sprung"))
         source = f"table:{table}"
     options = ["--dataset", source, "--device", "cpu", "--out", case / "out", "--set", "width=4"]
-    if draw.random() < 0.08:
+    if draw.random() < 0.05:
         small = ["auditor_epochs=2", "auditor_warmup=1", "posterior_filters=4"]
         tad("audit", *options, *small, "--preset", "smoke", "--predictors", "patches")
     else:
@@ -628,7 +628,7 @@ def matrix_files(draw: random.Random, case: Path) -> None:
         content = damaged(draw, path.read_bytes(), case / "sprung")
         path.write_bytes(draw.choice(hostile) if hostile and draw.random() < 0.4 else content)
     kind = draw.choice(["embeddings", "probabilities"])
-    if draw.random() < 0.2:
+    if draw.random() < 0.05:
         options = ["--arm", "tad-posterior", "--n-train", "200", "--n-test", "20", "--device", "cpu"]
         tad("divert", *options, "--predictors", f"{kind}:{path}", "--out", case / "out")
     else:  # all that can be known before work starts
