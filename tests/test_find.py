@@ -164,6 +164,8 @@ def test_rows_of_a_table_that_names_images_are_taken_by_that(tmp_path, by):
         rows(table[table[by].isin(other)][:2])  # as many rows as images in use, and of others
     with pytest.raises(InputError, match=f"column {by} of x must name each image once"):
         rows(table.assign(**{by: names[0]}))
+    with pytest.raises(InputError, match=f"column {by} of x must name each image once"):
+        rows(table.assign(**{by: [[1]] * 6}))
     if by == "path":  # index may be of an earlier state of the folder
         torch.testing.assert_close(rows(table.assign(index=range(6))), values[index])
         with pytest.raises(InputError, match="x must name images by index: the data set has no paths"):

@@ -1,6 +1,6 @@
 """Broken, foreign and hostile input of all kinds: it is answered with one line, and nothing else comes of it.
 
-Seeded and bounded. TADLIB_FUZZ is the number of cases (default 200), TADLIB_FUZZ_SEED another series of them. A case is
+Seeded and bounded. TADLIB_FUZZ is the number of cases (default 500), TADLIB_FUZZ_SEED another series of them. A case is
 made anew by its kind and number: ``TADLIB_FUZZ_ONLY=labels:17``.
 """
 
@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tadlib as tad_module
-from tadlib import cli, config, distill, noise, store
+from tadlib import cli, config, distill, noise, pipeline, store
 from tadlib.config import Config
 from tadlib.data import load_dataset
 from tadlib.distill.synthetic import Synthetic
@@ -39,7 +39,7 @@ from tadlib.noise import NoisyLabels
 from tadlib.trust import NoisyProblem
 from workflow.load import load_grid
 
-COUNT, SEED = int(os.environ.get("TADLIB_FUZZ", "200")), os.environ.get("TADLIB_FUZZ_SEED", "0")
+COUNT, SEED = int(os.environ.get("TADLIB_FUZZ", "500")), os.environ.get("TADLIB_FUZZ_SEED", "0")
 ONLY = os.environ.get("TADLIB_FUZZ_ONLY", "")
 SECONDS = 30  # limit of a case
 TINY = "--n-train 200 --n-test 100 --ipc 1 --device cpu --method random --arm vanilla --noise pairflip --rate 0.3 --set"
@@ -570,7 +570,7 @@ def own_images(draw: random.Random, case: Path) -> None:
             table.write_bytes(damaged(draw, table.read_bytes(), case / "sprung"))
         source = f"table:{table}"
     options = ["--dataset", source, "--device", "cpu", "--out", case / "out", "--set", "width=4"]
-    if draw.random() < 0.15:
+    if draw.random() < 0.05:
         small = ["auditor_epochs=2", "auditor_warmup=1", "posterior_filters=4"]
         tad("audit", *options, *small, "--preset", "smoke", "--predictors", "patches")
     else:
@@ -618,14 +618,22 @@ def matrix_files(draw: random.Random, case: Path) -> None:
         )
     else:
         flat = pd.DataFrame(made.reshape(len(made), made[0].size if len(made) else 10)).add_prefix("c")
-        (flat.assign(name="x") if way == "type" else flat).to_parquet(path)
+        names: list[list] = [[*range(n)], [*range(n)][::-1], [0] * n, [-1] * n, [None] * n, ["x"] * n, [[1]] * n]
+        flat = flat.assign(name="x") if way == "type" else flat
+        if draw.random() < 0.4:
+            flat[draw.choice(["index", "path"])] = draw.choice(names)[: len(flat)]
+        flat.to_parquet(path)
     if draw.random() < 0.4:
         hostile = {".npy": ARRAYS, ".safetensors": HEADERS}.get(suffix, [])
         content = damaged(draw, path.read_bytes(), case / "sprung")
         path.write_bytes(draw.choice(hostile) if hostile and draw.random() < 0.4 else content)
     kind = draw.choice(["embeddings", "probabilities"])
-    options = ["--arm", "tad-posterior", "--dataset", "digits", "--n-train", "200", "--n-test", "20", "--device", "cpu"]
-    tad("divert", *options, "--predictors", f"{kind}:{path}", "--out", case / "out", "--set", "posterior_filters=4")
+    if draw.random() < 0.05:
+        options = ["--arm", "tad-posterior", "--n-train", "200", "--n-test", "20", "--device", "cpu"]
+        tad("divert", *options, "--predictors", f"{kind}:{path}", "--out", case / "out")
+    else:  # all that can be known before work starts
+        about = {"n_train": 200, "posterior_predictors": f"{kind}:{path}", "out": str(case / "out")}
+        asked(lambda: pipeline.check(Config.from_params(arm="tad-posterior", **about)))
 
 
 def arrays(draw: random.Random, case: Path) -> None:

@@ -48,6 +48,7 @@ def read_matrix(path: Path | str) -> Rows:
             table = pd.read_parquet(path)
             table = table.reset_index() if table.index.name in NAMES else table
             names = {name: table.pop(name).tolist() for name in NAMES if name in table}
+            names = {by: [v if isinstance(v, int | float) else str(v) for v in names[by]] for by in names}
             found = torch.from_numpy(np.array(table, dtype=np.float32))
         else:
             raise InputError(expected)
