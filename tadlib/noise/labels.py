@@ -101,8 +101,14 @@ class NoisyLabels:
         noisy_N, true_N, T_KK = tensors["given"], tensors.get("true"), tensors.get("transition_nominal")
         try:
             scalars = {name: json.loads(metadata["noise"])[name] for name in ("n_classes", "kind", "rate", "seed")}
-            corrected = {"checked_N": tensors.get("checked"), "given_N": tensors.get("before")}
-            return NoisyLabels(noisy_N, true_N, **scalars, transition_nominal=T_KK, **corrected)
+            return NoisyLabels(
+                noisy_N,
+                true_N,
+                **scalars,
+                transition_nominal=T_KK,
+                checked_N=tensors.get("checked"),
+                given_N=tensors.get("before"),
+            )
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # InputError among them
             raise InputError(f"{path} does not hold noisy labels: {error}") from error
 
