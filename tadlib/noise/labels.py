@@ -6,7 +6,7 @@ Legend: N samples, K classes, C H W image.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -101,9 +101,14 @@ class NoisyLabels:
         noisy_N, true_N, T_KK = tensors["given"], tensors.get("true"), tensors.get("transition_nominal")
         try:
             scalars = {name: json.loads(metadata["noise"])[name] for name in ("n_classes", "kind", "rate", "seed")}
-            checked_N, given_N = tensors.get("checked"), tensors.get("before")
-            labels = NoisyLabels(noisy_N, true_N, **scalars, transition_nominal=T_KK)
-            return replace(labels, checked_N=checked_N, given_N=given_N)
+            return NoisyLabels(
+                noisy_N,
+                true_N,
+                **scalars,
+                transition_nominal=T_KK,
+                checked_N=tensors.get("checked"),
+                given_N=tensors.get("before"),
+            )
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # InputError among them
             raise InputError(f"{path} does not hold noisy labels: {error}") from error
 

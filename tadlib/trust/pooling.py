@@ -26,7 +26,7 @@ from tadlib.trust.ascent import ascend
 FLOOR = 1e-6  # of a probability: no predictor rules a class out alone
 STEPS = 60  # of the search for weights
 LEAST = 1e-4  # probability that a classifier gives; below, its logarithm says more about rounding than about the image
-WEAK = 0.5  # mean probability of the likeliest class: less with networks too weak to count by, over .65 with strong ones
+WEAK = 0.5  # mean probability of the likeliest class; a network too weak to count by has less, strong ones over .65
 
 
 @dataclass(frozen=True)
