@@ -29,8 +29,8 @@ from torchvision.models import resnet18
 
 from tadlib import pipeline
 from tadlib.config import Config, ObserverConfig
-from tadlib.data.images import Images
 from tadlib.nn import augment, speed
+from tadlib.nn.images import Images
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import AdamW, State, one_hot, weighted_loss
 from tadlib.observer import decayed, step

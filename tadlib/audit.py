@@ -35,9 +35,9 @@ from torchvision.io import encode_png
 from tadlib import __version__, pipeline, store
 from tadlib.config import Config
 from tadlib.data import Dataset, is_own, own
-from tadlib.data.images import averaged
 from tadlib.errors import require
 from tadlib.materials import plain_dataset
+from tadlib.nn.images import averaged
 from tadlib.noise.corrections import CHECKED, read_corrections
 from tadlib.rng import generator
 from tadlib.trust import RefinedSet, predictors

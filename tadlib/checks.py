@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tadlib.errors import InputError, require
+from tadlib.nn.images import Images
 
 if TYPE_CHECKING:
     from tadlib.nn.networks import Network
@@ -52,10 +53,8 @@ def require_images(
 ) -> None:
     """InputError unless ``x_NCHW`` is float32 of n images of ``shape`` and finite, those of ``used_N`` if given.
 
-    Of :class:`tadlib.data.images.Images`, whose bytes are finite, the shape is checked alone.
+    Of :class:`tadlib.nn.images.Images`, whose bytes are finite, the shape is checked alone.
     """
-    from tadlib.data.images import Images  # here: tadlib.data imports this module
-
     if isinstance(x_NCHW, Images):
         require_tensor(what, torch.empty(x_NCHW.shape, device="meta"), (n, *shape), torch.float32)
         return

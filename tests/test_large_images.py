@@ -8,8 +8,8 @@ from PIL import Image
 from tadlib import audit, pipeline
 from tadlib.config import Config
 from tadlib.data import datasets, load_dataset
-from tadlib.data.images import Images
 from tadlib.errors import InputError
+from tadlib.nn.images import Images
 from tadlib.store import load_json
 
 SMALL = {"resolution": 80, "noise": "symmetric", "rate": 0.3, "ipc": 1, "width": 4, "device": "cpu"}

@@ -12,12 +12,12 @@ from test_mtt import K, small_problem
 
 from tadlib import cli, export, pipeline
 from tadlib.config import CimConfig, Config, ObserverConfig, Protocol, RdedConfig
-from tadlib.data.images import Images
 from tadlib.distill import METHODS, cim, rded
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import InputError
 from tadlib.evaluate import PROTOCOLS, start, train_networks
 from tadlib.nn import crops
+from tadlib.nn.images import Images
 from tadlib.nn.networks import Network, NetworkSpec
 from tadlib.nn.training import AdamW, State, accuracy
 from tadlib.observer import Observer, decayed, step, train_observer

@@ -24,9 +24,9 @@ from torch import Tensor
 from tadlib.checks import require_device, require_images, require_labels, require_tensor
 from tadlib.data import own, tiny_imagenet
 from tadlib.data.class_maps import CIFAR100_SUPERCLASSES, superclass_of
-from tadlib.data.images import BATCH, Images
 from tadlib.data.whiten import Whitening, fit
 from tadlib.errors import InputError, known, readable_files, require, required_root, some, usable
+from tadlib.nn.images import BATCH, Images
 from tadlib.rng import generator
 
 CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
@@ -47,7 +47,7 @@ class Dataset:
     name: str
     x_train: Tensor
     """(N, C, H, W) float32, normalised by mean and std; of own images of more than :data:`FLOATS` pixels a side,
-    :class:`tadlib.data.images.Images`, which hold bytes and make such floats a batch at a time."""
+    :class:`tadlib.nn.images.Images`, which hold bytes and make such floats a batch at a time."""
     y_train: Tensor
     """(N,) int64, labels as the data set has them."""
     x_test: Tensor

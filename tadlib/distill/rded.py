@@ -11,7 +11,7 @@ The best crop of every image remains, and of these the best of the class; factor
 
 Trust enters three times (our choice): the observer is trained on the refined set, candidates are drawn by their weight
 (:class:`tadlib.config.Drawing`), and y is the refined label. Images may have any size and lie on a disk
-(:class:`tadlib.data.images.Images`): a few are held at a time, however many a class has and however many are wanted.
+(:class:`tadlib.nn.images.Images`): a few are held at a time, however many a class has and however many are wanted.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tadlib.data.images import Images, whole
 from tadlib.distill.loop import Rows
 from tadlib.distill.synthetic import Real, Synthetic, divisible
 from tadlib.errors import require, required
 from tadlib.nn.crops import mosaic, padded, random_crops
+from tadlib.nn.images import Images, whole
 from tadlib.observer import Observer
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored

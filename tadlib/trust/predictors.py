@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, normalize, unfold
 
-from tadlib.data.images import averaged
 from tadlib.errors import require
+from tadlib.nn.images import averaged
 
 # Patches
 LARGEST = 32  # pixels; larger images are averaged down first
