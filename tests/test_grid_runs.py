@@ -16,7 +16,7 @@ from tadlib import pipeline
 from tadlib.store import load_json
 from workflow import job, run
 from workflow.job import FAILED
-from workflow.jobs import NOTEBOOK
+from workflow.jobs import NOTEBOOK, grid_jobs
 from workflow.load import load_grid
 
 pytest.importorskip("snakemake")
@@ -115,6 +115,26 @@ def test_a_full_disk_stops_a_grid_with_one_line_and_the_next_command_goes_on(tmp
         assert said[-4:-1] == ["error: not tried, for the disk was full"] * 3
         counts = "done: 0 of 1 noise, 0 of 3 run"
         assert said[-1] == f"error: no space left for {out}, {counts}: the same command goes on when there is room"
+
+
+def test_snakemake_gets_a_piece_of_a_grid_at_a_time_and_no_more_after_an_interruption(tmp_path, monkeypatch):
+    path, out, given = tmp_path / "some.yml", tmp_path / "runs", []
+    path.write_text(TINY)
+
+    def snakemake(command, lock):
+        given.append([word for word in command if word.endswith("run.ipynb")])
+        return len(given) == 4
+
+    monkeypatch.setattr(run, "_snakemake", snakemake)
+    monkeypatch.setattr(run, "PIECE", 2)
+    monkeypatch.setattr(run, "LONG", 1)
+    runs = [planned.target for planned in grid_jobs(load_grid(path, out=str(out), device="cpu"))][1:]
+    for _ in range(2):
+        assert run.main([str(path), "--out", str(out), "--device", "cpu"]) == run.INCOMPLETE
+    assert [len(piece) for piece in given] == [2, 1, 2, 1]
+    given[:] = [[], [], []]
+    assert run.main([str(path), "--out", str(out), "--device", "cpu"]) == run.INCOMPLETE
+    assert given[3:] == [runs[:2]]
 
 
 def test_two_commands_on_one_grid_at_a_time_are_refused(tmp_path, capsys):

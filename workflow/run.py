@@ -26,6 +26,9 @@ from workflow.jobs import NOTEBOOK, ROOT, Job, collect, grid_jobs, to_do
 from workflow.load import load_grid
 
 OK, INCOMPLETE, BAD_INPUT = 0, 1, 2  # exit statuses
+# Runs that Snakemake gets at once: it looks at the files of all of them again whenever one ends, and from then on once
+# a second more often. The more run at a time, the longer a piece, for workers are idle at its end.
+PIECE, LONG = 64, 16
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,14 +117,21 @@ def _run(options: argparse.Namespace, more: list[str]) -> int:
             (out / log_of(job, grid.name)).unlink(missing_ok=True)
             (out / job.target).with_name(FAILED).unlink(missing_ok=True)
         print(counts(jobs, out), flush=True)
+        snakemake = [sys.executable, "-m", "snakemake"]
         command = [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")),
+            *("--snakefile", str(ROOT / "workflow" / "Snakefile")),
             *("--profile", str(profile), "--directory", str(out), "--config", f"plan={folder / 'plan.json'}"),
         ]
+        targets = [job.target for job in to_do(jobs, out) if job.stage == "run"]
+        size = max(1, len(targets))
         if local:
             at_a_time = gpus or options.cores
             command += ["--cores", str(at_a_time * options.threads), "--resources", f"gpu={gpus}"]
-        _snakemake(command + more, lock.fileno())
+            size = max(PIECE, LONG * at_a_time)
+        for start in range(0, len(targets), size):
+            stopped = _snakemake([*snakemake, *targets[start : start + size], *command, *more], lock.fileno())
+            if stopped or not (folder / "plan.json").exists():
+                break
         left = to_do(jobs, out)
         if left and not (folder / "plan.json").exists():  # see workflow.job.main
             raise OSError(f"no space left for {out}, {counts(jobs, out)}: the same command goes on when there is room")
@@ -151,11 +161,12 @@ def _gpus(asked: int | None, device: str, local: bool) -> int:
     return there if asked is None else asked
 
 
-def _snakemake(command: list[str], lock: int) -> None:
+def _snakemake(command: list[str], lock: int) -> bool:
     """Run Snakemake, which keeps the lock should it outlive this process; its jobs run this very clone.
 
-    After Ctrl-C, which it gets as well, wait for it to end its jobs.
+    After Ctrl-C, which it gets as well, wait for it to end its jobs. Returns whether there was one.
     """
+    interrupted = False
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
@@ -163,7 +174,8 @@ def _snakemake(command: list[str], lock: int) -> None:
         try:
             process.wait()
         except KeyboardInterrupt:
-            continue
+            interrupted = True
+    return interrupted
 
 
 def log_of(job: Job, grid: str) -> str:
