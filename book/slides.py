@@ -20,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from build import CAPTION, ROOT, BuildError, chapter_paths, copy_mathjax
 
 HIDDEN = {"install", "remove-cell", "parameters"}  # tags of cells that are no slide
+LINES = 3  # of code that fit on a slide with a figure
 FOLDED = {"hide-input", "remove-input"}  # tags of cells of which only the output is shown
 SHOWN = re.compile(r"#|\$\$|[-*] |\d+\. |\||```|<a id|\*\*Key points|\*\*After this|\*[^*]")
 
 
 def parts(source: str) -> tuple[str, str]:
     """What of a cell's text stands on the slide, and what in its notes."""
-    blocks = re.split(r"\n\s*\n", source.strip())
+    folded = re.findall(r"<details>.*?</details>", source, re.S)  # answers
+    blocks = re.split(r"\n\s*\n", re.sub(r"<details>.*?</details>", "", source, flags=re.S).strip())
     shown = [block for block in blocks if SHOWN.match(block)]
-    return "\n\n".join(shown), "\n\n".join(block for block in blocks if not SHOWN.match(block))
+    return "\n\n".join(shown), "\n\n".join([*(block for block in blocks if not SHOWN.match(block)), *folded])
 
 
 def as_slides(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -44,10 +46,13 @@ def as_slides(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 cell.source = ""
             cell.source = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")
             made = [typed(cell, kind or "-")]
-            if cell.source and any({"image/png", "text/html"} & {*output.get("data", {})} for output in cell.outputs):
+            drawn = any({"image/png", "text/html"} & {*output.get("data", {})} for output in cell.outputs)
+            if drawn and cell.source.count("\n") >= LINES:
                 code = nbformat.v4.new_code_cell(cell.source, id=f"{cell.id[:58]}-code")
                 cell.source = ""  # code and figure do not fit on one slide
                 made = [typed(code, kind or "-"), typed(cell, "subslide")]
+            if not cell.source:
+                cell.metadata["transient"] = {"remove_source": True}  # else nbconvert leaves an empty box
             cells += [made[0], *held, *made[1:]]
             held = []
             continue

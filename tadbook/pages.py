@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +323,12 @@ def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
     table, told = folded(table)
     for pattern, words in COUNTS.items():
-        for of in reversed([*re.finditer(rf"(?<![a-z] ){pattern} (\d+)\b", told)]):
-            told = told[: of.start()] + _counted(int(of[1]), words) + told[of.end() :]
+        told = re.sub(rf"(?<![a-z] ){pattern} (\d+)\b", partial(_counted, words), told)
     return captioned(table, name, f"{caption} {told}".rstrip())
 
 
-def _counted(n: int, words: str) -> str:
+def _counted(words: str, of: re.Match[str]) -> str:
+    n = int(of[1])
     return f"{n:,} {words.removesuffix('s') if n == 1 else words}"
 
 
