@@ -49,10 +49,10 @@ RIDGE = (0.1, 0.3, 1.0)  # λ / N to choose from, for features of unit variance
 PROBED = 8  # λ is chosen on every eighth sample
 BATCH = 32  # images whose responses are held at a time: they stay in the processor's cache
 # Near copies
-NEAR = 0.99  # correlation; no two images of digits or of 10,000 of CIFAR-10 have as much
+NEAR = 0.99  # correlation; of 50,000 images of CIFAR-10 about a dozen have as much with another one
 SIDE = 16  # pixels to which images are averaged
 DIRECTIONS, NEIGHBOURS = 24, 9  # in which, and among how many, each itself included, they are looked for
-CROWD = 10
+CROWD = 10  # one in so many images alike: what they share is no sign of a copy
 # LDA
 DELTA = 0.1  # δ, in units of the mean variance of r
 EPSILON = 0.06  # ε: keeps unmixing from blowing up the noise of means where T is nearly singular
