@@ -280,7 +280,7 @@ def some_truth(rows):
         (twice, r"names ./cat/2.png twice, in rows 3 and 6"),
         (absent, "names files that do not exist: cat/none.png"),
         (validation, "row 21: split must be train or test, got 'val'"),
-        (untaught, r"has no training image with the label 'c1', 'c2', 'c3', 'c4', 'c5' and 14 more"),
+        (untaught, r"has no training image with the label 'c1', 'c10', 'c11', 'c12', 'c13' and 17 more"),
         (many_digits, "must have at least 2 classes, got '999"),
         (single, "must have at least 2 classes, got 'one'"),
         (some_truth, "row 6: true_label must be text or a number, got ''"),

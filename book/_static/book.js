@@ -21,14 +21,16 @@ addEventListener("DOMContentLoaded", () => {
       });
     }
   };
-  const tables = [...document.querySelectorAll("main table:not(.indextable)")];
+  const tables = [...document.querySelectorAll("main table:not(.indextable, .matrix)")];
   tables.forEach(label);
-  const fits = table => table.scrollWidth <= table.clientWidth + 1;
+  const phone = () => innerWidth <= 600; // where no table takes the margin
+  const room = table => (phone() ? Math.min(table.clientWidth, table.closest(".bd-content, main").clientWidth) : table.clientWidth);
+  const fits = table => table.scrollWidth <= room(table) + 1;
   const fit = () => {
     for (const table of tables) {
       table.classList.remove("broad", "tight", "stacked");
       if (!table.offsetParent) continue;
-      const steps = innerWidth > 600 ? ["broad", "tight", "stacked"] : ["stacked"];
+      const steps = phone() ? ["tight", "stacked"] : ["broad", "tight", "stacked"];
       for (const step of steps) {
         if (fits(table)) break;
         if (step === "stacked") table.classList.remove("broad", "tight");
@@ -45,7 +47,7 @@ addEventListener("DOMContentLoaded", () => {
       if (room && wide > room) formula.style.fontSize = `${Math.max(100 * SMALLEST, (size * 0.97 * room) / wide)}%`;
     }
     for (const image of document.querySelectorAll("main figure img"))
-      image.style.minWidth = innerWidth <= 600 ? `${Math.min(LEGIBLE * image.naturalWidth, 660)}px` : "";
+      image.style.minWidth = phone() ? `${Math.min(LEGIBLE * image.naturalWidth, 660)}px` : "";
     for (const box of document.querySelectorAll("main table, main .math, main pre, main figure")) {
       if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
