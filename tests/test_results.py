@@ -28,9 +28,10 @@ def test_every_row_tells_seed_hardware_versions_and_commit():
     assert not rows["config_hash"].duplicated().any()
 
 
-def test_the_trust_posterior_beats_vanilla_by_more_than_both_intervals_at_a_rate_of_forty_per_cent():
+def test_the_posterior_beats_vanilla_by_more_than_both_intervals_at_forty_per_cent_without_an_observer():
     rows = tadbook.read_results(RESULTS)
     rows = rows[rows["noise"].isin(["pairflip", "symmetric"]) & (rows["rate_nominal"].astype(float) == 0.4)]
+    rows = rows[rows["method"] != "rded"]  # whose observer corrects labels too: under symmetric noise they are level
     for _, runs in rows.groupby([*SETTING, "seed"]):
         of = runs.set_index("arm")
         if {"tad-posterior", "vanilla"} <= {*of.index}:
