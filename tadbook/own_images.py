@@ -1,5 +1,5 @@
 """What an audit of a folder of images is worth, and how fast such a folder is read: the rows of
-``benchmarks/own_images.py``, ``audited_folder.py`` and ``decoding.py`` as tables and a figure."""
+``benchmarks/own_images.py``, ``audited_folder.py``, ``decoding.py`` and ``large_images.py`` as tables and a figure."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -92,13 +92,14 @@ def review_figure(rows: pd.DataFrame) -> Figure:
 
 def write_own_images(results_dir: Path | str, target_dir: Path | str) -> Path:
     """Write what a page includes: ``own_images.md``, what cleaning the Roman numerals is worth, with its figure,
-    ``audited_folder.md`` and ``decoding.md``; returns the first."""
+    ``audited_folder.md``, ``decoding.md`` and ``large_images_step.md``; returns the first."""
     results, target = Path(results_dir), Path(target_dir)
     target.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[pd.DataFrame], str]] = {
         "own_images": _fragment,
         "audited_folder": _audited_fragment,
         "benchmarks/decoding": _decoding_fragment,
+        "benchmarks/large_images_step": _step_fragment,
     }
     for name, fragment in parts.items():
         path = results / f"{name}.parquet"
@@ -162,5 +163,26 @@ def _decoding_fragment(rows: pd.DataFrame) -> str:
         "second, relative to torchvision's decoder alone, which neither resizes nor keeps them; and peak memory "
         "relative to the tensors that are left."
     )
-    again = "```console\n$ python benchmarks/decoding.py\n```"
+    commands = (
+        f"$ python benchmarks/decoding.py --images {images} --sides {' '.join(map(str, of['side']))}"
+        for images, of in rows.groupby("images")
+    )
+    again = "\n".join(["```console", *commands, "```"])
     return f"{captioned(decoding_table(rows), 'decoding', caption)}\n\n{machine(rows)}\n\n{again}"
+
+
+def _step_fragment(rows: pd.DataFrame) -> str:
+    caption = (
+        "One training step of RDED's observer, a ResNet-18, on images held as bytes: processor milliseconds an image "
+        "in its parts and as a whole, and in a step of torchvision's ResNet-18 on images that lie ready as floats. "
+        "*Ratio*: conversion, augmentation and step together, in units of torchvision's step."
+    )
+    shown = {"resolution": "side", "batch": "batch"}
+    times = {"convert": "conversion", "augment": "augmentation", "optimiser": "optimiser", "step": "step"}
+    times |= {"torchvision": "torchvision's step"}
+    table = rows.assign(**{f"cpu_ms_{name}": rows[f"cpu_ms_{name}"].map("{:.2f}".format) for name in times})
+    table = table.assign(ratio=rows["ratio"].map("{:.2f}".format))
+    table = table[[*shown, *(f"cpu_ms_{name}" for name in times), "ratio"]]
+    table = table.rename(columns=shown | {f"cpu_ms_{name}": word for name, word in times.items()})
+    again = "```console\n$ python benchmarks/large_images.py --step --batch 16\n```"
+    return f"{captioned(table, 'large-images-step', caption)}\n\n{machine(rows)}\n\n{again}"

@@ -79,17 +79,8 @@ WORDS = {
     "embeddings:efficientnet-lite0": "embeddings",
     "patches+embeddings:efficientnet-lite0": "patches, embeddings",
     "probabilities": "published probabilities",
-    # variants of ablations, some of earlier versions, in today's words
-    "a look every round": "a full evaluation pass every epoch",
-    "averages over rounds": "averages over epochs",
-    "auditors learn given labels": "the auditor learns noisy labels",
-    "auditors learn the refined set": "the auditor learns the refined set",
-    "warm-up on given labels": "warm-up on noisy labels",
-    "patches count as two views": "patches count as two predictors",
+    # variants of ablations
     "the last parameters, not their average": "the last parameters, no EMA",
-    "mixtures of fused margins": "mixtures of pooled margins",
-    "class-wise mixtures, belief by quantile": "class-wise mixtures, accepted by quantile",
-    "class-wise mixtures, fixed belief": "class-wise mixtures, accepted from a fixed score",
     "every candidate believed": "every candidate accepted",
 }
 # told in the caption where all rows agree

@@ -148,9 +148,8 @@ class Findings:
 def identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     """Groups of images with the same pixels and not all with the same label."""
     groups: dict[int, list[int]] = defaultdict(list)
-    group_N = predictors.copies(x_NCHW, near=False)
-    for i, group in enumerate([] if group_N is None else group_N.tolist()):
-        groups[group].append(i)
+    for i, first in enumerate(predictors.first_copies(x_NCHW).tolist()):
+        groups[first].append(i)
     return [group for group in groups.values() if len(label_N[group].unique()) > 1]
 
 

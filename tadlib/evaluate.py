@@ -17,7 +17,7 @@ from scipy.special import stdtrit  # Student's t; scipy.stats takes half a secon
 from torch import Tensor
 
 from tadlib import students
-from tadlib.checks import require_fit, require_images, require_labels, require_refined
+from tadlib.checks import require_distributions, require_fit, require_labels
 from tadlib.config import Protocol
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import require
@@ -112,8 +112,8 @@ def train_networks(
     ``options``: ``workers``, and for the recipes of RDED and CIM ``teacher`` and ``factor``, patches along the side of
     an image.
     """
-    require_images("images", synthetic.x, net.spec.image_shape)
-    require_refined(net, synthetic.x, synthetic.y, synthetic.x.new_ones(len(synthetic.x)))
+    require_fit(net, "images", synthetic.x)
+    require_distributions("labels", synthetic.y, net.spec.n_classes, len(synthetic.x))
     loop, synthetic = loop or start(net, protocol, seed=seed, device=synthetic.x.device), synthetic.decoded()
     while loop.epoch < protocol.epochs:
         advance(loop, net, synthetic, protocol, **options)

@@ -396,11 +396,11 @@ def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.N
     """What a trust method is given."""
     true_N = None if labels.true_N is None else labels.true_N.to(config.torch_device)
     noisy_N = labels.noisy_N.to(config.torch_device)
-    checked_N, given_N = (
-        None if of_N is None else of_N.to(config.torch_device) for of_N in (labels.checked_N, labels.given_N)
+    checked_N, original_N = (
+        None if of_N is None else of_N.to(config.torch_device) for of_N in (labels.checked_N, labels.original_N)
     )
     name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
-    about = config.seed, true_N, name, checked_N, given_N
+    about = config.seed, true_N, name, checked_N, original_N
     problem = trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, *about)
     if config.arm != "tad-posterior":
         return problem

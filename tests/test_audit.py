@@ -347,11 +347,11 @@ def test_corrections_are_read_from_tables(tmp_path, suffix, columns, checked):
     got = corrected(LABELS, file, **WHERE)
     assert {int(i): int(got.noisy_N[i]) for i in got.checked_N.nonzero()[:, 0]} == checked
     assert torch.equal(got.noisy_N[~got.checked_N], LABELS.noisy_N[~got.checked_N])
-    assert torch.equal(got.given_N, LABELS.noisy_N)
+    assert torch.equal(got.original_N, LABELS.noisy_N)
     got.save(tmp_path / "labels.safetensors")
     again = NoisyLabels.load(tmp_path / "labels.safetensors")
     assert torch.equal(again.checked_N, got.checked_N)
-    assert torch.equal(again.given_N, got.given_N)
+    assert torch.equal(again.original_N, got.original_N)
     assert again.checksum == got.checksum
 
 

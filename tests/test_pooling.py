@@ -202,7 +202,7 @@ def test_wrong_labels_that_nobody_checked_are_still_counted_after_suspects_were_
     corrected = torch.where(checked, true, given)
     wrong = (corrected != true).double().mean().item()
 
-    after = pooling.combined([prediction], corrected, checked_N=checked, given_N=given)
+    after = pooling.combined([prediction], corrected, checked_N=checked, original_N=given)
     assert after.noise_rate.low < wrong < after.noise_rate.high
     assert after.noise_rate.estimate > 0.7 * wrong
     assert torch.equal(after.q[checked], base.one_hot(true[checked], K).double())

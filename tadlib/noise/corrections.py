@@ -20,7 +20,7 @@ PLACES = ("path", "index")  # columns that say which image a row is about
 def corrected(
     labels: NoisyLabels, file: Path | str, class_names: Sequence[str], index_N: Tensor, paths: Sequence[str] | None
 ) -> NoisyLabels:
-    """``labels`` with those of ``file`` in place of the noisy ones, which are kept as ``given``, and the mask
+    """``labels`` with those of ``file`` in place of the noisy ones, which are kept as ``original``, and the mask
     ``checked`` of their images.
 
     The file is as :func:`read_corrections` reads it. Its column ``path`` holds ``paths`` (N); where the data set has
@@ -46,7 +46,7 @@ def corrected(
     noisy_N, checked_N = labels.noisy_N.clone(), torch.zeros(len(labels.noisy_N), dtype=torch.bool)
     noisy_N[images] = numbered(f"labels must be among {some(class_names)}", "label", class_names)
     checked_N[images] = True
-    return replace(labels, noisy_N=noisy_N, checked_N=checked_N, given_N=labels.noisy_N)
+    return replace(labels, noisy_N=noisy_N, checked_N=checked_N, original_N=labels.noisy_N)
 
 
 def read_corrections(file: Path | str) -> pd.DataFrame:

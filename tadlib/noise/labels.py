@@ -36,7 +36,7 @@ class NoisyLabels:
     """(K, K) float64, row = true class, column = noisy label; None where unknown."""
     checked_N: Tensor | None = None
     """(N,) bool, labels that a person checked (:mod:`tadlib.noise.corrections`); None: none."""
-    given_N: Tensor | None = None
+    original_N: Tensor | None = None
     """(N,) int64, labels before some were checked; None: as ``noisy_N``."""
 
     def __post_init__(self) -> None:
@@ -48,8 +48,8 @@ class NoisyLabels:
             require_labels("true labels", self.true_N, K, len(self.noisy_N))
         if self.checked_N is not None:
             require_tensor("checked labels", self.checked_N, (len(self.noisy_N),), torch.bool)
-        if self.given_N is not None:
-            require_labels("given labels", self.given_N, K, len(self.noisy_N))
+        if self.original_N is not None:
+            require_labels("original labels", self.original_N, K, len(self.noisy_N))
         if self.transition_nominal is not None:
             T_KK = self.transition_nominal
             require_tensor("transition_nominal", T_KK, (K, K), torch.float64)
@@ -81,14 +81,14 @@ class NoisyLabels:
     def checksum(self) -> str:
         """SHA-256, in hex, of the noisy labels, the true labels and the kind, and of what was checked and before."""
         digest = hashlib.sha256(f"{self.kind}\0{len(self.noisy_N)}\0".encode())
-        for labels in (self.noisy_N, self.true_N, self.checked_N, self.given_N):
+        for labels in (self.noisy_N, self.true_N, self.checked_N, self.original_N):
             digest.update(b"" if labels is None else labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, from which :meth:`load` restores the same bits."""
         tensors = {"given": self.noisy_N, "true": self.true_N, "transition_nominal": self.transition_nominal}
-        tensors |= {"checked": self.checked_N, "before": self.given_N}
+        tensors |= {"checked": self.checked_N, "original": self.original_N}
         scalars = {"n_classes": self.n_classes, "kind": self.kind, "rate": self.rate, "seed": self.seed}
         present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         save_tensors(path, present, {"noise": json.dumps(scalars)})
@@ -107,7 +107,7 @@ class NoisyLabels:
                 **scalars,
                 transition_nominal=T_KK,
                 checked_N=tensors.get("checked"),
-                given_N=tensors.get("before"),
+                original_N=tensors.get("original"),
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # InputError among them
             raise InputError(f"{path} does not hold noisy labels: {error}") from error

@@ -51,7 +51,7 @@ class NoisyProblem:
     true: Tensor | None = None
     name: str = "auditor"
     checked: Tensor | None = None
-    given: Tensor | None = None
+    original: Tensor | None = None
     embeddings: tuple[Tensor, ...] = ()
     probabilities: tuple[Tensor, ...] = ()
 
@@ -60,10 +60,10 @@ class NoisyProblem:
         require_labels("labels", self.noisy, k)
         n = len(self.noisy)
         require_fit(self.net, "images", self.x, k, n)
-        for name, labels in (("true labels", self.true), ("given labels", self.given)):
+        for name, labels in (("true labels", self.true), ("original labels", self.original)):
             if labels is not None:
                 require_labels(name, labels, k, n)
-        for labels in (self.noisy, self.given_N):
+        for labels in (self.noisy, self.original_N):
             empty = (torch.bincount(labels, minlength=k) == 0).nonzero()[:, 0].tolist()
             require(not empty, f"every class needs a sample with its label; classes without: {some(empty)}")
 
@@ -71,9 +71,9 @@ class NoisyProblem:
         return len(self.noisy)
 
     @property
-    def given_N(self) -> Tensor:
+    def original_N(self) -> Tensor:
         """Labels (N,) as they were before any was checked."""
-        return self.noisy if self.given is None else self.given
+        return self.noisy if self.original is None else self.original
 
     @property
     def noisy_NK(self) -> Tensor:

@@ -26,7 +26,7 @@ from tadlib.trust.ascent import ascend
 FLOOR = 1e-6  # of a probability: no predictor rules a class out alone
 STEPS = 60  # of the search for weights
 LEAST = 1e-4  # probability that a classifier gives; below, its logarithm says more about rounding than about the image
-WEAK = 0.5  # mean probability of the likeliest class; a network too weak to count by has less, strong ones over .65
+WEAK = 0.5  # mean probability of the likeliest class; a network too weak to count by has less (our choice)
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,27 @@ def combined(
     network_NK: Tensor | None = None,
     held_out_N: Tensor | None = None,
     checked_N: Tensor | None = None,
-    given_N: Tensor | None = None,
+    original_N: Tensor | None = None,
 ) -> Posterior:
     """The posterior of all predictions, and of a network's ``p`` (N, K), which was not trained on ``held_out`` (N,).
 
-    ``checked`` labels (N,) are right. ``given`` (N,) are the labels before some were checked, None: the same. They tell
-    how labels flip: after suspects were corrected it would look as if labels hardly did. Out-of-fold probabilities
-    alone are taken as they are; the weight that they would get serves to tell overdispersion.
+    ``checked`` labels (N,) are right. ``original`` (N,) are the labels before some were checked, by default the same
+    ones; T belongs to these, for after suspects were corrected labels would seem hardly to flip. Out-of-fold
+    probabilities alone are taken as they are; the weight that they would get serves to measure overdispersion.
     """
     chosen = best(predictions)
-    given_N = noisy_N if given_N is None else given_N
+    original_N = noisy_N if original_N is None else original_N
     p_VNK = [prediction.p for prediction in predictions] + ([] if network_NK is None else [network_NK])
-    w_V = weights(p_VNK, given_N, chosen.transition, held_out_N)
+    w_V = weights(p_VNK, original_N, chosen.transition, held_out_N)
     log_p_NK = pool(p_VNK, w_V)
-    excess = decisions.overdispersion(log_p_NK.exp(), given_N, chosen.transition)
+    excess = decisions.overdispersion(log_p_NK.exp(), original_N, chosen.transition)
     a = decisions.exponent(chosen.exponent, excess)
     if len(p_VNK) == 1:
         w_V = torch.ones_like(w_V)
         log_p_NK = pool(p_VNK, w_V)
 
     def q_NK(a: float) -> Tensor:
-        q_NK = posterior(log_p_NK, given_N, chosen.transition, a)
+        q_NK = posterior(log_p_NK, original_N, chosen.transition, a)
         return (
             q_NK
             if checked_N is None

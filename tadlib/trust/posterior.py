@@ -94,11 +94,11 @@ class TrustPosterior:
             r_NK = predictors.leave_one_out_of_patches(
                 problem.x, *labels, count=self.settings.filters, mirror=self.flips, generator=random
             )
-            found.append(pooling.regressed(r_NK, problem.given_N, group_N))
+            found.append(pooling.regressed(r_NK, problem.original_N, group_N))
         for z_ND in problem.embeddings:
             r_NK = predictors.leave_one_out(z_ND.float(), problem.noisy_NK, trained_on_N, group_N)
-            found.append(pooling.regressed(r_NK, problem.given_N, group_N))
-        found += [pooling.unmixed(p_NK, problem.given_N) for p_NK in problem.probabilities]
+            found.append(pooling.regressed(r_NK, problem.original_N, group_N))
+        found += [pooling.unmixed(p_NK, problem.original_N) for p_NK in problem.probabilities]
         require(len(found) > 0, f"predictors must name another one than the network, got {self.settings.predictors!r}")
         state = PosteriorState(
             auditor=auditor,
@@ -176,7 +176,7 @@ class TrustPosterior:
         """Of all predictions and, where there are any, the auditor's ``p``; certain where labels are checked."""
         # only the network needs labels that it was not trained on: regressions leave each sample out
         held_out_N = None if p_NK is None or bool(state.trained_on.all()) else ~state.trained_on
-        labels = problem.checked, problem.given
+        labels = problem.checked, problem.original
         return pooling.combined(state.predictions, problem.noisy, p_NK, held_out_N, *labels)
 
     def divided(

@@ -269,9 +269,15 @@ def lda_statistics(r_NK: Tensor, noisy_N: Tensor, group_N: Tensor | None = None)
     return LdaStatistics(b_NK.float(), m_KK @ m_KK.T, share_K, noisy_N)
 
 
-def copies(x_NCHW: Tensor, near: bool = True) -> Tensor | None:
-    """Group (N,) of every image: copies, and ``near`` copies (:func:`near_copies`), share one; None where all images
-    differ.
+def first_copies(x_NCHW: Tensor) -> Tensor:
+    """For every image or row of numbers the place (N,) of the first one with the same values."""
+    places: dict[bytes, int] = {}
+    rows = (row for rows in x_NCHW.split(BATCH) for row in rows.cpu().contiguous())
+    return torch.tensor([places.setdefault(hashlib.sha256(row.numpy()).digest(), i) for i, row in enumerate(rows)])
+
+
+def copies(x_NCHW: Tensor) -> Tensor | None:
+    """Group (N,) of every image: copies and near copies (:func:`near_copies`) share one; None where all images differ.
 
     A crowd of near copies, more than one in :data:`CROWD` of all images, shows what the images have in common: in it
     only those with the same pixels share a group. Rows of numbers (N, D) do so only where they are equal.
@@ -279,11 +285,9 @@ def copies(x_NCHW: Tensor, near: bool = True) -> Tensor | None:
     from scipy.sparse import coo_array  # here: it takes a moment to import
     from scipy.sparse.csgraph import connected_components
 
-    places: dict[bytes, int] = {}
-    rows = (row for rows in x_NCHW.split(BATCH) for row in rows.cpu().contiguous())
-    first_N = torch.tensor([places.setdefault(hashlib.sha256(row.numpy()).digest(), i) for i, row in enumerate(rows)])
+    first_N = first_copies(x_NCHW)
     n, pairs = len(first_N), torch.stack([torch.arange(len(first_N)), first_N])
-    if near and len(x_NCHW.shape) == 4:
+    if len(x_NCHW.shape) == 4:
         pairs = torch.cat([pairs, near_copies(x_NCHW, first_N.unique())], 1)
     graph = coo_array((torch.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(n, n))
     group_N = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
