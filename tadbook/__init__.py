@@ -39,7 +39,7 @@ from tadbook.networks import (
     trajectories,
 )
 from tadbook.own_images import write_own_images
-from tadbook.pages import write_book_tables, write_published, write_readme_table
+from tadbook.pages import readable, write_book_tables, write_published, write_readme_table
 from tadbook.pictures import write_book_pictures
 from tadbook.style import style
 from tadbook.tables import (
@@ -79,6 +79,7 @@ __all__ = [
     "mixtures_over_epochs",
     "read_results",
     "read_trust",
+    "readable",
     "labels_table",
     "results_table",
     "review_curve",

@@ -88,7 +88,8 @@ def gradient_agreement(table: pd.DataFrame) -> Figure:
 
 
 def synthetic_images(blocks: Mapping[str, Tensor], class_names: Sequence[str], *, most: int = 10) -> Figure:
-    """Blocks of images in [0, 1] (S, C, H, W), ordered by class, side by side; a row is a class.
+    """Blocks of images in [0, 1] (S, C, H, W), ordered by class: a row is a class and the blocks stand side by side, or
+    with one image a class, a column is a class and the blocks are the rows.
 
     Shows at most ``most`` images a class and ``most`` classes.
     """
@@ -97,24 +98,36 @@ def synthetic_images(blocks: Mapping[str, Tensor], class_names: Sequence[str], *
     counts = {title: len(x) for title, x in blocks.items()}
     require(len({*counts.values()}) == 1, f"blocks must hold as many images each, got {counts}")
     ipc = next(iter(counts.values())) // K
-    tile = min(ipc, most)
-    side = min((WIDTH - 0.9) / (len(blocks) * tile), 0.42)
-    made, axes = figure(side * len(shown) + 0.35, 1, len(blocks))
-    for ax, (title, x_SCHW) in zip(axes[0], blocks.items(), strict=True):
+    tile, single = min(ipc, most), ipc == 1
+    if single:
+        made, axes = figure(0.85 * len(blocks) + 0.3, len(blocks))
+    else:
+        side = min((WIDTH - 0.9) / (len(blocks) * tile), 0.42)
+        made, axes = figure(side * len(shown) + 0.35, 1, len(blocks))
+    for ax, (title, x_SCHW) in zip(axes.flat, blocks.items(), strict=True):
         x = array(x_SCHW).clip(0, 1).reshape(K, ipc, *x_SCHW.shape[1:])[list(shown), :tile]
         framed = np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-        # (classes, images, C, H, W) -> rows of images
-        picture = framed.transpose(0, 3, 1, 4, 2).reshape(len(shown) * framed.shape[3], -1, x.shape[2])
+        height, width = framed.shape[3:]
+        # (rows, columns, C, H, W) -> rows of images
+        grid = framed.transpose(1, 0, 2, 3, 4) if single else framed
+        picture = grid.transpose(0, 3, 1, 4, 2).reshape(grid.shape[0] * height, -1, x.shape[2])
         if picture.shape[2] == 1:
             ax.imshow(picture[..., 0], cmap="gray_r", vmin=0, vmax=1)
         else:
             ax.imshow(np.nan_to_num(picture, nan=1.0))
-        height = framed.shape[3]
-        ax.set(title=title, xticks=())
-        ax.set_yticks([(i + 0.5) * height - 1 for i in shown], [class_names[k] for k in shown])
+        names = [class_names[k] for k in shown]
+        ax.set(title=title, xticks=(), yticks=())
+        if single:
+            last = ax is axes[-1, 0]
+            ax.set_xticks([(i + 0.5) * width - 1 for i in shown], names if last else [""] * len(names))
+        else:
+            ax.set_yticks([(i + 0.5) * height - 1 for i in shown], names)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    axes[0, 0].set_ylabel("class")
+    if single:
+        axes[-1, 0].set_xlabel("class")
+    else:
+        axes[0, 0].set_ylabel("class")
     return made
 
 

@@ -66,6 +66,10 @@ NAMES = {
     "tesla": "TESLA",
     "ftd": "FTD",
     "datm": "DATM",
+    "dance": "DANCE",
+    "ncfm": "NCFM",
+    "rded": "RDED",
+    "cim": "CIM",
 }
 # the same for what stands in cells alone
 WORDS = {
