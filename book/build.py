@@ -367,6 +367,7 @@ def write_generated(root: Path, target: Path) -> None:
         tadbook.write_published(root / "book" / "published", target)
         tadbook.write_book_pictures(root / "results", target)
         tadbook.write_own_images(root / "results", target)
+        tadbook.write_speed(root / "results", target)
 
 
 def api_pages(*packages: Path) -> dict[str, str]:

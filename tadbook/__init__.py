@@ -41,6 +41,7 @@ from tadbook.networks import (
 from tadbook.own_images import write_own_images
 from tadbook.pages import readable, write_book_tables, write_published, write_readme_table
 from tadbook.pictures import write_book_pictures
+from tadbook.speed import write_speed
 from tadbook.style import style
 from tadbook.tables import (
     comparisons,
@@ -104,4 +105,5 @@ __all__ = [
     "write_own_images",
     "write_published",
     "write_readme_table",
+    "write_speed",
 ]

@@ -1,5 +1,5 @@
-"""What an audit of a folder of images is worth, and how fast such a folder is read: the rows of
-``benchmarks/own_images.py``, ``audited_folder.py``, ``decoding.py`` and ``large_images.py`` as tables and a figure."""
+"""What an audit of a folder of images is worth: the rows of ``benchmarks/own_images.py`` and ``audited_folder.py`` as
+tables and a figure."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tadbook.pages import NONE_YET, captioned, machine, provenance
+from tadbook.pages import NONE_YET, captioned, provenance
 from tadbook.style import CYCLE, figure, style
 from tadbook.tables import over_seeds
 from tadlib.store import load_table, write_atomic
@@ -57,14 +57,6 @@ def audited_table(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def decoding_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each number and size of images of ``benchmarks/decoding.py``: rates and memory relative to what they
-    are measured by."""
-    shown = {"speed": "images a second", "cpu_speed": "images a processor second", "memory": "memory"}
-    ratios = {name: rows[name].map("{:.2f}".format) for name in shown}
-    return rows.assign(**ratios)[["images", "side", *shown]].rename(columns=shown)
-
-
 def review_figure(rows: pd.DataFrame) -> Figure:
     """Wrong labels left, means over seeds, against images looked at, a curve for each order of looking; beside it test
     accuracy on what is left, where that was measured, with that without the reviewed errors as a line."""
@@ -91,15 +83,13 @@ def review_figure(rows: pd.DataFrame) -> Figure:
 
 
 def write_own_images(results_dir: Path | str, target_dir: Path | str) -> Path:
-    """Write what a page includes: ``own_images.md``, what cleaning the Roman numerals is worth, with its figure,
-    ``audited_folder.md``, ``decoding.md`` and ``large_images_step.md``; returns the first."""
+    """Write what a page includes: ``own_images.md``, what cleaning the Roman numerals is worth, with its figure, and
+    ``audited_folder.md``; returns the first."""
     results, target = Path(results_dir), Path(target_dir)
     target.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[pd.DataFrame], str]] = {
         "own_images": _fragment,
         "audited_folder": _audited_fragment,
-        "benchmarks/decoding": _decoding_fragment,
-        "benchmarks/large_images_step": _step_fragment,
     }
     for name, fragment in parts.items():
         path = results / f"{name}.parquet"
@@ -155,34 +145,3 @@ def _audited_fragment(rows: pd.DataFrame) -> str:
     )
     again = "Made by `python benchmarks/audited_folder.py --root DATA`."
     return f"{captioned(audited_table(rows), 'audited-folder', caption)}\n\n{provenance(rows)} {again}"
-
-
-def _decoding_fragment(rows: pd.DataFrame) -> str:
-    caption = (
-        "Reading a folder of JPEG files of 500 × 400 pixels into square images: images a second, and a processor "
-        "second, relative to torchvision's decoder alone, which neither resizes nor keeps them; and peak memory "
-        "relative to the tensors that are left."
-    )
-    commands = (
-        f"$ python benchmarks/decoding.py --images {images} --sides {' '.join(map(str, of['side']))}"
-        for images, of in rows.groupby("images")
-    )
-    again = "\n".join(["```console", *commands, "```"])
-    return f"{captioned(decoding_table(rows), 'decoding', caption)}\n\n{machine(rows)}\n\n{again}"
-
-
-def _step_fragment(rows: pd.DataFrame) -> str:
-    caption = (
-        "One training step of RDED's observer, a ResNet-18, on images held as bytes: processor milliseconds an image "
-        "in its parts and as a whole, and in a step of torchvision's ResNet-18 on images that lie ready as floats. "
-        "*Ratio*: conversion, augmentation and step together, in units of torchvision's step."
-    )
-    shown = {"resolution": "side", "batch": "batch"}
-    times = {"convert": "conversion", "augment": "augmentation", "optimiser": "optimiser", "step": "step"}
-    times |= {"torchvision": "torchvision's step"}
-    table = rows.assign(**{f"cpu_ms_{name}": rows[f"cpu_ms_{name}"].map("{:.2f}".format) for name in times})
-    table = table.assign(ratio=rows["ratio"].map("{:.2f}".format))
-    table = table[[*shown, *(f"cpu_ms_{name}" for name in times), "ratio"]]
-    table = table.rename(columns=shown | {f"cpu_ms_{name}": word for name, word in times.items()})
-    again = "```console\n$ python benchmarks/large_images.py --step --batch 16\n```"
-    return f"{captioned(table, 'large-images-step', caption)}\n\n{machine(rows)}\n\n{again}"

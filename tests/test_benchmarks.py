@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
+import tadbook
 from tadbook import benchmarks
 from tadlib.errors import InputError
-from tadlib.store import load_table
+from tadlib.store import load_table, save_table
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
@@ -26,3 +28,19 @@ def test_a_benchmark_tells_hardware_versions_and_threads_and_has_its_figure(name
 def test_an_unknown_benchmark_is_named():
     with pytest.raises(InputError, match="unknown benchmark 'speed'"):
         benchmarks.draw(FOLDER, "speed")
+
+
+def test_the_page_on_speed_has_the_tables_that_are_there(tmp_path):
+    common = {"hardware": "a", "torch_version": "2", "tadlib_version": "0", "threads": 1, "cores": 2}
+    row = {"images": 20000, "side": 64, "speed": 1.2, "cpu_speed": 1.1, "memory": 1.3}
+    save_table(tmp_path / "benchmarks" / "decoding.parquet", pd.DataFrame([common | row]))
+    seeds = [
+        {"variant": "drawn", "cpu_seconds_before": 0.0, "cpu_ms_iteration": ms, "accuracy": 0.4, "seed": seed}
+        | {"iterations": 300, "ipc": 10}
+        for seed, ms in ((1, 90.0), (2, 110.0))
+    ]
+    save_table(tmp_path / "benchmarks" / "real_side.parquet", pd.DataFrame([common | row for row in seeds]))
+    decoding, step, real_side = (path.read_text() for path in tadbook.write_speed(tmp_path, tmp_path / "generated"))
+    assert "| 20,000 | 64 | 1.20 | 1.10 | 1.30 |" in decoding
+    assert "No results yet" in step
+    assert "| drawn | 0.0 | 100 | 40.0 |" in real_side

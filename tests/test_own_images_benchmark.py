@@ -91,7 +91,6 @@ def test_the_book_shows_the_rows(tmp_path):
     assert "Of the 372 wrong labels" in text
     assert (tmp_path / "generated" / "own_images.png").exists()
     assert "Right: test accuracy" in text
-    assert "No results yet" in (tmp_path / "generated" / "decoding.md").read_text()
     assert "No results yet" in tadbook.write_own_images(tmp_path / "none", tmp_path / "generated").read_text()
 
 
@@ -107,14 +106,10 @@ def test_parts_that_are_missing_are_left_out(tmp_path, parts):
     assert (tmp_path / "generated" / "own_images.png").exists() == ("fig-own-errors" in text) == ("review" in parts)
 
 
-def test_the_book_shows_a_second_folder_and_how_fast_folders_are_read(tmp_path):
+def test_the_book_shows_a_second_folder(tmp_path):
     common = {"device": "cpu", "hardware": "a", "torch_version": "2", "tadlib_version": "0", "commit": "0" * 40}
     row = {"classes": 10, "share": 0.2, "images": 5000, "noise_rate": 0.19, "auroc": 0.9, "f1": 0.7, "first_100": 0.95}
     save_table(tmp_path / "audited_folder.parquet", pd.DataFrame([common | row | {"seed": 1}]))
-    row = {"images": 20000, "side": 64, "threads": 2, "cores": 2, "speed": 1.2, "cpu_speed": 1.1, "memory": 1.3}
-    save_table(tmp_path / "benchmarks" / "decoding.parquet", pd.DataFrame([common | row]))
     tadbook.write_own_images(tmp_path, tmp_path / "generated")
     text = (tmp_path / "generated" / "audited_folder.md").read_text()
     assert "| 10 | 5,000 | 20 | 19.0 | 0.900 | 0.700 | 95 |" in text
-    text = (tmp_path / "generated" / "decoding.md").read_text()
-    assert "| 20,000 | 64 | 1.20 | 1.10 | 1.30 |" in text

@@ -14,6 +14,7 @@ The authors' codes take both steps class by class; here one step moves all class
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,8 +41,15 @@ def class_gradient(
     """Gradient with respect to one class's synthetic images (S, C, H, W), and its distance ()."""
     with torch.no_grad():
         real_BD = net.features(theta_P, augment.apply(draws, real_BCHW))
+    return gradient_to(net, theta_P, draws, x_SCHW, partial(distance, real_BD))
+
+
+def gradient_to(
+    net: Network, theta_P: Tensor, draws: tuple[augment.Draw, ...], x_SCHW: Tensor, distance: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same, with the distance of synthetic features (S, D) to real ones that are known."""
     x_SCHW = x_SCHW.detach().requires_grad_()
-    value = distance(real_BD, net.features(theta_P, augment.apply(draws, x_SCHW)))
+    value = distance(net.features(theta_P, augment.apply(draws, x_SCHW)))
     return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
 
@@ -78,11 +86,20 @@ def advance(
         distance_k = lambda real_BD, x_SD: distance(real_BD, w_B, x_SD, random)  # noqa: E731
         return class_gradient(net, theta_P, draws, real.x[index_B], x_SCHW, distance_k)
 
+    take_steps(problem, state, final_P, matched, move, expert=expert)
+
+
+def take_steps(
+    problem: Problem, state: State, final_P: Tensor, matched: loop.ClassGradient, move: Move, *, expert: int
+) -> None:
+    """Both steps of an iteration: on the distance, whose gradient by class ``matched`` gives, and the calibration."""
+    config, random = problem.config, state.generator
+
     def calibrated(k: int, x_SCHW: Tensor) -> tuple[Tensor, Tensor]:
         draws = augment.draw(config.augmentation, 1, random)
         x_SCHW = x_SCHW.detach().requires_grad_()
         y_SK = state.y[k * problem.ipc].expand(len(x_SCHW), -1)
-        value = config.calibration * soft_cross_entropy(net(final_P, augment.apply(draws, x_SCHW)), y_SK)
+        value = config.calibration * soft_cross_entropy(problem.net(final_P, augment.apply(draws, x_SCHW)), y_SK)
         return torch.autograd.grad(value, x_SCHW)[0], value.detach()
 
     grad_x, loss = loop.class_by_class(problem, state.x, matched)

@@ -25,6 +25,8 @@ from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
 
 Rows = list[dict[str, Any]]
+# (class, its synthetic images (S, C, H, W)) -> gradient with respect to them, and the loss ()
+ClassGradient = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,7 @@ def decoded(problem: Problem, x_SCHW: Tensor) -> tuple[Tensor, Callable[[Tensor]
     return seen_SCHW, lambda grad_x: pull_back(grad_x)[0]
 
 
-def class_by_class(
-    problem: Problem, x_SCHW: Tensor, gradient: Callable[[int, Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def class_by_class(problem: Problem, x_SCHW: Tensor, gradient: ClassGradient) -> tuple[Tensor, Tensor]:
     """Gradient with respect to the stored images (S, C, H, W), and the loss (), summed over classes.
 
     ``gradient(k, x_SCHW)`` gives both for class ``k`` and its synthetic images as networks see them.
