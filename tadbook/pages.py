@@ -578,12 +578,13 @@ def provenance(results: pd.DataFrame) -> str:
 
 def _headline(results: pd.DataFrame) -> pd.DataFrame:
     results = results[results["n_test"] == results.groupby("preset")["n_test"].transform("max")]
-    return results[results.groupby(SETTING, sort=False)["seed"].transform("nunique") >= 3]
+    seeds = results.groupby([*SETTING, "arm"])["seed"].transform("nunique")
+    return results[seeds.groupby([results[name] for name in SETTING]).transform("min") >= 3]
 
 
 def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: bool = False) -> bool:
-    """Put a table of results, of each scale those of most test images, in settings of at least three seeds, between
-    the two markers in a README; return whether that changed it.
+    """Put a table of results, of each scale those of most test images, in settings of three seeds or more in every arm,
+    between the two markers in a README; return whether that changed it.
 
     Raises:
         InputError: where a marker is missing, or (``check``) where the README is not up to date, which is then left
@@ -596,7 +597,7 @@ def write_readme_table(results_dir: Path | str, readme_path: Path | str, check: 
     require(bool(begin and end), f"{path.name} must hold {BEGIN} and, after it, {END}")
     results = _headline(read_results(results_dir))
     shown, told = folded(results_table(results))
-    table = NONE_YET if shown.empty else f"{markdown(shown)}\n\n{f'{told} {provenance(results)}'.lstrip()}"
+    table = NONE_YET if shown.empty else f"{markdown(readable(shown))}\n\n{f'{told} {provenance(results)}'.lstrip()}"
     new = f"{before}{BEGIN}\n{table}\n{END}{after}"
     if new == text:
         return False
