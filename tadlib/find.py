@@ -21,8 +21,8 @@ def find_label_errors(
     probabilities: Any = None,
     embeddings: Any = None,
     images: Any = None,
-    *,
     seed: int = 0,
+    *,
     cost: float = PosteriorConfig.cost,
 ) -> pd.DataFrame:
     """Which labels are probably wrong, by the trust posterior of one or several predictors; nothing is trained.

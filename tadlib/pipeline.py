@@ -415,15 +415,16 @@ def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, t
     """Embeddings and probabilities of the images, from files. InputError where a file does not fit."""
     n, found = len(data.y_train), {}
     for kind in MATRICES:
-        about = data.index, data.n_full, data.paths
-        paths = config.posterior.files(kind)
-        read = {path: matrices.rows_of(matrices.read_matrix(path), *about, path) for path in paths}
-        if kind == "embeddings":
-            read = {path: matrices.require_embeddings(z_ND, n, path) for path, z_ND in read.items()}
-        else:
-            read = {path: matrices.require_probabilities(p_NK, n, data.n_classes, path) for path, p_NK in read.items()}
-            for path, p_NK in read.items():
-                matrices.warn_of_in_sample(p_NK, noisy_N.cpu(), path)
+        read = {}
+        for path in config.posterior.files(kind):
+            rows = matrices.read_matrix(path)
+            place_N = matrices.places_of(rows, data.index, data.n_full, data.paths, path)
+            if kind == "embeddings":
+                read[path] = matrices.require_embeddings(rows.values[place_N], n, path, place_N)
+            else:
+                p_NK = rows.values[place_N]
+                read[path] = matrices.require_probabilities(p_NK, n, data.n_classes, path, place_N)
+                matrices.warn_of_in_sample(read[path], noisy_N.cpu(), path)
         found[kind] = tuple(matrix.to(config.torch_device) for matrix in read.values())
     return found
 

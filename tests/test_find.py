@@ -139,10 +139,10 @@ def test_rows_of_a_table_are_taken_by_their_place_where_it_does_not_name_images(
         pd.DataFrame(values.numpy(), columns=list("abc")).to_parquet(path)
     rows, index = matrices.read_matrix(path), torch.tensor([4, 1])
     torch.testing.assert_close(rows.values, values)
-    torch.testing.assert_close(matrices.rows_of(rows, index, 6, None, "x"), values[index])
-    torch.testing.assert_close(matrices.rows_of(rows, torch.arange(6), 40, None, "x"), values)
+    torch.testing.assert_close(rows.values[matrices.places_of(rows, index, 6, None, "x")], values[index])
+    torch.testing.assert_close(rows.values[matrices.places_of(rows, torch.arange(6), 40, None, "x")], values)
     with pytest.raises(InputError, match=r"x has 6 rows, expected 2 \(images used\) or 40 \(full training set\)"):
-        matrices.rows_of(rows, index, 40, None, "x")
+        matrices.places_of(rows, index, 40, None, "x")
 
 
 @pytest.mark.parametrize("by", ["index", "path"])
@@ -154,7 +154,8 @@ def test_rows_of_a_table_that_names_images_are_taken_by_that(tmp_path, by):
 
     def rows(table, paths=paths if by == "path" else None, index=index):
         table.to_parquet(tmp_path / "a.parquet")
-        return matrices.rows_of(matrices.read_matrix(tmp_path / "a.parquet"), index, 6, paths, "x")
+        read = matrices.read_matrix(tmp_path / "a.parquet")
+        return read.values[matrices.places_of(read, index, 6, paths, "x")]
 
     torch.testing.assert_close(rows(table), values[index])
     torch.testing.assert_close(rows(table.set_index(by)), values[index])
@@ -170,6 +171,26 @@ def test_rows_of_a_table_that_names_images_are_taken_by_that(tmp_path, by):
         torch.testing.assert_close(rows(table.assign(index=range(6))), values[index])
         with pytest.raises(InputError, match="x must name images by index: the data set has no paths"):
             rows(table, None)
+
+
+def test_errors_name_rows_of_the_file_also_where_a_part_of_them_is_used(tmp_path):
+    p_NK = np.random.default_rng(0).dirichlet(np.ones(10), 1297).astype(np.float32)
+    config = smoke(tmp_path / "out", f"probabilities:{tmp_path / 'p.npy'}", n_train=200)
+    row = int(pipeline.plain_dataset(config).index[-1])
+    assert row > 200
+    for change, message in ((np.nan, f"nan in row {row}, column 3"), (2.0, f"in row {row}"), (-1.0, f"in row {row}")):
+        bad_NK = p_NK.copy()
+        bad_NK[row, 3] = change
+        np.save(tmp_path / "p.npy", bad_NK)
+        with pytest.raises(InputError, match=message):
+            pipeline.check(config)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3])
+def test_constant_tables_are_refused_also_where_their_deviation_is_rounded(value):
+    z_ND = np.full((50_000, 3), value)
+    with pytest.raises(InputError, match="all rows are the same"):
+        matrices.require_embeddings(torch.from_numpy(z_ND), 50_000, "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"PK\x03\x04", b"text"])

@@ -60,9 +60,9 @@ def read_matrix(path: Path | str) -> Rows:
     return Rows(found, names)
 
 
-def rows_of(rows: Rows, index_N: Tensor, n_full: int | None, paths: Sequence[str] | None, name: str) -> Tensor:
-    """The rows of the images at ``index`` (N,), or with ``paths`` (N), in their order: by what the table says of each
-    row; else it is of the full training set, or of just these images. InputError where it is not."""
+def places_of(rows: Rows, index_N: Tensor, n_full: int | None, paths: Sequence[str] | None, name: str) -> Tensor:
+    """Places (N,) in the table of the rows of the images at ``index`` (N,), or with ``paths`` (N): by what the table
+    says of each row; else it is of the full training set, or of just these images. InputError where it is not."""
     by = next((by for by in NAMES if by in rows.names and (by == "index" or paths is not None)), None)
     if by is not None:
         row = {place: i for i, place in enumerate(rows.names[by])}
@@ -71,43 +71,48 @@ def rows_of(rows: Rows, index_N: Tensor, n_full: int | None, paths: Sequence[str
         absent = [place for place in wanted if place not in row]
         lacks = f"its column {by} lacks {absent[:1]} and others, {len(absent)} of {len(wanted)}"
         require(not absent, f"{name} must have a row for every image in use: {lacks}")
-        return rows.values[[row[place] for place in wanted]]
+        return torch.tensor([row[place] for place in wanted])
     require(not rows.names, f"{name} must name images by index: the data set has no paths")
     n = len(rows.values)
     if n == n_full:
-        return rows.values[index_N]
+        return index_N.cpu()
     expected = f"{len(index_N)}" + (f" (images used) or {n_full} (full training set)" if n_full else "")
     require(n == len(index_N), f"{name} has {n} rows, expected {expected}")
-    return rows.values
+    return torch.arange(n)
 
 
-def require_embeddings(z_ND: Tensor, n: int, name: str) -> Tensor:
-    """Embeddings (N, D) as float32. InputError where their form is wrong, a value is not finite, or all are alike."""
+def require_embeddings(z_ND: Tensor, n: int, name: str, place_N: Tensor | None = None) -> Tensor:
+    """Embeddings (N, D) as float32. InputError where their form is wrong, a value is not finite, or all are alike.
+
+    ``place`` (N,) tells the rows of the table that they come from, which errors name."""
     require(z_ND.ndim == 2, f"{name} must be (N, D), got shape {tuple(z_ND.shape)}")
     require(len(z_ND) == n, f"{name} has {len(z_ND)} rows, expected {n}, one for each label")
     z_ND = z_ND.float()
-    _require_finite(z_ND, name)
-    require(bool((z_ND.std(0) > 0).any()), f"{name}: all rows are the same")
+    _require_finite(z_ND, name, place_N)
+    _require_varied(z_ND, name)
     return z_ND
 
 
-def require_probabilities(p_NK: Tensor, n: int, n_classes: int | None, name: str) -> Tensor:
+def require_probabilities(
+    p_NK: Tensor, n: int, n_classes: int | None, name: str, place_N: Tensor | None = None
+) -> Tensor:
     """Probabilities (N, K) as float32, rows summing to 1. InputError where they cannot be such; within rounding they
-    are divided by their sum."""
+    are divided by their sum. ``place`` as in :func:`require_embeddings`."""
     require(p_NK.ndim == 2, f"{name} must be (N, K), got shape {tuple(p_NK.shape)}")
     require(len(p_NK) == n, f"{name} has {len(p_NK)} rows, expected {n}, one for each label")
     columns = p_NK.shape[1]
     require(n_classes in (None, columns), f"{name} has {columns} columns, expected {n_classes}, one for each class")
     p_NK = p_NK.float()
-    _require_finite(p_NK, name)
+    _require_finite(p_NK, name, place_N)
     row = int(p_NK.min(1).values.argmin())
     least = p_NK[row].min().item()
-    require(least >= 0, f"{name} must not be negative, got {least:.4g} in row {row}")
+    require(least >= 0, f"{name} must not be negative, got {least:.4g} in row {_place(row, place_N)}")
     off_N = (p_NK.double().sum(1) - 1).abs()
     row = int(off_N.argmax())
-    total = p_NK[row].double().sum().item()
-    require(off_N[row].item() <= ROUNDING, f"{name} must sum to 1 in every row, got {total:.6g} in row {row}")
-    require(bool((p_NK.std(0) > 0).any()) or n == 1, f"{name}: all rows are the same")
+    total = f"{p_NK[row].double().sum().item():.6g} in row {_place(row, place_N)}"
+    require(off_N[row].item() <= ROUNDING, f"{name} must sum to 1 in every row, got {total}")
+    if n > 1:
+        _require_varied(p_NK, name)
     return p_NK / p_NK.sum(1, keepdim=True)
 
 
@@ -122,8 +127,19 @@ def warn_of_in_sample(p_NK: Tensor, label_N: Tensor, name: str) -> None:
         )
 
 
-def _require_finite(matrix: Tensor, name: str) -> None:
+def _place(row: int, place_N: Tensor | None) -> int:
+    return row if place_N is None else int(place_N[row])
+
+
+def _require_finite(matrix: Tensor, name: str, place_N: Tensor | None) -> None:
     bad = (~matrix.isfinite()).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
-        raise InputError(f"{name} must be finite, got {matrix[row, column].item()} in row {row}, column {column}")
+        where = f"{matrix[row, column].item()} in row {_place(row, place_N)}, column {column}"
+        raise InputError(f"{name} must be finite, got {where}")
+
+
+def _require_varied(matrix: Tensor, name: str) -> None:
+    first = [round(value, 6) for value in matrix[0, :3].tolist()]
+    all_same = f"{name}: all rows are the same, {first}" + (" and so on" if matrix.shape[1] > 3 else "")
+    require(bool((matrix != matrix[0]).any()), all_same)  # a standard deviation is not exactly 0 after rounding
