@@ -364,7 +364,8 @@ class Export(Output):
     """Output folder: a new or empty one, or one that tad made."""
     format: tuple[str, ...] = ("png",)
     """Formats of a distilled set: png (pictures), ddranking (its three tensors), huggingface (a datasets folder); of
-    corrected labels: folder (of links to the images, a class a folder), table (CSV, with trust); one or several."""
+    corrected labels: folder (of links to the images, a class a folder; their trust is in folder.csv), table (CSV, with
+    trust); one or several."""
     copy: bool = False
     """Copy images instead of linking to them (folder) or naming where they lie (table)."""
 

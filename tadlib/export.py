@@ -266,23 +266,31 @@ def corrected(path: Path) -> Corrected:
 
 def corrected_folder(data: Corrected, out: Path, copy: bool) -> None:
     """``folder/``: a folder for each class, in ``train`` and ``test`` where there is a test split, of links to the
-    images or of copies. An earlier one there is replaced."""
+    images or of copies, and ``folder.csv``, which ``table:`` reads: their path, label, split, given_label, trust and
+    space. An earlier one there is replaced."""
     train = data.train[data.train["label"] != ""]
     bad = next((name for name in train["label"] if "/" in name or own.is_hidden(name)), None)
     require(bad is None, f"class {bad!r} cannot be the name of a folder; export a table")
-    folder = _emptied(data, out / "folder")
+    folder, written = _emptied(data, out / "folder"), []
     splits = {"train": train, "test": data.test} if len(data.test) else {"": train}
     for split, rows in splits.items():
         names = rows["file"].map(os.path.basename)
         if pd.DataFrame({"label": rows["label"], "name": names}).duplicated().any():
             names = [f"{i:06d}_{name}" for i, name in enumerate(names)]
-        for file, label, name in zip(rows["file"], rows["label"], names):
-            place = folder / split / label / name
+        places = [folder / split / label / name for label, name in zip(rows["label"], names)]
+        for file, place in zip(rows["file"], places):
             place.parent.mkdir(parents=True, exist_ok=True)
             if copy:
                 shutil.copy2(file, place)
             else:
                 place.symlink_to(file)
+        written.append(rows.assign(path=[os.path.relpath(place, out) for place in places], split=split or "train"))
+    _write_table(pd.concat(written, ignore_index=True), out / "folder.csv")
+
+
+def _write_table(rows: pd.DataFrame, path: Path) -> None:
+    columns = ["path", "label", "split", "given_label", "trust", "space"]
+    write_atomic(path, rows[columns].to_csv(index=False).encode())
 
 
 def _emptied(data: Corrected, folder: Path) -> Path:
@@ -306,9 +314,8 @@ def corrected_table(data: Corrected, out: Path, copy: bool) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, place)
             rows.loc[i, "path"] = os.path.relpath(place, out)
-    rows = rows[["path", "label", "split", "given_label", "trust", "space"]]
-    for name, part in (("corrected", rows[rows["label"] != ""]), ("left_out", rows[rows["label"] == ""])):
-        write_atomic(out / f"{name}.csv", part.to_csv(index=False).encode())
+    _write_table(rows[rows["label"] != ""], out / "corrected.csv")
+    _write_table(rows[rows["label"] == ""], out / "left_out.csv")
 
 
 CORRECTED: dict[str, Callable[[Corrected, Path, bool], None]] = {"folder": corrected_folder, "table": corrected_table}

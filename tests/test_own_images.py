@@ -426,6 +426,10 @@ def test_a_corrected_folder_is_read_by_imagefolder(table, tmp_path):
         assert len(read) == 24
         assert sum(label == 0 for _, label in read.samples) == 8  # the wrong label is right again
         assert (tmp_path / "new/folder/cat").is_dir()
+        told = pd.read_csv(tmp_path / "new" / "folder.csv")
+        assert {str(tmp_path / "new" / path) for path in told["path"]} == {path for path, _ in read.samples}
+        assert told["trust"].between(0, 1).all()
+        assert load(tmp_path / "new" / "folder.csv", n_test=0).y_train.bincount().tolist() == [8, 8, 8]
         again = load(tmp_path / "new" / "corrected.csv", n_test=0)
         assert torch.bincount(again.y_train).tolist() == [8, 8, 8]
         rows = pd.read_csv(tmp_path / "new" / "corrected.csv")
