@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tadlib import materials
 from tadlib.checks import require_distributions, require_images
-from tadlib.config import MACHINE, Config, converted, known_param, stored_params
+from tadlib.config import MACHINE, Config, changed, converted, known_param, stored_params
 from tadlib.data import Dataset
 from tadlib.distill.synthetic import Synthetic
 from tadlib.errors import InputError, require, some, usable
@@ -60,7 +60,7 @@ class Distilled:
             require(fits, f"{name} is not for a distilled set, {why}")
         with TemporaryDirectory() as out:  # decoded images of the user's own are kept no longer than this takes
             given = {"root": root, "device": device, "out": out, **params}
-            config = Config.from_params(**{**self.params, **given})
+            config = Config.from_params(**changed(self.params, given))
             held = "labels of this set come from a teacher, which its file does not hold"
             require(not config.evaluate.teacher, f"{held}: evaluate_teacher=False trains on hard labels")
             speed.prepare(config.threads)

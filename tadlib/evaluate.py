@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tadlib import students
 from tadlib.checks import require_distributions, require_fit, require_labels
-from tadlib.config import Protocol
+from tadlib.config import PUBLISHED, Protocol
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import require
 from tadlib.nn.networks import Network
@@ -27,23 +27,7 @@ from tadlib.observer import Observer
 from tadlib.rng import generator
 from tadlib.state import Checkpoint, restored
 
-# As in the authors' codes, which report the best evaluation on the test set, where ours reports the last epoch. Those
-# of MTT, DATM and DM count epochs from 0 to 1000 inclusive. DC, DSA and DM share one protocol (20 networks for each of
-# 5 sets). NCFM's configurations differ in batch size, weight decay and epochs; these are those of most of them.
-PROTOCOLS = {
-    "mtt": Protocol(networks=5, epochs=1001, batch=256),
-    "datm": Protocol(networks=5, epochs=1001, batch=128),
-    "dm": Protocol(networks=20, epochs=1001, batch=256, lr=0.01),
-}
-MIXED: dict[str, Any] = {"networks": 5, "cutmix": 0.5, "augmentation": "color_crop_flip_scale_rotate"}
-PROTOCOLS["dance"] = Protocol(epochs=1500, batch=64, lr=0.01, schedule="steps", **MIXED)
-PROTOCOLS["ncfm"] = Protocol(epochs=2000, batch=128, lr=0.001, optimiser="adamw", schedule="fifths", **MIXED)
-# RDED's code, for ten images per class (10 in a batch for one, 100 for fifty) and less than 100 classes; the number of
-# networks is ours, as is all of CIM but its epochs and loss
-STUDENTS: dict[str, Any] = {"networks": 3, "batch": 50, "lr": 0.001, "weight_decay": 0.01, "optimiser": "adamw"}
-STUDENTS |= {"teacher": True, "schedule": "half-cosine", "cutmix": 1.0}
-PROTOCOLS["rded"] = Protocol(recipe="rded", epochs=300, **STUDENTS)
-PROTOCOLS["cim"] = Protocol(recipe="cim", epochs=1000, **STUDENTS)
+PROTOCOLS = {name: Protocol(**settings) for name, settings in PUBLISHED.items()}
 
 
 @dataclass

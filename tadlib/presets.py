@@ -5,6 +5,7 @@ paper: the published settings of the method.
 """
 
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ GREY = "crop_scale_rotate"  # augmentation of digits and garments: no flip, no c
 COLOUR = "color_crop_cutout_flip_scale_rotate"  # DSA's
 
 
-def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None = None) -> Settings:
+def settings(
+    preset: str, dataset: str, ipc: int, method: str, root: str | None = None, evaluation: Mapping[str, Any] = {}
+) -> Settings:
     """Flat settings of ``preset`` (see :class:`tadlib.config.Config`) for a data set, images per class and a method.
 
-    Where the folder ``root`` holds a part of Tiny ImageNet, n_train and n_test do not exceed what it has.
+    ``evaluation`` replaces those of evaluation before they are fitted to the data set. Where the folder ``root`` holds
+    a part of Tiny ImageNet, n_train and n_test do not exceed what it has.
 
     Raises:
         InputError: for an unknown preset, and where preset paper has no published settings.
@@ -39,6 +43,7 @@ def settings(preset: str, dataset: str, ipc: int, method: str, root: str | None 
         del values["published"]
         values |= _published(method, dataset, ipc)
     values = {method + name if name.startswith("_") else name: value for name, value in values.items()}
+    values |= evaluation
     if preset == "paper" and method in TRAJECTORIES:  # experts are trained as long as they are read
         values["expert_epochs"] = values[f"{method}_max_start"] - 1 + values[f"{method}_expert_epochs"]
     parts = ("auditor", "expert", "observer", "evaluate", *(() if method in ("random", "rded") else (method,)))

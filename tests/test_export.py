@@ -46,6 +46,12 @@ def test_evaluating_the_file_gives_the_figure_of_the_run(run, distilled, capsys)
     assert told["accuracy_mean"] == row["accuracy_mean"]
 
 
+def test_a_file_is_evaluated_under_a_protocol_by_its_name(distilled):
+    found = distilled.evaluate(device="cpu", evaluate_protocol="dm", evaluate_networks=2, evaluate_epochs=2)
+    spelled = {"evaluate_lr": 0.01, "evaluate_batch": 256, "evaluate_networks": 2, "evaluate_epochs": 2}
+    assert found == distilled.evaluate(device="cpu", **spelled)
+
+
 def test_the_file_holds_whitened_images_and_their_pixels(run, distilled):
     data = pipeline.dataset(run[0])
     assert data.whitening is not None

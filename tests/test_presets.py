@@ -110,3 +110,27 @@ def test_every_name_in_the_tables_is_a_setting(preset):
         for name in {*values, *columns} - {"published", "dataset", "ipc"}:
             for owner in presets.GROUPS.get(table, (method,)):
                 known_param(owner + name if name.startswith("_") else name)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_published_protocol_is_had_by_its_name_whatever_the_method(name):
+    config = Config.from_params(dataset="cifar10", method="dm", evaluate_protocol=name)
+    assert config.evaluate == PROTOCOLS[name]
+    changed = config.with_params(evaluate_epochs=7)
+    assert changed.evaluate == replace(PROTOCOLS[name], epochs=7)
+    assert changed.with_params(evaluate_protocol="dance").evaluate == PROTOCOLS["dance"]
+    given = Config.from_params(dataset="cifar10", method="dm", evaluate_protocol=name, evaluate_controls=True)
+    assert given.evaluate == replace(PROTOCOLS[name], controls=True)
+
+
+def test_a_protocol_is_spelled_out_in_what_is_kept_and_an_unknown_one_is_refused():
+    plain = Config.from_params(method="mtt", preset="smoke")
+    assert "evaluate_protocol" not in plain.portable()
+    named = Config.from_params(method="mtt", preset="smoke", evaluate_protocol="ncfm").portable()
+    assert Config.from_params(**named).evaluate.optimiser == "adamw"
+    with pytest.raises(InputError, match="unknown evaluate_protocol 'ncmf'; expected one of: mtt, datm, dm, dance"):
+        Config.from_params(evaluate_protocol="ncmf")
+
+
+def test_protocols_keep_the_augmentation_of_grey_images():
+    assert Config.from_params(dataset="digits", evaluate_protocol="dance").evaluate.augmentation == presets.GREY
