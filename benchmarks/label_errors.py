@@ -7,8 +7,9 @@ A set is a data set with injected or human noise (``cifar10:human:worse``, ``cif
 ``roman-numerals`` with its review, or a file of published out-of-fold probabilities under ``DATA/label-errors``. For
 sets of images each of ``--predictors`` is a list joined by ``+``: ``patches``, ``embeddings:efficientnet-lite0``,
 ``patches+embeddings:efficientnet-lite0``; ``network`` is a network trained on four folds in turn, whose out-of-fold
-probabilities are taken as those of a file are. For the others nothing is trained. Rows are kept as they come; those
-that are there are not made again. Rivals get the probabilities of the noisy labels that the same predictor gives; of
+probabilities are taken as those of a file are. For the others nothing is trained. ``cifar10:unseen:KIND`` has noise
+of a kind that nothing was tuned on (:data:`UNSEEN`). Rows are kept as they come; those that are there are not made
+again. Rivals get the probabilities of the noisy labels that the same predictor gives; of
 several predictors their geometric mean.
 """
 
@@ -29,6 +30,7 @@ from trust import SETTINGS, parse
 
 from tadlib import pipeline, store
 from tadlib.config import Config, PosteriorConfig
+from tadlib.errors import known
 from tadlib.materials import dataset
 from tadlib.rng import generator
 from tadlib.trust import NoisyProblem, decisions, pooling, predictors, transition
@@ -37,7 +39,13 @@ PUBLISHED = ("cifar10-sparse20", "cifar10n-aggre", "cifar10n-worse", "roman-nume
 NETWORK = "network"  # trained on four folds in turn, which takes longer than all else
 LITE = "embeddings:efficientnet-lite0"
 PREDICTORS = ("patches", LITE, f"patches+{LITE}", NETWORK)
-SETS = (*SETTINGS, "cifar10:human:aggre", "roman-numerals")
+UNSEEN = {
+    "mixture": "each label to the next class at .2, and to any other at .2",
+    "permutation": "half of the classes, chosen at random, in a circle at .4",
+    "class-rates": "to any other class, at a rate of every class between 0 and .6",
+    "dirichlet": "a share of .3 of every class, divided among the others at random",
+}
+SETS = (*SETTINGS, "cifar10:human:aggre", "roman-numerals", *(f"cifar10:unseen:{kind}" for kind in UNSEEN))
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,43 @@ def published(root: Path, name: str) -> Judged:
     return _judged(noisy_N, wrong_N, p_NK, [found])
 
 
+def flips(kind: str, n_classes: int, random: torch.Generator) -> Tensor:
+    """The transition matrix (K, K) of a noise of :data:`UNSEEN`."""
+    known("unseen noise", kind, UNSEEN)
+    eye, K = torch.eye(n_classes), n_classes
+    others = (1 - eye) / (K - 1)
+    if kind == "mixture":
+        return 0.6 * eye + 0.2 * eye.roll(1, 1) + 0.2 * others
+    if kind == "permutation":
+        chosen, T_KK = torch.randperm(K, generator=random)[: K // 2], eye.clone()
+        T_KK[chosen] = 0.6 * eye[chosen] + 0.4 * eye[chosen.roll(1)]
+        return T_KK
+    if kind == "class-rates":
+        rate_K1 = 0.6 * torch.rand(K, 1, generator=random)
+        return (1 - rate_K1) * eye + rate_K1 * others
+    share_KK = -torch.rand(K, K, generator=random).log() * (1 - eye)  # Dirichlet(1, …, 1)
+    return 0.7 * eye + 0.3 * share_KK / share_KK.sum(1, keepdim=True)
+
+
+def unseen(what: dict[str, Any], seed: int, common: dict[str, Any]) -> str:
+    """A file of labels with the noise ``unseen:KIND``, as the name of a noise."""
+    kind = what["noise"].partition(":")[2]
+    data = dataset(Config.from_params(**common, **what | {"noise": "none", "rate": 0.0}, seed=seed))
+    random = generator(seed, "noise", f"unseen:{kind}")
+    label_N = torch.multinomial(flips(kind, data.n_classes, random)[data.y_train.cpu()], 1, generator=random)[:, 0]
+    path = Path(f"{common['out']}-unseen", f"{what['dataset']}-{kind}-{seed}.csv").resolve()  # beside the stages
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"index": data.index.cpu(), "label": label_N}).to_csv(path, index=False)
+    return f"file:{path}"
+
+
 def of_images(name: str, names: str, seed: int, common: dict[str, Any]) -> Judged:
     """A set of images, by leave-one-out regressions on patches and embeddings."""
     what = {} if name == "roman-numerals" else parse(name)
     if name == "roman-numerals":
         what = {"dataset": f"folder:{common['root']}/roman-numerals", "n_train": None}
+    elif what["noise"].startswith("unseen:"):
+        what["noise"] = unseen(what, seed, common)
     words = names.split("+")
     regressions = " ".join(word for word in words if word != NETWORK)
     config = Config.from_params(
@@ -161,7 +201,7 @@ def scores(judged: Judged) -> Iterator[tuple[str, np.ndarray, np.ndarray, float 
 def rows(name: str, words: str, seed: int, judged: Judged) -> Iterator[dict[str, Any]]:
     """A row for each method."""
     wrong_N = judged.wrong.astype(bool)
-    known = 0 < wrong_N.sum() < len(wrong_N)
+    some_wrong = 0 < wrong_N.sum() < len(wrong_N)
     for method, doubt_N, flagged_N, rate in scores(judged):
         yield {
             "set": name,
@@ -171,9 +211,9 @@ def rows(name: str, words: str, seed: int, judged: Judged) -> Iterator[dict[str,
             "n": len(wrong_N),
             "n_classes": judged.p.shape[1],
             "wrong": wrong_N.mean(),
-            "auroc": roc_auc_score(wrong_N, doubt_N) if known else None,
-            "average_precision": average_precision_score(wrong_N, doubt_N) if known else None,
-            "f1": f1_score(wrong_N, flagged_N) if known else None,
+            "auroc": roc_auc_score(wrong_N, doubt_N) if some_wrong else None,
+            "average_precision": average_precision_score(wrong_N, doubt_N) if some_wrong else None,
+            "f1": f1_score(wrong_N, flagged_N) if some_wrong else None,
             "flagged": flagged_N.mean(),
             "brier": np.square(np.clip(doubt_N, 0, 1) - wrong_N).mean() if method != "cleanlab" else None,
             "noise_rate": rate,
