@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tadbook.style import arm_style, figure, percent
+from tadbook.style import NAMES, arm_style, figure, percent
 from tadbook.tables import (
     DEFAULTS,
     OURS,
@@ -197,7 +197,7 @@ def against_rate(results: pd.DataFrame) -> Figure | None:
     series = list(rate_series(results))[:MOST_PANELS]
     if not series:
         return None
-    made, axes = figure(4.2, 2, len(series), sharex="col", sharey="row", height_ratios=[1.6, 1])
+    made, axes = figure(4.2, 2, len(series), sharex="col", height_ratios=[1.6, 1])
     for (upper, lower), (of, summary) in zip(axes.T, series, strict=True):
         for name in (arm for arm in ARMS if (summary["arm"] == arm).any()):
             own = summary[summary["arm"] == name].sort_values("rate")
@@ -212,7 +212,8 @@ def against_rate(results: pd.DataFrame) -> Figure | None:
         lower.set(xlabel="wrong labels (%)", xlim=(0, None))
         gaps = summary["gap"].dropna().astype(float)  # undefined where the oracle is no better than vanilla
         lower.set_ylim(min([0.0, *gaps]), max([1.15, *(gaps + 0.1)]))
-        upper.set_title(f"{of['noise']}\n{of['dataset']}, {of['method']}, {of['ipc']} a class", loc="left")
+        data, method = (NAMES.get(of[name], of[name]) for name in ("dataset", "method"))
+        upper.set_title(f"{of['noise']}\n{data}, {method}", loc="left")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("gap closed")
     axes[0, 0].legend(loc="best")

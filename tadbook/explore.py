@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tadbook.style import arm_style
+from tadbook.style import NAMES, arm_style
 from tadlib.config import ARMS
 from tadlib.errors import require
 from tadlib.noise import inject
@@ -160,12 +160,14 @@ def explore_runs(results: pd.DataFrame) -> Explorer:
     stages = [f"seconds_{stage}" for stage in TIMED]
     rows = []
     for run in results.to_dict("records"):
-        rate = f" {100 * float(run['rate_nominal']):.0f} %" if run["rate_nominal"] else ""
+        noise = str(run["noise"])
+        rate = f" {100 * float(run['rate_nominal']):.0f} %" if run["rate_nominal"] and noise not in NAMES else ""
+        labels = "clean labels" if noise == "none" else f"{NAMES.get(noise, noise)}{rate}"
         rows.append(
             {
-                "group": f"{run['dataset']}, {run['noise']}{rate}, {run['preset']}",
+                "group": f"{NAMES.get(run['dataset'], run['dataset'])}, {labels}, {run['preset']}",
                 "arm": run["arm"],
-                "method": run["method"],
+                "method": NAMES.get(run["method"], run["method"]),
                 "ipc": int(run["ipc"]),
                 "seed": int(run["seed"]),
                 "accuracy": round(float(run["accuracy_mean"]), 4),

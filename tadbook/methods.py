@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from tadbook.calibration import figure_text
-from tadbook.pages import NAMES
-from tadbook.style import INK, METHODS, arm_style, figure, percent
+from tadbook.style import INK, METHODS, NAMES, arm_style, figure, percent
 from tadbook.tables import DEFAULTS, OURS, SETTING, by_definition, read_results, setting_names, summarise
 from tadlib.config import ARMS
 
@@ -102,14 +101,17 @@ def arms_by_noise(found: pd.DataFrame) -> Figure:
     panels = list(found.groupby(PANEL, sort=False))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    made, axes = figure(0.5 + 2.6 * rows, rows, columns)
+    # a panel is as wide as it has noises, so that their names do not run into each other
+    counts = [len({*zip(own["noise"], own["rate_nominal"])}) for _, own in panels]
+    widths = [max(counts[i::columns]) for i in range(columns)]
+    made, axes = figure(0.5 + 2.6 * rows, rows, columns, width_ratios=widths)
     for ax, (_, own) in zip(axes.flat, panels):
         noises = list(dict.fromkeys(zip(own["noise"], own["rate_nominal"])))
         for i, arm in enumerate(MAIN):
             of_arm = own[own["arm"] == arm].set_index(["noise", "rate_nominal"]).reindex(noises)
             _points(ax, of_arm.assign(place=np.arange(len(noises)) + 0.16 * (i - 2)), "place", _apart(arm), arm)
         words = [
-            "clean labels" if noise == "none" else _title({"noise": noise, "rate_nominal": r}) for noise, r in noises
+            "clean" if noise == "none" else _title({"noise": noise, "rate_nominal": r}) for noise, r in noises
         ]
         ax.set_xticks(range(len(noises)), words, rotation=35, ha="right", rotation_mode="anchor")
         of = {name: own[name].iloc[0] for name in SETTING}

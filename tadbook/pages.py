@@ -19,6 +19,7 @@ from tadbook.comparison import (
     verdict,
 )
 from tadbook.costs import chapter_costs, read_chapters, stage_costs
+from tadbook.style import NAMES
 from tadbook.tables import (
     DEFAULTS,
     OURS,
@@ -46,37 +47,18 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE_YET = "*No results yet: they appear here once a run has been committed to* `results/`*.*"
 SCALES = {
     "smoke": "seconds to a minute an arm on one thread; a small network, few iterations",
-    "lite": "minutes on two cores; fewer, smaller images and a narrow network: not comparable with published figures",
+    "lite": "minutes on a CPU; fewer, smaller images and a narrow network: not comparable with published figures",
     "paper": "the published hyper-parameters of the method",
 }
 UNTOUCHED = 3  # the seed of preset lite by which nothing was chosen
 JUDGED = [arm for arm in ARMS if arm != "oracle"]
-# codes of settings as people say them
-NAMES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "tiny-imagenet": "Tiny ImageNet",
-    "human:worse": "CIFAR-10N worst",
-    "human:aggre": "CIFAR-10N aggregate",
-    "human:random1": "CIFAR-10N random 1",
-    "human:fine": "CIFAR-100N fine",
-    "dm": "DM",
-    "dsa": "DSA",
-    "mtt": "MTT",
-    "tesla": "TESLA",
-    "ftd": "FTD",
-    "datm": "DATM",
-    "dance": "DANCE",
-    "ncfm": "NCFM",
-    "rded": "RDED",
-    "cim": "CIM",
-}
-# the same for what stands in cells alone
+# what stands in cells alone, as people say it
 WORDS = {
     "cifar10 human worse": "CIFAR-10N worst",
     "cifar10 human random1": "CIFAR-10N random 1",
     "cifar10 human aggre": "CIFAR-10N aggregate",
-    "cifar10-sparse20": "CIFAR-10 class-dependent .2",
+    "cifar100 human fine": "CIFAR-100N fine",
+    "cifar10-sparse20": "CIFAR-10 class-dependent 20 %",
     "cifar10n-aggre": "CIFAR-10N aggregate",
     "cifar10n-worse": "CIFAR-10N worst",
     "roman-numerals": "Roman numerals",
@@ -106,7 +88,7 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
         "Meta-gradient of trajectory matching",
         "Processor time and peak memory of one gradient through J student steps: *exact*, the same *compiled*, "
         "*unrolled*, and *unrolled-plain* in a process as Python and torch leave it, which is how reference codes run. "
-        "A dash: more memory than was allowed.",
+        "A cross (a dash in the table): more memory than was allowed.",
         "Line charts over the number of student steps, a column for each width of network. Time grows alike for both; "
         "the memory of the unrolled gradient grows with the steps, that of the exact one hardly does.",
         {
@@ -337,7 +319,11 @@ def _trust_fragment(rows: pd.DataFrame) -> str:
             f"{MEAN}"
         )
         spaces = f"What each arm trusts (%), and its cost in seconds, at scale {preset}."
-        labels = f"Labels that leave each method (%), at scale {preset}."
+        labels = (
+            f"Labels as each method passes them on, at scale {preset}: AUROC of trust, and in % samples with a "
+            "pseudo-label, how many of these are right, wrong labels that were corrected, and what is right by weight "
+            "of hard training labels and of all, soft ones included."
+        )
         parts.append(
             f"{_folded_table(trust_table(own), f'trust-{preset}', auroc)}\n\n"
             f"{_folded_table(labels_table(own), f'labels-{preset}', labels)}\n\n"
@@ -355,9 +341,11 @@ def _measured_fragment(results_dir: Path, name: str) -> str:
         return NONE_YET
     rows, ablation, parts = load_table(path), "--ablation" in command, []
     for of, own in rows.groupby(["preset", "dataset"] if ablation else ["preset"], sort=False):
-        images = f"{own['n_train'].iloc[0]} images of " if own["n_train"].nunique() == 1 else ""
+        made = table(own)
+        counted = "images" not in made and own["n_train"].nunique() == 1
+        images = f"{own['n_train'].iloc[0]:,} images of " if counted else ""
         text = f"{caption}, on {images}{', '.join(own['dataset'].unique())} at scale {of[0]}. {MEAN}"
-        shown = _folded_table(table(own), "-".join((name.replace("_", "-"), *of)), text)
+        shown = _folded_table(made, "-".join((name.replace("_", "-"), *of)), text)
         again = _again(command, of[0], _settings(own) if ablation else "")
         parts.append(f"{shown}\n\n{provenance(own)}\n\n{again}")
     return "\n\n".join(parts)
@@ -377,12 +365,15 @@ def _settings(rows: pd.DataFrame) -> str:
 def _methods_fragment(results: pd.DataFrame) -> str:
     clean = results[(results["noise"] == "none") & results["arm"].isin(["vanilla", "oracle"])]
     table = methods_table(clean)
+    if len(table) and (table["f"] == 1).all():
+        table = table.drop(columns="f")
+    formed = " *f*: small images along a side of a stored one." if "f" in table else ""
     parts = []
     for preset in table["preset"].unique() if len(table) else ():
         own = clean[clean["preset"] == preset]
         caption = (
             f"Test accuracy (%) of each method by images a class, at scale {preset}: {SCALES[preset]}. Mean ± half of "
-            "the 95 % interval over seeds, or over networks where there is one seed; none where there are two."
+            f"the 95 % interval over seeds, or over networks where there is one seed; none where there are two.{formed}"
         )
         shown = captioned(table[table["preset"] == preset].drop(columns="preset"), f"methods-{preset}", caption)
         parts.append(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tadbook import calibration, methods
 from tadbook.comparison import against_rate
 from tadbook.explore import explore_images, explore_runs
-from tadbook.style import INK, arm_style, array, bare, figure, style
+from tadbook.style import INK, NAMES, arm_style, array, bare, figure, style
 from tadbook.tables import read_results, summarise
 from tadlib.data import Dataset, load_dataset
 from tadlib.distilled import Distilled, load_distilled
@@ -128,7 +128,8 @@ def images_to_explore(sets: Sets, results: pd.DataFrame):
     for setting, arms in digits_first[:MOST_GROUPS]:
         of, known = dict(zip(ABOUT, setting)), accuracies(results, setting)
         rate = f" {100 * float(of['rate']):.0f} %" if float(of["rate"]) else ""
-        name = f"{of['dataset']}, {of['noise']}{rate}, {of['method']}, {of['preset']}"
+        data, noise, method = (NAMES.get(of[key], of[key]) for key in ("dataset", "noise", "method"))
+        name = f"{data}, {noise}{rate}, {method}, {of['preset']}"
         if len(arms) and of["ipc"] != 10:
             name += f", {of['ipc']} a class"
         names: tuple[str, ...] = ()
@@ -206,7 +207,7 @@ def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
 :name: fig-wrong-labels
 :alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for noisy labels.
 
-The same, when {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]}: each wrong label is the
+Digits distilled again, with {100 * float(of["rate"]):.0f} % of the labels wrong ({of["noise"]}: each wrong label is the
 next digit). The first row uses every noisy label, the last the true ones; between them a trust method decides
 which labels to use. Means over {seeds} seeds.
 :::"""

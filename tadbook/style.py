@@ -42,6 +42,26 @@ METHODS = {
 }
 # space -> colour, hatch; from certain to unknown
 SPACES = {"trusted": ("#0b5c8f", ""), "recalibrated": ("#f0b35a", "...."), "untrusted": ("#dedede", "////")}
+# codes of settings as people say them
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny ImageNet",
+    "human:worse": "CIFAR-10N worst",
+    "human:aggre": "CIFAR-10N aggregate",
+    "human:random1": "CIFAR-10N random 1",
+    "human:fine": "CIFAR-100N fine",
+    "dm": "DM",
+    "dsa": "DSA",
+    "mtt": "MTT",
+    "tesla": "TESLA",
+    "ftd": "FTD",
+    "datm": "DATM",
+    "dance": "DANCE",
+    "ncfm": "NCFM",
+    "rded": "RDED",
+    "cim": "CIM",
+}
 # for curves of no fixed meaning, in order
 CYCLE = [("#12263a", "-"), ("#d1592a", (0, (5, 1.5))), ("#3f9a8a", (0, (1, 1.2))), ("#8f8f8f", (0, (6, 1.5, 1, 1.5)))]
 

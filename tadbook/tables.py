@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -302,7 +303,8 @@ def label_errors_table(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for (name, predictors), own in rows.groupby(["set", "predictors"], sort=False):
         of = {method: own[own["method"] == method] for method in methods}
-        row = {"set": str(name).replace("published:", "").replace(":", " "), "predictors": predictors}
+        of_set = re.sub(r" \.(\d)$", r" \g<1>0 %", str(name).replace("published:", "").replace(":", " "))
+        row = {"set": of_set, "predictors": predictors}
         row |= {f"F1: {word}": over_seeds(of[method]["f1"], 1, 3) for method, word in methods.items()}
         row |= {f"AUROC: {word}": over_seeds(of[method]["auroc"], 1, 3) for method, word in methods.items()}
         row["wrong"] = over_seeds(of["trust posterior"]["wrong"], 100, 1)
