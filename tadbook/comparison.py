@@ -213,7 +213,7 @@ def against_rate(results: pd.DataFrame) -> Figure | None:
         gaps = summary["gap"].dropna().astype(float)  # undefined where the oracle is no better than vanilla
         lower.set_ylim(min([0.0, *gaps]), max([1.15, *(gaps + 0.1)]))
         data, method = (NAMES.get(of[name], of[name]) for name in ("dataset", "method"))
-        upper.set_title(f"{of['noise']}\n{data}, {method}", loc="left")
+        upper.set_title(f"{of['noise']}\n{data}, {method}, IPC {of['ipc']}", loc="left")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("gap closed")
     axes[0, 0].legend(loc="best")
