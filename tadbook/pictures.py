@@ -207,7 +207,7 @@ def _by_arm(of: Mapping, results: pd.DataFrame) -> str:
 :name: fig-wrong-labels
 :alt: A row of ten distilled digits for each way to treat labels, with a bar of the accuracy, shortest for noisy labels.
 
-Digits distilled again, where {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]}: each wrong label is the
-next digit). The first row uses every noisy label, the last the true ones; between them a trust method decides
-which labels to use. Means over {seeds} seeds.
+Digits distilled again, where {100 * float(of["rate"]):.0f} % of the labels are wrong ({of["noise"]}: each
+wrong label is the next digit). The first row uses every noisy label, the last the true ones; between them a trust
+method decides which labels to use. Means over {seeds} seeds.
 :::"""
