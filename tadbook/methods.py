@@ -110,7 +110,9 @@ def arms_by_noise(found: pd.DataFrame) -> Figure:
         for i, arm in enumerate(MAIN):
             of_arm = own[own["arm"] == arm].set_index(["noise", "rate_nominal"]).reindex(noises)
             _points(ax, of_arm.assign(place=np.arange(len(noises)) + 0.16 * (i - 2)), "place", _apart(arm), arm)
-        words = ["clean" if noise == "none" else _title({"noise": noise, "rate_nominal": r}) for noise, r in noises]
+        words = [
+            "clean labels" if noise == "none" else _title({"noise": noise, "rate_nominal": r}) for noise, r in noises
+        ]
         ax.set_xticks(range(len(noises)), words, rotation=35, ha="right", rotation_mode="anchor")
         of = {name: own[name].iloc[0] for name in SETTING}
         ax.set_title(
