@@ -39,7 +39,7 @@ from tadbook.networks import (
     trajectories,
 )
 from tadbook.own_images import write_own_images
-from tadbook.pages import readable, write_book_tables, write_published, write_readme_table
+from tadbook.pages import folded, readable, write_book_tables, write_published, write_readme_table
 from tadbook.pictures import write_book_pictures
 from tadbook.speed import write_speed
 from tadbook.style import style
@@ -70,9 +70,11 @@ __all__ = [
     "explore_posterior",
     "explore_runs",
     "explore_samples",
+    "folded",
     "gradient_agreement",
     "image_grid",
     "label_bars",
+    "labels_table",
     "loss_histograms",
     "matching_loss",
     "methods_table",
@@ -81,7 +83,6 @@ __all__ = [
     "read_results",
     "read_trust",
     "readable",
-    "labels_table",
     "results_table",
     "review_curve",
     "roc_curves",
@@ -89,6 +90,7 @@ __all__ = [
     "shortfalls",
     "space_flow",
     "space_moves",
+    "spaces_table",
     "stage_table",
     "style",
     "summarise",
@@ -96,7 +98,6 @@ __all__ = [
     "trajectories",
     "transition_maps",
     "trust_over_rounds",
-    "spaces_table",
     "trust_table",
     "verdict",
     "weighed_labels",
