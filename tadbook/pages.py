@@ -62,6 +62,10 @@ WORDS = {
     "cifar10n-aggre": "CIFAR-10N aggregate",
     "cifar10n-worse": "CIFAR-10N worst",
     "roman-numerals": "Roman numerals",
+    "cifar10 unseen mixture": "CIFAR-10, not tuned on: mixture",
+    "cifar10 unseen permutation": "CIFAR-10, not tuned on: permutation",
+    "cifar10 unseen class-rates": "CIFAR-10, not tuned on: rates by class",
+    "cifar10 unseen dirichlet": "CIFAR-10, not tuned on: Dirichlet",
     "embeddings:efficientnet-lite0": "embeddings",
     "patches+embeddings:efficientnet-lite0": "patches, embeddings",
     "probabilities": "published probabilities",
@@ -223,7 +227,8 @@ def _label_errors_fragment(path: Path) -> str:
         "Label errors by the same predictions: F1 of the labels that each method flags, AUROC, and the share of wrong "
         "labels (%), true and estimated by the trust posterior. The AUROC of disagreement is that of the loss. Sets of "
         "images are those of scale lite, all 50,000 where probabilities are published ones, and all Roman numerals; "
-        f"*network* is one trained on four folds in turn. {MEAN}"
+        "*network* is one trained on four folds in turn. *Not tuned on*: noises that served no choice. "
+        f"{MEAN}"
     )
     table = label_errors_table(load_table(path))
     table = table.map(lambda value: WORDS.get(value, value))
