@@ -220,17 +220,15 @@ def code_of(path: Path) -> list[str]:
 
 
 def check_executed(sources: Iterable[Path], folder: Path) -> None:
-    """See that ``folder`` holds an executed copy of every notebook; tell which are outdated.
+    """See that ``folder`` holds an executed copy of every notebook.
 
-    One that was never run there is shown with the outputs that it is committed with.
+    One that was not run there with the code that it has now is shown with the outputs that it is committed with.
     """
     for source in sources:
         executed = folder / source.name
-        if not executed.exists():
+        if not executed.exists() or code_of(source) != code_of(executed):
             shutil.copy2(source, executed)
             print(f"note: {source.name} is shown as committed; make book runs it", flush=True)
-        if code_of(source) != code_of(executed):
-            print(f"note: {source.name} has changed since it was run", flush=True)
 
 
 def dress(source: Path, executed: Path, note: str) -> None:

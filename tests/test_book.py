@@ -122,6 +122,23 @@ def test_staging_keeps_executed_notebooks_and_drops_all_else(build, tmp_path):
     ]
 
 
+def test_a_notebook_is_shown_as_run_here_unless_its_code_has_changed_since(build, tmp_path, capsys):
+    committed, staged = (tmp_path / folder / "a.ipynb" for folder in ("notebooks", "staged"))
+    for path, outputs in ((committed, "as committed"), (staged, "as run here")):
+        write_notebook(path, "1")
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=outputs)]
+        nbformat.write(notebook, path)
+    build.check_executed([committed], staged.parent)
+    assert "as run here" in staged.read_text()
+    notebook = nbformat.read(committed, as_version=4)
+    notebook.cells[0].source = "2"
+    nbformat.write(notebook, committed)
+    build.check_executed([committed], staged.parent)
+    assert "as committed" in staged.read_text()
+    assert "a.ipynb is shown as committed" in capsys.readouterr().out
+
+
 def test_pages_link_to_a_repository_only_where_there_is_one(build, tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
