@@ -299,13 +299,13 @@ def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """``table`` without those columns of ``FOLDED`` that hold one value throughout, and a sentence that tells them."""
     same = [name for name in FOLDED if name in table and table[name].astype(str).nunique() == 1]
     told = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
+    for pattern, words in COUNTS.items():
+        told = re.sub(rf"\b{pattern} (\d+)\b", partial(_counted, words), told)
     return table.drop(columns=same), f"In every row: {told}." if same else ""
 
 
 def _folded_table(table: pd.DataFrame, name: str, caption: str) -> str:
     table, told = folded(table)
-    for pattern, words in COUNTS.items():
-        told = re.sub(rf"(?<![a-z] ){pattern} (\d+)\b", partial(_counted, words), told)
     return captioned(table, name, f"{caption} {told}".rstrip())
 
 
