@@ -185,7 +185,8 @@ def noisy_settings(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def methods_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Distillation methods on clean labels: accuracy in %, mean ± half of the 95 % interval; a column for each IPC.
+    """Distillation methods on clean labels: accuracy in %, mean ± half of the 95 % interval; a column for each IPC, and
+    for the IPC that has most of them the controls: hard labels alone, and random real images.
 
     Rows without noise and of arm oracle, or vanilla, which is the same there. Intervals are over seeds, or over the
     networks of the only seed. Empty where nothing was run on clean labels.
@@ -197,10 +198,16 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     same, rows = ["preset", "dataset", "n_train", "method", "formation"], []
     summary = summarise(clean).sort_values([*same, "ipc"], key=by_definition)
     columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
+    words = {"accuracy_hard_labels": "hard labels", "accuracy_random_real": "random images"}
+    controls = {name: word for name, word in words.items() if name in clean and clean[name].notna().any()}
+    ipc = clean.dropna(subset=[*controls])["ipc"].mode().iloc[0] if controls else 0
+    runs = dict(list(clean[clean["ipc"] == ipc].groupby(same)))
     for (preset, dataset, images, method, f), own in summary.groupby(same, sort=False):
         row = {"preset": preset, "data set": dataset, "images": images, "method": method, "f": f}
         row |= dict.fromkeys(columns, "–")
         row |= {f"{run.ipc} a class": with_interval(run.accuracy, run.half) for run in own.itertuples()}
+        of = runs.get((preset, dataset, images, method, f), clean[:0])
+        row |= {f"{ipc} a class, {word}": over_seeds(of[name], 100, 1) for name, word in controls.items()}
         rows.append(row | {"seeds": _range(own["n_seeds"])})
     return pd.DataFrame(rows)
 
