@@ -97,7 +97,7 @@ def _timm(name: str, download: bool, device: torch.device | str) -> Pretrained:
     try:
         import timm
     except ImportError as error:
-        raise InputError("timm:NAME needs the package timm: pip install timm") from error
+        raise InputError("timm:NAME needs the package timm, which tadlib's extra timm has") from error
     require(download, f"weights of timm:{name} are fetched only with --download")
     try:
         net = timm.create_model(name, pretrained=True, num_classes=0)
