@@ -6,6 +6,7 @@ Legend: N samples, C H W image, D features.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,8 @@ def _timm(name: str, download: bool, device: torch.device | str) -> Pretrained:
         net = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # an unknown name, or what the network says
         raise InputError(f"cannot load timm:{name}: {error}") from error
-    return Pretrained(_frozen(net, device), tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"]))
+    config: Any = net.pretrained_cfg
+    return Pretrained(_frozen(net, device), tuple(config["mean"]), tuple(config["std"]))
 
 
 def _lite(device: torch.device | str) -> Pretrained:
