@@ -9,8 +9,8 @@ sets of images each of ``--predictors`` is a list joined by ``+``: ``patches``, 
 ``patches+embeddings:efficientnet-lite0``; ``network`` is a network trained on four folds in turn, whose out-of-fold
 probabilities are taken as those of a file are. For the others nothing is trained. ``cifar10:unseen:KIND`` has noise
 of a kind that nothing was tuned on (:data:`UNSEEN`). Rows are kept as they come; those that are there are not made
-again. Rivals get the probabilities of the noisy labels that the same predictor gives; of
-several predictors their geometric mean.
+again. Rivals get the probabilities of the noisy labels that the same predictor gives; of several predictors their
+geometric mean.
 """
 
 import argparse

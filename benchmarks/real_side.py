@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tadlib import pipeline
 from tadlib.config import Config
-from tadlib.distill import dance, distributions, loop
+from tadlib.distill import dance, distributions
 from tadlib.distill.loop import Problem, State
 from tadlib.distill.synthetic import Real
 from tadlib.evaluate import evaluate
@@ -68,13 +68,10 @@ def advance(known: Bank, problem: Problem, state: State) -> None:
 
     def matched(k: int, x_SCHW: Tensor) -> tuple[Tensor, Tensor]:
         draws = augment.draw(config.augmentation, 1, random)
-        distance = lambda x_SD: (mean_KD[k] - x_SD.mean(0)).square().sum()  # noqa: E731
+        distance = partial(dance.distance, mean_KD[k, None], torch.ones(1), random=random)
         return distributions.gradient_to(problem.net, theta_P, draws, x_SCHW, distance)
 
-    def move(x: Tensor, velocity: Tensor, grad_x: Tensor) -> tuple[Tensor, Tensor]:
-        return loop.momentum_step(x, velocity, grad_x, config.lr_img, config.momentum)
-
-    distributions.take_steps(problem, state, final_P, matched, move, expert=expert)
+    distributions.take_steps(problem, state, final_P, matched, dance.mover(config), expert=expert)
 
 
 def measure(config: Config) -> list[dict]:
@@ -102,7 +99,7 @@ def measure(config: Config) -> list[dict]:
         row |= {"n_test": len(data.y_test), "networks": len(found), "accuracy": sum(found) / len(found)}
         per_step = sorted(spent[name])[len(spent[name]) // 2]
         rows.append(row | {"cpu_seconds_before": prepared[name], "cpu_ms_iteration": 1000 * per_step})
-        print(row["variant"], row["accuracy"], rows[-1], flush=True)
+        print(rows[-1], flush=True)
     return rows
 
 

@@ -1,6 +1,5 @@
 """Figures of measured rows show what the rows say, and nothing where rows are missing."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,11 +27,7 @@ NAMES = ["cat", "dog", "cow"]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return script("benchmarks/calibration.py")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return script("benchmarks/calibration.py")
 
 
 def test_bins_of_trust_are_those_of_a_slow_count(benchmark):

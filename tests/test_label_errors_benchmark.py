@@ -1,20 +1,15 @@
 """The benchmark of label errors: noises that nothing was tuned on."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import script
 
 from tadlib.errors import InputError
 
 
 @pytest.fixture
-def label_errors(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
-    import label_errors
-
-    return label_errors
+def label_errors():
+    return script("benchmarks/label_errors.py")
 
 
 @pytest.mark.parametrize("kind", ["mixture", "permutation", "class-rates", "dirichlet"])

@@ -38,7 +38,6 @@ def numerals(tmp_path):
 
 
 def test_images_that_were_looked_at_are_cleaned_and_no_others(numerals, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = script("benchmarks/own_images.py")
     about = {"root": str(numerals), "out": str(tmp_path / "runs"), "preset": "smoke", "device": "cpu"}
     options = argparse.Namespace(**about, parts=["review"], seeds=[1], points=[])
@@ -51,8 +50,7 @@ def test_images_that_were_looked_at_are_cleaned_and_no_others(numerals, tmp_path
     assert len(benchmark.pipeline.dataset(reviewed).y_test) == 12
 
 
-def test_as_many_files_as_asked_for_lie_in_the_wrong_subfolder(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_as_many_files_as_asked_for_lie_in_the_wrong_subfolder(tmp_path):
     benchmark = script("benchmarks/audited_folder.py")
     images = tmp_path / "train"
     for label in "abc":

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torchvision import models
 
-import tadlib
 from tadlib.data import load_dataset
 from tadlib.nn import pretrained
 
@@ -28,12 +27,6 @@ def test_weights_that_are_there_are_loaded_without_a_download(weights):
     assert z_ND.shape == (20, 512)
     assert z_ND.isfinite().all()
     assert z_ND.std(0).max() > 0
-
-
-def test_label_errors_are_found_with_a_network_of_torchvision(weights):
-    data = load_dataset("digits", n_train=200)
-    found = tadlib.find_label_errors(data.y_train, embeddings=_embedded(data, "torchvision:resnet18", False))
-    assert len(found) == 200
 
 
 def test_timm_gives_embeddings(monkeypatch):

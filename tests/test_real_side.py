@@ -1,10 +1,8 @@
 """The benchmark of real images whose statistics are computed once."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import script
 
 from tadlib import pipeline
 from tadlib.config import Config
@@ -15,11 +13,8 @@ from tadlib.experts import TrajectoryStore
 
 
 @pytest.fixture
-def real_side(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
-    import real_side
-
-    return real_side
+def real_side():
+    return script("benchmarks/real_side.py")
 
 
 @pytest.fixture

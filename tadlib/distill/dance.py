@@ -10,9 +10,12 @@ which real images count by their trust w:
 Images move by SGD with momentum.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from tadlib.config import DanceConfig
 from tadlib.distill import distributions, loop
 from tadlib.distill.loop import Problem, State
 
@@ -22,14 +25,14 @@ def distance(real_BD: Tensor, w_B: Tensor, x_SD: Tensor, random: torch.Generator
     return (w_B @ real_BD / w_B.sum() - x_SD.mean(0)).square().sum()
 
 
+def mover(config: DanceConfig) -> distributions.Move:
+    """The step of the images."""
+    return partial(loop.momentum_step, lr=config.lr_img, momentum=config.momentum)
+
+
 def advance(problem: Problem, state: State) -> None:
     """One network of the bank."""
-    config = problem.config
-
-    def move(x, velocity, grad_x):
-        return loop.momentum_step(x, velocity, grad_x, config.lr_img, config.momentum)
-
-    distributions.advance(problem, state, distance, move)
+    distributions.advance(problem, state, distance, mover(problem.config))
 
 
 distill = loop.driver(distributions.start, advance)
