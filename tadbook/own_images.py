@@ -124,7 +124,8 @@ def _fragment(rows: pd.DataFrame) -> str:
         right, beside = "", ""
         if (rows["part"] == "curve").any():
             right = (
-                " Right: test accuracy of a network trained on what is left; the grey line: on all but the {} errors."
+                " Right: test accuracy of a network trained on what is left; the grey line: on all but the {} errors. "
+                "Intervals, wider than most differences, are in {{numref}}`tab-own-review`."
             )
             right, beside = right.format(start), "Left: "
         parts.append(
