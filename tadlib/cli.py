@@ -7,11 +7,15 @@ torch is imported only after the arguments have been read, so that ``--help`` is
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import tyro
@@ -178,6 +182,32 @@ def warn_of_doubt(config: Config) -> None:
         print(f"tad: warning: {rate.doubt}", file=sys.stderr)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """After Ctrl-C the block ends with KeyboardInterrupt, also where compiled code of a library has made another error
+    of it (safetensors: ValueError) or has gone on."""
+    before, came = signal.getsignal(signal.SIGINT), []
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, or never told to this thread
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
     """Status, results and failures of ``work`` on every run; a run that fails does not stop the others, but a disk that
     cannot be written does.
@@ -189,8 +219,9 @@ def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int,
     for i, config in enumerate(configs):
         of_run = {"arm": config.arm, "seed": config.seed}
         try:
-            done.append(of_run | work(config))
-            warn_of_doubt(config)
+            with interruptible():
+                done.append(of_run | work(config))
+                warn_of_doubt(config)
         except Exception as error:
             left = configs[i + 1 :] if isinstance(error, OSError) else []
             more = f"; {len(left)} more not tried" if left else ""
@@ -536,7 +567,8 @@ def main(args: list[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
     )
     try:
-        status, document, text = options.answer()
+        with interruptible():
+            status, document, text = options.answer()
     except KeyboardInterrupt:
         print("tad: error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

@@ -243,6 +243,30 @@ def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
     assert all(list((out / stage).glob("*/manifest.json")) for stage in ("noise", "divert", "experts"))
 
 
+@pytest.mark.parametrize("swallowed", ["as another error", "whole"])
+@pytest.mark.parametrize("command", ["run", "divert"])
+def test_ctrl_c_ends_a_command_whatever_a_library_makes_of_it(command, swallowed, tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def work(config):
+        tried.append(config.arm)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if swallowed == "as another error":
+                raise ValueError("could not determine the shape") from error
+        return {}
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pipeline, command, work)
+    arms = ["vanilla", "tad"] if command == "run" else ["tad"]
+    assert cli.main([command, *tiny("--arm", *arms, "--out", tmp_path)]) == 130
+    said = capsys.readouterr()
+    line = "tad: error: interrupted; the same command goes on from the last checkpoint\n"
+    assert (tried, said.out, said.err) == (arms[:1], "", line)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 # Single stages
 
 
