@@ -386,6 +386,13 @@ def test_images_make_batches_as_a_tensor_of_floats_would():
     torch.testing.assert_close(x[torch.tensor([3, 1])], plain[[3, 1]])
     torch.testing.assert_close(torch.cat(list(x.split(2))), plain)
     assert x.shape == plain.shape
+    some = Images(source, 16, x.mean, x.std, places=torch.tensor([4, 0, 2]))
+    torch.testing.assert_close(some[torch.tensor([2, 0])], plain[[2, 4]])
+    torch.testing.assert_close(torch.cat(list(some.split(2))), plain[[4, 0, 2]])
+    torch.testing.assert_close(some.whole(1), plain[0])
+    listed = Images(list(source), 16, x.mean, x.std, places=torch.tensor([4, 0, 2]))
+    torch.testing.assert_close(listed[:2], plain[[4, 0]])
+    assert some.shape == (3, 3, 16, 16)
 
 
 def test_convnets_of_depth_five_and_six_and_resnets_take_large_images():

@@ -193,7 +193,7 @@ def load_dataset(
     mean, std = _statistics(raw.x_train, all_train, resolution, raw.white)
     large = loaded is not None and raw.x_train.shape[-1] > FLOATS
     x_train, x_test = (
-        cast(Tensor, Images(x_NCHW[index], x_NCHW.shape[-1], mean, std))
+        cast(Tensor, Images(x_NCHW, x_NCHW.shape[-1], mean, std, places=index))
         if large
         else _normalised(x_NCHW, index, resolution, raw.white, mean, std)
         for x_NCHW, index in ((raw.x_train, train), (raw.x_test, test))

@@ -22,8 +22,9 @@ class Images:
     """Indexed like the float tensor (N, C, side, side) that they stand for: ``images[index_B]`` makes a batch.
 
     ``source`` gives image i as uint8 (C, h, w): a tensor, a list, or anything with ``source[i]`` and ``len(source)``
-    that reads it from a disk. Batches are resized without aliasing, their longer side cut at both ends, and normalised
-    by ``mean`` and ``std``; :meth:`whole` gives an image at its own size.
+    that reads it from a disk. With ``places`` (N,), image i is ``source[places[i]]``, so that splits share one source.
+    Batches are resized without aliasing, their longer side cut at both ends, and normalised by ``mean`` and ``std``;
+    :meth:`whole` gives an image at its own size.
     """
 
     source: Sequence[Tensor] | Tensor
@@ -31,14 +32,16 @@ class Images:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device = torch.device("cpu")
+    places: Tensor | None = None
     dtype: ClassVar[torch.dtype] = torch.float32
 
     def whole(self, i: int) -> Tensor:
         """Image ``i`` normalised, (C, h, w)."""
-        return self._normalised(self.source[i])
+        return self._normalised(self.source[i if self.places is None else int(self.places[i])])
 
     def __getitem__(self, index_B: Tensor | slice) -> Tensor:
         if isinstance(self.source, Tensor):
+            index_B = index_B if self.places is None else self.places[index_B]
             return self._squares(self._normalised(self.source[index_B]))
         places = range(len(self))[index_B] if isinstance(index_B, slice) else index_B.tolist()
         return torch.cat([self._squares(self.whole(i)[None]) for i in places])
@@ -60,7 +63,7 @@ class Images:
         return resized(x_NChw[:, :, top : top + short, left : left + short], self.side)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source if self.places is None else self.places)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,8 +76,11 @@ class Images:
 
     def to(self, device: torch.device | str) -> "Images":
         """The same images, whose batches are made on ``device``, with the bytes there where they are one tensor."""
-        source = self.source.to(device) if isinstance(self.source, Tensor) else self.source
-        return replace(self, source=source, device=torch.device(device))
+        target = torch.device(device)
+        if not isinstance(self.source, Tensor) or target == self.device:
+            return replace(self, device=target)
+        source = self.source if self.places is None else self.source[self.places]
+        return replace(self, source=source.to(target), device=target, places=None)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images in batches of ``size``, one after the other, as a tensor's ``split``."""
