@@ -39,7 +39,9 @@ class Output:
 class RunOptions(Essentials, Output):
     """Options that define one run, or one for every arm and seed."""
 
-    arm: tuple[str, ...] = (Essentials.arm,)  # type: ignore[assignment]
+    arm: tuple[str, ...] | None = None  # type: ignore[assignment]
+    """What the labels go through, one or several of vanilla, loss-filter, co-teaching, confident-learning, gce, tad,
+    tad-posterior and oracle; default: tad, with --predictors tad-posterior."""
     seed: tuple[int, ...] = (Essentials.seed,)  # type: ignore[assignment]
     predictors: tuple[str, ...] = ()
     """Of arm tad-posterior: what predicts the true class, one or several of network, patches, embeddings:FILE,
@@ -48,15 +50,21 @@ class RunOptions(Essentials, Output):
     """Any other setting, as NAME=VALUE, in place of the preset's: auditor_epochs=30 mtt_lr_img=50 width=64 ...
     (tad info lists them all). One of an arm or a method that is not chosen brings a warning and changes nothing."""
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms asked for, each once."""
+        default = "tad-posterior" if self.predictors else Essentials.arm
+        return tuple(dict.fromkeys((default,) if self.arm is None else self.arm))
+
 
 def configurations(options: RunOptions, *, distilled: bool = True) -> list[Config]:
     """One configuration for every arm and seed, each checked as far as can be before work starts; ``distilled`` as in
     :func:`tadlib.pipeline.check`."""
     from tadlib import pipeline
 
-    require(bool(options.arm and options.seed), "--arm and --seed need at least one value each")
+    require(bool(options.arms and options.seed), "--arm and --seed need at least one value each")
     base = configuration(options)
-    arms, seeds = tuple(dict.fromkeys(options.arm)), tuple(dict.fromkeys(options.seed))
+    arms, seeds = options.arms, tuple(dict.fromkeys(options.seed))
     configs = pipeline.runs(base, arm=arms, seed=seeds)
     for config in configs:
         pipeline.check(config, distilled=distilled)
@@ -271,8 +279,8 @@ class Divert(RunOptions):
     def answer(self) -> Answer:
         from tadlib import pipeline, store
 
-        expected = f"expected one arm and one seed, got {self.arm} and {self.seed}"
-        require(len(self.arm) == len(self.seed) == 1, f"tad divert writes one refined set: {expected}")
+        expected = f"expected one arm and one seed, got {self.arms} and {self.seed}"
+        require(len(self.arms) == len(self.seed) == 1, f"tad divert writes one refined set: {expected}")
         (config,) = configurations(self, distilled=False)
         folder = store.StageFolder(pipeline.divert(config))
         manifest = folder.manifest()
@@ -374,7 +382,7 @@ class Audit(RunOptions):
         require(len(self.seed) == 1, f"tad audit takes one seed, got {self.seed}")
         asked = vars(self) | set_besides(self)
         config = audit.whole(configuration(self), *(asked[name] for name in ("n_train", "n_test", "resolution")))
-        config = replace(config, arm=self.arm[0], seed=self.seed[0])
+        config = replace(config, arm=self.arms[0], seed=self.seed[0])
         pipeline.check(config)
         if is_own(config.dataset):
             print(f"tad: {of_own_images(config)}", file=sys.stderr)
@@ -559,13 +567,16 @@ def main(args: list[str] | None = None) -> int:
     if args == ["--version"]:
         print(f"tad {__version__}")
         return OK
-    options: Any = tyro.cli(
-        Run | Divert | Distill | Evaluate | Audit | Export | Info,  # type: ignore[arg-type]
-        prog="tad",
-        description="Dataset distillation from noisy labels. tad --version tells the version.",
-        args=args,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
-    )
+    try:
+        options: Any = tyro.cli(
+            Run | Divert | Distill | Evaluate | Audit | Export | Info,  # type: ignore[arg-type]
+            prog="tad",
+            description="Dataset distillation from noisy labels. tad --version tells the version.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+        )
+    except BrokenPipeError:  # from its help
+        return closed(OK)
     try:
         with interruptible():
             status, document, text = options.answer()
@@ -577,6 +588,12 @@ def main(args: list[str] | None = None) -> int:
     shown = json.dumps(document, indent=2, allow_nan=False) if options.json else text
     try:
         print(shown, end="\n" if shown else "", flush=True)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        return closed(status)
+    return status
+
+
+def closed(status: int) -> int:
+    """``status``, after a reader such as head has seen enough: Python would complain of stdout when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status

@@ -267,6 +267,17 @@ def test_ctrl_c_ends_a_command_whatever_a_library_makes_of_it(command, swallowed
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("args", [["run", "--help"], ["info"]])
+def test_a_reader_that_has_seen_enough_is_no_error(args):
+    command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 0
+
+
 # Single stages
 
 
@@ -402,7 +413,8 @@ def test_a_setting_that_is_wrong_or_beyond_this_machine_is_refused(tmp_path, cap
         ({"arm": ("vanilla", "oracle"), "set": ("auditor_epochs=9", "width=4")}, "auditor_epochs"),
         ({"arm": ("vanilla", "tad"), "set": ("auditor_epochs=9",)}, ""),
         ({"set": ("posterior_holdout=0.2", "tad_mu=0")}, "posterior_holdout"),
-        ({"predictors": ("patches",)}, "posterior_predictors"),
+        ({"arm": ("tad",), "predictors": ("patches",)}, "posterior_predictors"),
+        ({"predictors": ("patches",)}, ""),
         ({"method": "random", "set": ("expert_epochs=9", "dm_iterations=3")}, "expert_epochs, dm_iterations"),
         ({"method": "dm", "set": ("observer_epochs=9", "dm_iterations=3")}, "observer_epochs"),
         ({"set": ("method=dm", "dm_iterations=3")}, ""),
@@ -548,20 +560,16 @@ def test_the_gap_closed_needs_the_arm_vanilla_and_the_same_arm_on_clean_labels()
     assert cli.gap_closed(clean, "tad", clean) is None
 
 
+def test_predictors_alone_ask_for_the_arm_that_has_them(tmp_path):
+    of = {"out": str(tmp_path), "device": "cpu"}
+    assert [c.arm for c in cli.configurations(cli.Run(predictors=("patches",), **of))] == ["tad-posterior"]
+    assert [c.arm for c in cli.configurations(cli.Run(**of))] == ["tad"]
+    both = cli.Run(predictors=("patches",), arm=("vanilla", "tad-posterior", "vanilla"), **of)
+    assert [c.arm for c in cli.configurations(both)] == ["vanilla", "tad-posterior"]
+
+
 def test_who_cannot_tell_how_many_labels_are_wrong_says_so(tmp_path, capsys):
-    few = [
-        "--device",
-        "cpu",
-        "--arm",
-        "tad-posterior",
-        "--predictors",
-        "patches",
-        "--noise",
-        "symmetric",
-        "--rate",
-        "0.4",
-        "--n-train",
-    ]
+    few = ["--device", "cpu", "--predictors", "patches", "--noise", "symmetric", "--rate", "0.4", "--n-train"]
     for n, said in ((50, True), (1000, False)):
         for _ in range(2):  # also where the stage is finished
             assert cli.main(["divert", *few, str(n), "--out", str(tmp_path / str(n))]) == 0
