@@ -36,7 +36,7 @@ def tad(*args: object, **options) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "import sys; from tadlib.cli import main; sys.exit(main())", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +231,11 @@ def test_ctrl_c_exits_130_and_leaves_what_is_finished(tmp_path):
         [*command, *args], **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     ) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not (out / "distill").exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            printed, said = process.communicate(timeout=60)
+            printed, said = process.communicate(timeout=300)
         finally:
             process.kill()
     assert (process.returncode, printed) == (130, ""), said
@@ -275,7 +275,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(args):
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 # Single stages
