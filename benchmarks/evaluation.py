@@ -3,8 +3,9 @@
     python benchmarks/evaluation.py [--width 32] [--side 16] [--images 100] [--epochs 30] [--networks 5]
 
 ``one by one`` trains a network to the end before the next, with the step differentiated by ``torch.func`` and the
-memory settings of Python and torch. ``side by side`` is the default (plain autograd, freed memory kept); ``stacked``
-one step for all networks at once; ``compiled`` the setting ``evaluate_compile=true``, whose compilation
+memory settings of Python and torch. ``side by side`` is the default (plain autograd, freed memory kept, pooling as a
+convolution); ``torch pooling`` the same with PyTorch's pooling; ``stacked`` one step for all networks at once;
+``compiled`` the setting ``evaluate_compile=true``, whose compilation
 (``first_seconds``) pays for long runs only. All give the same networks,
 up to rounding: ``difference`` is the largest distance of their parameters from the first row's, relative.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from common import clock, finish, in_own_process, parser
 
-METHODS = ("one by one", "side by side", "stacked", "compiled")
+METHODS = ("one by one", "torch pooling", "side by side", "stacked", "compiled")
 DSA = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -28,7 +29,7 @@ def measure(method: str, width: int, side: int, images: int, epochs: int, networ
     from tadlib import evaluate
     from tadlib.config import Protocol
     from tadlib.nn import speed, training
-    from tadlib.nn.networks import Network, NetworkSpec
+    from tadlib.nn.networks import HalvingPool, Network, NetworkSpec
     from tadlib.nn.training import Sgd
     from tadlib.rng import generator
     from tadlib.store import save_tensors
@@ -39,6 +40,8 @@ def measure(method: str, width: int, side: int, images: int, epochs: int, networ
         training.gradient = lambda loss, theta_P, *rest: grad(loss)(theta_P, *rest)
     else:
         speed.prepare(threads)
+    if method in ("one by one", "torch pooling"):
+        HalvingPool.forward = torch.nn.AvgPool2d.forward
     net = Network(NetworkSpec((3, side, side), 10, width=width, depth=3))
     x = torch.randn(images, 3, side, side, generator=generator(0, "benchmark"))
     y = torch.eye(10)[torch.arange(images) % 10]

@@ -142,7 +142,8 @@ BENCHMARKS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "evaluation": (
         "Evaluation",
         "Processor time to train the same networks on one distilled set: *one by one* with steps differentiated by "
-        "torch.func, *side by side* as the library does, *stacked* into one step, or *compiled*.",
+        "torch.func, *side by side* as the library does (*torch pooling*: with PyTorch's own), *stacked* into one "
+        "step, or *compiled*.",
         "Horizontal bars, one for each way to train several networks, of processor seconds.",
         {
             "method": "implementation",

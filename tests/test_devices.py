@@ -83,6 +83,19 @@ def test_pooling_on_a_gpu_is_the_average_pool():
     assert networks.HalvingPool(2)(odd).shape == (1, 1, 2, 2)
 
 
+@pytest.mark.parametrize("side", [4, 8, 9, 16])
+def test_pooling_has_the_bits_of_the_average_pool_to_the_second_derivative(side):
+    x_NCHW = torch.randn(3, 5, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def derivatives(pool):
+        y = pool(x_NCHW)
+        (g,) = torch.autograd.grad(y.pow(3).sum(), x_NCHW, create_graph=True)
+        return y, g, torch.autograd.grad(g.square().sum(), x_NCHW)[0]
+
+    ours, torchs = derivatives(networks.HalvingPool(2)), derivatives(torch.nn.AvgPool2d(2))
+    assert [torch.equal(a, b) for a, b in zip(ours, torchs, strict=True)] == [True] * 3
+
+
 @CUDA
 def test_a_recorded_epoch_is_the_plain_one():
     net, x, y, w = problem("cuda", 200)
