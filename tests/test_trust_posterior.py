@@ -286,6 +286,12 @@ def test_without_a_network_nothing_is_trained_and_one_epoch_is_enough(problem):
     assert torch.equal(state.target, refined.posterior)
 
 
+def test_a_file_whose_path_holds_the_name_of_a_predictor_is_that_file_alone():
+    method = TrustPosterior(AUDITOR, PosteriorConfig(predictors="'embeddings:my network patches.npy'"))
+    assert method.names == ["embeddings:my network patches.npy"]
+    assert method.epochs == 1  # no network was asked for
+
+
 def test_embeddings_and_probabilities_are_predictors(problem):
     """One-hot true classes as embeddings leave nothing to doubt; probabilities that are right neither."""
     true_NK, auditor = one_hot(problem.true, K), replace(AUDITOR, epochs=1, warmup=1)

@@ -70,7 +70,7 @@ class TrustPosterior:
     @property
     def names(self) -> list[str]:
         """The predictors' names."""
-        return self.settings.predictors.split()
+        return self.settings.names
 
     @property
     def epochs(self) -> int:
