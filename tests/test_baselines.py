@@ -11,6 +11,7 @@ from noisy_digits import WIDE, K, digits, plain_thetas, sklearn_trust
 from tadlib import trust
 from tadlib.config import AuditorConfig, PosteriorConfig, TadConfig
 from tadlib.errors import InputError
+from tadlib.nn.images import Images
 from tadlib.nn.networks import Network
 from tadlib.nn.training import weighted_loss
 from tadlib.trust import TRUSTED, Tad, TrustPosterior, base, baselines
@@ -222,6 +223,17 @@ def test_no_network_judges_a_label_that_it_was_trained_on(problem, monkeypatch):
     monkeypatch.setattr(baselines, "predict", predicting)
     refine("confident-learning", problem, replace(AUDITOR, epochs=1, warmup=1))
     assert len(trained) == 4
+
+
+def test_confident_learning_takes_images_that_are_read_one_by_one(problem):
+    bytes_NCHW = torch.randint(256, (40, *problem.x.shape[1:]), dtype=torch.uint8)
+    found = []
+    for source in (bytes_NCHW, list(bytes_NCHW)):
+        images = Images(source, problem.x.shape[-1], (0.5,), (0.5,))
+        few = replace(problem, x=images, noisy=torch.arange(40) % K, true=None)
+        state = ConfidentLearning(AUDITOR).init(few)
+        found.append(ConfidentLearning(AUDITOR).out_of_fold(few, state))
+    assert torch.equal(*found)
 
 
 def test_without_cleanlab_the_arm_says_how_to_get_it(problem, monkeypatch):

@@ -244,9 +244,9 @@ class ConfidentLearning:
         """Probabilities of the noisy labels (N, K) float64, each by the network that was not trained on the sample."""
         p_NK = torch.empty(len(problem), problem.n_classes, dtype=torch.float64, device=problem.x.device)
         for fold, auditor in enumerate(state.auditors):
-            held_out = state.fold == fold
-            logits_nK, _ = predict(problem.net, auditor.theta, problem.x[held_out])
-            p_NK[held_out] = logits_nK.double().softmax(1)
+            held_out_n = (state.fold == fold).nonzero()[:, 0]
+            logits_nK, _ = predict(problem.net, auditor.theta, problem.x[held_out_n])
+            p_NK[held_out_n] = logits_nK.double().softmax(1)
         return p_NK
 
 
