@@ -76,12 +76,14 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(root, tmp_path, m
     assert load_dataset("tiny-imagenet", root=root).checksum == changed.checksum
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(root, tmp_path):
+def test_a_cache_that_cannot_be_written_is_no_error(root, tmp_path, monkeypatch):
     first = load_dataset("tiny-imagenet", root=root)
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert load_dataset("tiny-imagenet", root=root).checksum == first.checksum
     assert tiny_imagenet.checksum(root) == tiny_imagenet.checksum(root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("too long a name" * 20)))
+    assert load_dataset("tiny-imagenet", root=root).checksum == first.checksum
 
 
 def test_what_other_systems_leave_in_the_folders_does_no_harm(root):

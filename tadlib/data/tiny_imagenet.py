@@ -51,7 +51,7 @@ def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             tensors = load_tensors(_cache(files))
     if tensors is None:
         tensors = _decoded(files.train, "train") | _decoded(files.test, "test")
-        with suppress(OSError):  # where the cache cannot be written, images are decoded again next time
+        with suppress(OSError, InputError):  # where the cache cannot be written, images are decoded again next time
             save_tensors(_cache(files), tensors, {"key": _key(files), "content": _content(tensors)})
     return tensors, _class_names(files)
 
