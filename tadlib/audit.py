@@ -170,6 +170,14 @@ def nearly_identical(x_NCHW: Tensor, label_N: Tensor) -> list[list[int]]:
     return [list(pair) for pair in sorted(found, key=lambda pair: -found[pair])]
 
 
+def duplicates(x_NCHW: Tensor, label_N: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """:func:`identical` groups, and :func:`nearly_identical` pairs that are not in one of these."""
+    same = identical(x_NCHW, label_N)
+    group = {i: number for number, images in enumerate(same) for i in images}
+    pairs = nearly_identical(x_NCHW, label_N)
+    return same, [[i, j] for i, j in pairs if i not in group or group[i] != group.get(j)]
+
+
 def nearest_trusted(x_NCHW: Tensor, findings: Findings, seed: int) -> list[dict[int, int]]:
     """For each suspect that is shown: its noisy and its suggested class, and the nearest trusted image of each.
 
@@ -206,8 +214,10 @@ def contradictions(findings: Findings, same: Sequence[Sequence[int]], alike: Seq
     texts: list[list[str]] = [[] for _ in f.places]
     for groups, words in ((same, "same pixels as"), (alike, "nearly the same as")):
         for group in groups:
-            for i in group:
-                j = next(j for j in group if f.noisy[j] != f.noisy[i])
+            labels = f.noisy[torch.tensor(group)].tolist()
+            other = next(j for j, label in zip(group, labels) if label != labels[0])
+            for i, label in zip(group, labels):
+                j = group[0] if label != labels[0] else other
                 texts[i].append(f"{words} {f.places[j]}, which is labelled {f.class_names[f.noisy[j]]}")
     return ["; ".join(of_image) for of_image in texts]
 
@@ -411,9 +421,7 @@ def audit(config: Config) -> dict[str, Any]:
         None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
     )
     x_NCHW, by = data.x_train.to("cpu"), "index" if data.files is None else "path"
-    same, group_N = identical(x_NCHW, findings.noisy), predictors.copies(x_NCHW)
-    known_pairs = {frozenset((i, j)) for group in same for i in group for j in group}
-    alike = [pair for pair in nearly_identical(x_NCHW, findings.noisy) if frozenset(pair) not in known_pairs]
+    (same, alike), group_N = duplicates(x_NCHW, findings.noisy), predictors.copies(x_NCHW)
     contradicted, pictures = contradictions(findings, same, alike), Pictures(data)
     why = reasons(findings, contradicted)
 
@@ -469,11 +477,11 @@ def _judged(config: Config, data: Dataset) -> Findings:
 def _require_kept(file: Path, config: Config, data: Dataset) -> None:
     """InputError where ``file``, which will be written anew, holds labels that a person checked and this run lacks."""
     if file.is_file():
-        checked_N = pipeline.check(config).checked_N
-        places = places_of(data)
-        mine = set() if checked_N is None else {places[i] for i in checked_N.nonzero()[:, 0].tolist()}
+        labels, places = pipeline.check(config), places_of(data)
+        checked = [] if labels.checked_N is None else labels.checked_N.nonzero()[:, 0].tolist()
+        mine = {(places[i], data.class_names[labels.noisy_N[i]]) for i in checked}
         table = read_corrections(file)
-        lost = set(table[table.columns[0]]) - mine
+        lost = set(zip(table[table.columns[0]], table["label"])) - mine
         advice = f"give it as --corrections {file}, move it, or choose another --out"
         require(not lost, f"{file} holds {len(lost)} labels that a person checked and this run would lose: {advice}")
 

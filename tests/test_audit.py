@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -184,6 +185,21 @@ def test_duplicates_with_different_labels_are_found_and_those_with_one_label_are
     assert sorted(audit.nearly_identical(x, label)) == [[0, 1], [4, 5]]
 
 
+def test_thousands_of_copies_of_one_image_take_no_longer_than_as_many_others():
+    n = 4000
+    label = torch.zeros(n, dtype=torch.long)
+    label[-1] = 1
+    x = torch.rand(1, 1, 4, 4).expand(n, 1, 4, 4).contiguous()
+    started = time.monotonic()
+    same, alike = audit.duplicates(x, label)
+    f = findings(noisy=label, places=tuple(map(str, range(n))))
+    told = audit.contradictions(f, same, alike)
+    assert time.monotonic() - started < 20
+    assert (same, alike) == ([list(range(n))], [])
+    assert told[0] == told[1] == f"same pixels as {n - 1}, which is labelled {NASTY[1]}"
+    assert told[-1] == f"same pixels as 0, which is labelled {NASTY[0]}"
+
+
 def test_nearest_trusted_examples_are_trusted_images_of_the_noisy_and_the_suggested_class():
     data = load_dataset("digits", n_train=100)
     q = torch.rand(100, 10, generator=torch.Generator().manual_seed(0)).double().softmax(1)
@@ -295,6 +311,15 @@ def test_checked_labels_come_back_as_certain_and_the_report_says_what_changed(au
         assert after.loc[path, ["label", "trust", "flagged", "checked"]].tolist() == [label, "1.0", "False", label]
         assert "checked by a person" in after.loc[path, "why"]
     assert (after["checked"] != "").sum() == 2
+
+    table.to_csv(tmp_path / "earlier.csv", index=False)
+    again = pd.read_csv(out / "suspects.csv", dtype=str, keep_default_na=False)
+    other = next(name for name in ("digit 0", "digit 1") if name != table.loc[1, "checked"])
+    again.loc[again["path"] == table.loc[1, "path"], "checked"] = other
+    again.to_csv(out / "suspects.csv", index=False)
+    assert cli.main([*command, "--corrections", str(tmp_path / "earlier.csv")]) == 2  # another label of the same image
+    assert "holds 1 labels that a person checked and this run would lose" in capsys.readouterr().err
+    after.reset_index().to_csv(out / "suspects.csv", index=False)
     assert after.index[-2:].isin(list(checked)).all()
 
     stages = sorted((out / "divert").iterdir())
