@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tadlib.config import ObserverConfig
+from tadlib.errors import require
 from tadlib.nn.networks import Network
 from tadlib.nn.training import AdamW, State, augmented, batches, gradient, weighted_loss
 from tadlib.rng import generator
@@ -88,4 +89,6 @@ def train_observer(
             loop.state = step(net, loop.state, x_B, partial(weighted_loss, y_BK=y_B, w_B=w_B), rule)
         loop.epoch += 1
         on_epoch(loop)
+    finite = bool(loop.state.theta.isfinite().all())
+    require(finite, "the observer diverged: its parameters are not finite; lower lr")
     return Observer(net, loop.state.theta)

@@ -116,6 +116,11 @@ def test_an_observer_resumed_in_the_middle_ends_with_the_same_bits_and_sees_no_s
     assert train_observer(NET, spoilt, y, w, config, seed=0).theta.isfinite().all()
 
 
+def test_an_observer_that_diverges_is_an_error(problem):
+    with pytest.raises(InputError, match="the observer diverged: its parameters are not finite; lower lr"):
+        train_observer(NET, *problem[:3], ObserverConfig(epochs=2, batch=8, lr=1e38), seed=0)
+
+
 # Crops and mosaics
 
 
