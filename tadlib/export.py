@@ -28,7 +28,7 @@ from torchvision.io import encode_png
 
 from tadlib.data import is_own, own
 from tadlib.distilled import Distilled
-from tadlib.errors import require
+from tadlib.errors import require, usable
 from tadlib.store import StageFolder, load_table, replacing, save_json, save_tensors, write_atomic
 
 # Mean and standard deviation by which DD-Ranking normalises a data set (ddranking/utils/data.py)
@@ -89,8 +89,9 @@ def observer(distilled: Distilled, path: Path, out: Path) -> bool:
     """
     if (key := distilled.provenance.get("inputs", {}).get("observer")) is None:
         return False
+    path = usable(path).resolve()
     folder = path if path.is_dir() else path.parent
-    stage = StageFolder(folder.resolve().parents[1] / "observer" / key)
+    stage = StageFolder(folder.parents[1] / "observer" / key)
     require(
         stage.is_complete(), f"{path} was made with an observer, which is not in {stage.path}: export it where it was"
     )
@@ -235,6 +236,7 @@ def corrected(path: Path) -> Corrected:
     Raises InputError where there is none, where its images are not the user's own, and where these are not what they
     were then.
     """
+    path = usable(path).resolve()
     stages = sorted(manifest.parent for manifest in path.glob("divert/*/manifest.json"))
     require(len(stages) < 2, f"{path} holds {len(stages)} stages divert: give one of {', '.join(map(str, stages))}")
     stage = StageFolder(stages[0] if stages else path)

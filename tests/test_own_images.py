@@ -413,7 +413,7 @@ def test_the_command_says_what_it_read_and_what_accuracy_is_of(folder, tmp_path,
 # The way back
 
 
-def test_a_corrected_folder_is_read_by_imagefolder(table, tmp_path):
+def test_a_corrected_folder_is_read_by_imagefolder(table, tmp_path, monkeypatch):
     c = config(table, tmp_path / "out", arm="oracle", n_test=0)
     stage = pipeline.divert(c)
     for copy in (False, True):
@@ -434,6 +434,10 @@ def test_a_corrected_folder_is_read_by_imagefolder(table, tmp_path):
         assert torch.bincount(again.y_train).tolist() == [8, 8, 8]
         rows = pd.read_csv(tmp_path / "new" / "corrected.csv")
         assert {"path", "label", "given_label", "trust", "space"} <= set(rows.columns)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, path in ((stage, "."), (stage.parent, stage.name), (tmp_path, "~/out")):
+        monkeypatch.chdir(place)
+        assert cli.main(["export", path, "--format", "table", "--out", str(tmp_path / "again")]) == 0
     shutil.rmtree(table.parent)  # copies stand on their own
     assert len(load(tmp_path / "new" / "folder", n_test=0).y_train) == 24
 

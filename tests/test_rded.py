@@ -450,7 +450,7 @@ def files(out):
 
 @pytest.mark.parametrize("method", OF)
 @pytest.mark.parametrize("arm", ["vanilla", "tad-posterior"])
-def test_a_row_and_an_artefact_name_the_teacher_and_both_methods_share_it(tmp_path, method, arm):
+def test_a_row_and_an_artefact_name_the_teacher_and_both_methods_share_it(tmp_path, monkeypatch, method, arm):
     row = pipeline.run(small(tmp_path / "runs", method, arm=arm))
     assert row["teacher_arm"] == arm
     assert 0 < row["teacher_accuracy"] < 1
@@ -466,6 +466,8 @@ def test_a_row_and_an_artefact_name_the_teacher_and_both_methods_share_it(tmp_pa
     out = tmp_path / "export"
     path = pipeline.distill(small(tmp_path / "runs", method, arm=arm))
     assert cli.main(["export", str(path), "--out", str(out), "--format", "huggingface"]) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["export", f"~/{path.relative_to(tmp_path)}", "--out", str(out)]) == 0
     observed = load_tensors(out / "observer.safetensors")["theta"]
     stage = pipeline.plan(small(tmp_path / "runs", method, arm=arm))["observer"].path
     assert torch.equal(observed, load_tensors(stage / "observer.safetensors")["theta"])
