@@ -133,7 +133,7 @@ def evaluate_each(
     def fresh() -> Loop:
         return start(net, sets[0][1], seed=seed, device=x_test_NCHW.device)
 
-    loop = fresh() if resume is None else restored(fresh(), *resume, x_test_NCHW.device)
+    loop = restored(fresh(), resume, x_test_NCHW.device)
     for synthetic, protocol in sets[len(loop.done) :]:
         theta_RP = train_networks(net, synthetic, protocol, seed=seed, loop=loop, **options)
         done = [*loop.done, [accuracy(net, theta_P, x_test_NCHW, y_test_N) for theta_P in theta_RP]]

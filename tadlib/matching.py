@@ -47,13 +47,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Matched:
-    """Matching loss (), its gradients by images, labels and learning rate (), and where the student ended (P,)."""
+    """Matching loss (), and its gradients by images, labels and learning rate ()."""
 
     loss: Tensor
     grad_x: Tensor
     grad_y: Tensor
     grad_lr: Tensor
-    theta_N: Tensor
 
 
 def soft_cross_entropy(logits_BK: Tensor, y_BK: Tensor) -> Tensor:
@@ -120,7 +119,7 @@ def _exact(
         if hessian:
             adjoint_P = adjoint_P - lr * h_P
     loss = distance(thetas_MP[-1], start_P, target_P)
-    return Matched(loss, grad_x * lr, grad_y * lr, grad_lr, thetas_MP[-1].clone())
+    return Matched(loss, grad_x * lr, grad_y * lr, grad_lr)
 
 
 def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compile: bool = False) -> Matched:
@@ -132,8 +131,7 @@ def _unrolled(net: Apply, start_P, target_P, x, y, lr, steps, loss_fn, *, compil
         (g,) = torch.autograd.grad(batch_loss, theta, create_graph=True)
         theta = theta - lr * g
     loss = distance(theta, start_P, target_P)
-    grad_x, grad_y, grad_lr = torch.autograd.grad(loss, (x, y, lr))
-    return Matched(loss.detach(), grad_x, grad_y, grad_lr, theta.detach())
+    return Matched(loss.detach(), *torch.autograd.grad(loss, (x, y, lr)))
 
 
 _tesla = partial(_exact, hessian=False)

@@ -77,9 +77,7 @@ def train_observer(
     ``on_epoch`` is called after every epoch; ``resume`` is what :func:`tadlib.state.checkpoint` gave then.
     """
     random = generator(seed, "observer", "train", device=w_N.device)
-    loop = Loop(State(net.init(seed, "observer")), random)
-    if resume is not None:
-        loop = restored(loop, *resume, w_N.device)
+    loop = restored(Loop(State(net.init(seed, "observer")), random), resume, w_N.device)
     used, decay_P = w_N.nonzero()[:, 0], config.weight_decay * decayed(net)
     while loop.epoch < config.epochs:
         rule = AdamW(config.lr * config.decay(loop.epoch), config.momentum, decay_P)

@@ -31,8 +31,12 @@ def checkpoint(state: Any) -> Checkpoint:
     return tensors, values
 
 
-def restored(state: Any, tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device) -> Any:
-    """The inverse of :func:`checkpoint`, given a fresh state, whose generators it sets."""
+def restored(state: Any, kept: Checkpoint | None, device: torch.device) -> Any:
+    """The inverse of :func:`checkpoint`, given a fresh state, whose generators it sets; that state where None is
+    ``kept``."""
+    if kept is None:
+        return state
+    tensors, values = kept
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, torch.Generator):

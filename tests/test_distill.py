@@ -8,7 +8,7 @@ from test_mtt import NET, K, kept, small_problem
 
 from tadlib import config
 from tadlib.distill import METHODS as EVERY
-from tadlib.distill import datm, dm, dsa, mtt
+from tadlib.distill import datm, distributions, dm, dsa, mtt
 from tadlib.distill.loop import Problem
 from tadlib.distill.synthetic import Real
 from tadlib.errors import InputError
@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_with_the_same_bits(problem, finished, method, tmp_pa
     assert rows == whole_rows
 
 
-@pytest.mark.parametrize("method, module", [("dm", dm), ("dsa", dsa)])
+@pytest.mark.parametrize("method, module", [("dm", distributions), ("dsa", dsa)])
 def test_an_iteration_that_is_not_finite_changes_nothing_and_is_counted(problem, monkeypatch, method, module):
     calls, points, sound = [], [], module.class_gradient
 
@@ -301,7 +301,7 @@ def assert_gradient(x, found, expected):
 
 def test_dms_gradient_is_that_of_the_distance_of_mean_features():
     theta, real, x = float64_problem()
-    found = dm.class_gradient(NET, theta, (), real, x)
+    found = distributions.class_gradient(NET, theta, (), real, x, dm.distance)
     x = x.clone().requires_grad_()
 
     def mean_feature(images):
@@ -342,7 +342,7 @@ def test_dsas_gradient_is_that_of_the_matched_gradients():
     assert_gradient(x, found, gradient_distance_by_hand(real_gradient, parameter_gradient(x)))
 
 
-@pytest.mark.parametrize("method, module", [("dm", dm), ("dsa", dsa)])
+@pytest.mark.parametrize("method, module", [("dm", distributions), ("dsa", dsa)])
 def test_real_and_synthetic_images_share_one_augmentation(problem, monkeypatch, method, module):
     seen, sound = [], module.class_gradient
     monkeypatch.setattr(module, "class_gradient", lambda *a: seen.append(a) or sound(*a))

@@ -105,7 +105,7 @@ def test_resumed_in_the_middle_gives_the_same_bits(stop):
 
     whole = train(on_epoch=keep)
     seen = []
-    loop = restored(start(NET, PROTOCOL, seed=0), *kept[0], torch.device("cpu"))
+    loop = restored(start(NET, PROTOCOL, seed=0), kept[0], torch.device("cpu"))
     assert torch.equal(train(loop=loop, on_epoch=lambda loop: seen.append(loop.epoch)), whole)
     assert seen == list(range(stop + 1, 7))
 

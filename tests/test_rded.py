@@ -13,6 +13,7 @@ from test_mtt import K, small_problem
 from tadlib import cli, export, pipeline
 from tadlib.config import CimConfig, Config, ObserverConfig, Protocol, RdedConfig
 from tadlib.distill import METHODS, cim, rded
+from tadlib.distill.loop import Problem
 from tadlib.distill.synthetic import Real, Synthetic
 from tadlib.errors import InputError
 from tadlib.evaluate import PROTOCOLS, start, train_networks
@@ -49,7 +50,7 @@ def run(problem, method, config=None, **more):
 
 def as_problem(problem, config):
     x, y, w, observer = problem
-    return rded.Problem(Real.of(x, y, w, config.draw_power), y, observer, config, IPC, 0)
+    return Problem(NET, Real.of(x, y, w, config.draw_power), observer, config, IPC, 0)
 
 
 # Batch norm
@@ -188,12 +189,12 @@ def test_the_best_crop_of_every_image_then_the_best_of_the_class_remain(problem,
     monkeypatch.setattr(rded, "TOGETHER", 4)  # several batches
     found, scores = rded.best_crops(task, 1, rng())
     random = rng()
-    index = task.candidates(1, random)
+    index = rded.candidates(task, 1, random)
     assert len(index) == 9
     best = []
     for i in index:
-        each = crops.random_crops(task.x[i], 4, 4, random)
-        values = rded.score(task.observer, crops.padded(each, 8), task.y[i].expand(4, K))
+        each = crops.random_crops(task.real.x[i], 4, 4, random)
+        values = rded.score(task.experts, crops.padded(each, 8), task.real.y[i].expand(4, K))
         best.append((values.min().item(), each[values.argmin()]))
     best = sorted(best, key=lambda pair: pair[0])[: IPC * 4]
     torch.testing.assert_close(scores, torch.tensor([value for value, _ in best]))
@@ -259,7 +260,7 @@ def test_anchors_are_the_whole_images_with_the_lowest_scores(problem):
     task = as_problem(problem, replace(CONFIGS["cim"], candidates=0))
     index, scores = cim.anchors(task, 2, rng())
     of_class = (task.real.label == 2).nonzero()[:, 0]
-    every = rded.score(task.observer, task.x[of_class], task.y[of_class])
+    every = rded.score(task.experts, task.real.x[of_class], task.real.y[of_class])
     torch.testing.assert_close(scores, every.sort().values[: 4 * IPC])
     assert set(index.tolist()) <= set(of_class.tolist())
     few = replace(task, real=replace(task.real, chance=task.real.chance * (task.real.label.cumsum(0) < 12)))
@@ -268,13 +269,13 @@ def test_anchors_are_the_whole_images_with_the_lowest_scores(problem):
 
 def test_a_residual_brings_the_features_of_patches_closer_to_those_of_their_anchors(problem):
     task = as_problem(problem, replace(CONFIGS["cim"], steps=40, augmentation="none"))
-    anchors = task.x[task.real.label == 0][: 4 * IPC]
+    anchors = task.real.x[task.real.label == 0][: 4 * IPC]
     made, distance = cim.matched(task, anchors, rng())
     start, first = cim.matched(replace(task, config=replace(task.config, steps=1)), anchors, rng())
     assert distance < 0.85 * first
     small = F.interpolate(anchors, (4, 4), mode="bilinear", antialias=True)
     assert (start - crops.mosaic(small, 2)).abs().max() < 0.02  # one step of AdamW at .01
-    net, theta = NET, task.observer.theta
+    net, theta = NET, task.experts.theta
 
     def distance_by_hand(images):
         values = []
@@ -311,7 +312,7 @@ def test_students_resumed_in_the_middle_end_with_the_same_bits(problem, recipe, 
     keep, kept = kept_at(2)
     protocol = replace(PROTOCOL, recipe=recipe, teacher=teacher)
     theta = taught(problem, protocol, on_epoch=keep)
-    loop = restored(start(NET, protocol, seed=0), *kept[0], torch.device("cpu"))
+    loop = restored(start(NET, protocol, seed=0), kept[0], torch.device("cpu"))
     assert torch.equal(theta, taught(problem, protocol, loop=loop))
     assert not torch.equal(theta[0], theta[1])
     assert theta.isfinite().all()

@@ -346,7 +346,7 @@ def test_every_field_of_a_state_is_in_its_checkpoint(problem, arm):
     tensors, values = trust.checkpoint(state)
     names = {path.split("/")[1] for path in (*tensors, *values)}
     assert names == set(vars(state))
-    restored = base.restored(of(arm).init(replace(problem, seed=5)), tensors, values, torch.device("cpu"))
+    restored = base.restored(of(arm).init(replace(problem, seed=5)), (tensors, values), torch.device("cpu"))
     again = trust.checkpoint(restored)
     assert again[0].keys() == tensors.keys()
     assert all(torch.equal(again[0][name], value) for name, value in tensors.items())

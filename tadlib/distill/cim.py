@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tadlib.distill import rded
-from tadlib.distill.rded import Problem
+from tadlib.distill.loop import Problem
+from tadlib.distill.rded import factor
 from tadlib.nn import augment
 from tadlib.nn.crops import decode, mosaic, resized
 
@@ -27,19 +28,19 @@ def anchors(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor, 
 
     A class that has fewer images repeats them.
     """
-    index_M = problem.candidates(k, random)
+    index_M, real = rded.candidates(problem, k, random), problem.real
     parts = index_M.split(rded.TOGETHER)
-    scores_M = torch.cat([rded.score(problem.observer, problem.x[part], problem.y[part]) for part in parts])
+    scores_M = torch.cat([rded.score(problem.experts, real.x[part], real.y[part]) for part in parts])
     scores_A, order_A = scores_M.sort(stable=True)
-    wanted = problem.ipc * problem.factor**2
+    wanted = problem.ipc * factor(problem) ** 2
     place_A = torch.arange(wanted, device=index_M.device) % len(index_M)
     return index_M[order_A][place_A], scores_A[place_A]
 
 
 def matched(problem: Problem, anchors_ACHW: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mosaics (B, C, H, W) of anchors after their residual is learned, and the distance before the last step ()."""
-    config, (net, theta_P) = problem.config, (problem.observer.net, problem.observer.theta)
-    start_BCHW = mosaic(resized(anchors_ACHW, problem.side // problem.factor), problem.factor)
+    config, net, theta_P, f = problem.config, problem.experts.net, problem.experts.theta, factor(problem)
+    start_BCHW = mosaic(resized(anchors_ACHW, anchors_ACHW.shape[-1] // f), f)
     residual_BCHW = torch.zeros_like(start_BCHW, requires_grad=True)
     optimiser = torch.optim.AdamW([residual_BCHW], lr=config.lr_img)
     distance = start_BCHW.new_zeros(())
@@ -48,7 +49,7 @@ def matched(problem: Problem, anchors_ACHW: Tensor, random: torch.Generator) -> 
         with torch.no_grad():
             target = net.inner(theta_P, augment.apply(draws, anchors_ACHW), config.layer)
         with torch.enable_grad():
-            seen_ACHW = decode(start_BCHW + residual_BCHW, problem.factor)
+            seen_ACHW = decode(start_BCHW + residual_BCHW, f)
             distance = (net.inner(theta_P, augment.apply(draws, seen_ACHW), config.layer) - target).abs().mean()
             (residual_BCHW.grad,) = torch.autograd.grad(distance, residual_BCHW)
         optimiser.step()
@@ -59,8 +60,8 @@ def of_class(problem: Problem, k: int, random: torch.Generator) -> tuple[Tensor,
     """Images (ipc, C, H, W) of class ``k``, and the mean distance of their patches from the anchors."""
     index_A, _ = anchors(problem, k, random)
     made, distances = [], []
-    for index_B in rded.spread(index_A, problem.ipc).split(TOGETHER * problem.factor**2):
-        x_BCHW, distance = matched(problem, problem.x[index_B], random)
+    for index_B in rded.spread(index_A, problem.ipc).split(TOGETHER * factor(problem) ** 2):
+        x_BCHW, distance = matched(problem, problem.real.x[index_B], random)
         made.append(x_BCHW)
         distances.append(distance * len(x_BCHW))
     return torch.cat(made), torch.stack(distances).sum().item() / problem.ipc

@@ -74,11 +74,7 @@ def predicted(problem: Problem, experts: Trajectories, expert: int, x_NCHW: Tens
 
 
 def start(problem: Problem) -> State:
-    """Choose images, and logits for them, by the predictions of the experts.
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` usable images, or the trajectories are too short.
-    """
+    """Choose images, and logits for them, by the predictions of the experts."""
     experts = mtt.checked_experts(problem)
     if problem.config.init == "correct":
         problem = replace(problem, real=right_images(problem, experts))

@@ -54,11 +54,7 @@ def gradient_to(
 
 
 def start(problem: Problem) -> State:
-    """Choose the real images to start from; DANCE and NCFM draw the same random numbers.
-
-    Raises:
-        InputError: when a class has too few usable images, or the experts do not fit.
-    """
+    """Choose the real images to start from; DANCE and NCFM draw the same random numbers."""
     checked_experts(problem)
     return loop.start_from_real(problem, "dance", problem.config.lr_net)
 
@@ -66,7 +62,6 @@ def start(problem: Problem) -> State:
 def blended(problem: Problem, random: torch.Generator) -> tuple[Tensor, Tensor, int]:
     """θ (P,) between the initial and the final parameters of an expert, θ_final (P,), and which expert it is."""
     experts = problem.experts
-    assert experts is not None
     expert = int(torch.randint(2**31, (), generator=random, device=random.device)) % len(experts)
     first_P, final_P = (experts.read(expert, e).to(random.device) for e in (0, problem.config.final_epoch))
     u = torch.rand((), generator=random, device=random.device, dtype=final_P.dtype)

@@ -12,20 +12,11 @@ from torch import Tensor
 
 from tadlib.distill import distributions, loop
 from tadlib.distill.loop import Problem, State
-from tadlib.nn import augment
-from tadlib.nn.networks import Network
 
 
 def distance(real_BD: Tensor, synthetic_BD: Tensor) -> Tensor:
     """Squared distance between the means of two batches of embeddings."""
     return (real_BD.mean(0) - synthetic_BD.mean(0)).square().sum()
-
-
-def class_gradient(
-    net: Network, theta_P: Tensor, draws: tuple[augment.Draw, ...], real_BCHW: Tensor, x_SCHW: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient with respect to one class's synthetic images (S, C, H, W), and its distance ()."""
-    return distributions.class_gradient(net, theta_P, draws, real_BCHW, x_SCHW, distance)
 
 
 def start(problem: Problem) -> State:
@@ -39,7 +30,8 @@ def advance(problem: Problem, state: State) -> None:
 
     def gradient(k: int, x_SCHW: Tensor) -> tuple[Tensor, Tensor]:
         index_B, draws = loop.drawn(problem, k, state.generator)
-        return class_gradient(problem.net, theta_P, draws, problem.real.x[index_B], x_SCHW)
+        real_BCHW = problem.real.x[index_B]
+        return distributions.class_gradient(problem.net, theta_P, draws, real_BCHW, x_SCHW, distance)
 
     grad_x, loss = loop.class_by_class(problem, state.x, gradient)
     x, velocity_x = loop.momentum_step(state.x, state.velocity_x, grad_x, config.lr_img, config.momentum)

@@ -17,7 +17,6 @@ from torch.func import vjp
 
 from tadlib.checks import require_refined
 from tadlib.distill.synthetic import Real, Synthetic
-from tadlib.experts import Trajectories
 from tadlib.nn import augment
 from tadlib.nn.crops import decode
 from tadlib.nn.networks import Network
@@ -31,18 +30,19 @@ ClassGradient = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Problem:
-    """A refined set to be distilled into ``ipc`` images per class; ``experts`` is None where none are needed."""
+    """A refined set to be distilled into ``ipc`` images per class; ``experts`` are expert trajectories, an observer
+    (:mod:`tadlib.observer`), or None where neither is needed."""
 
     net: Network
     real: Real
-    experts: Trajectories | None
+    experts: Any
     config: Any
     ipc: int
     seed: int
 
-    def generator(self, name: str) -> torch.Generator:
+    def generator(self, *names: str | int) -> torch.Generator:
         """Random numbers of a method, on the device of the images."""
-        return generator(self.seed, name, device=self.real.x.device)
+        return generator(self.seed, *names, device=self.real.x.device)
 
 
 @dataclass
@@ -74,11 +74,8 @@ class State:
 
 
 def start_from_real(problem: Problem, name: str, lr: float) -> State:
-    """The state before the first iteration: real images, chosen by the random numbers of ``name``.
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` usable images.
-    """
+    """The state before the first iteration: real images, chosen by the random numbers of ``name``. InputError as of
+    :meth:`~tadlib.distill.synthetic.Real.choose`."""
     random = problem.generator(name)
     x_SCHW, y_SK = problem.real.choose(problem.ipc, random, problem.config.formation)
     rate = torch.tensor(lr, device=x_SCHW.device)
@@ -153,38 +150,38 @@ def end_iteration(
 
 
 def driver(
-    start: Callable[[Problem], State],
-    advance: Callable[[Problem, State], None],
-    result: Callable[[State], Synthetic] = State.synthetic,
+    start: Callable[[Problem], Any],
+    advance: Callable[[Problem, Any], None],
+    result: Callable[[Any], Synthetic] = State.synthetic,
 ) -> Callable[..., tuple[Synthetic, Rows]]:
-    """The function ``distill`` of a method; ``result`` reads the synthetic set off the last state."""
+    """The function ``distill`` of a method; ``result`` reads the synthetic set off the last state. A method that learns
+    nothing (``iterations`` None) takes one iteration for each class."""
 
     def distill(
         net: Network,
         x_NCHW: Tensor,
         y_NK: Tensor,
         w_N: Tensor,
-        experts: Trajectories | None,
+        experts: Any,
         config: Any,
         *,
         ipc: int,
         seed: int,
         resume: Checkpoint | None = None,
-        on_iteration: Callable[[State], None] = lambda state: None,
+        on_iteration: Callable[[Any], None] = lambda state: None,
     ) -> tuple[Synthetic, Rows]:
         """Distil a refined set (images, label distributions, weights) into ``ipc`` images per class.
 
-        ``experts`` is None for methods that match no trajectories. ``on_iteration`` is called with the state after each
-        iteration; ``resume`` is what :func:`tadlib.state.checkpoint` gave then, from which the run ends with the same
-        bits. Returns the synthetic set and one row an iteration (:func:`end_iteration`). InputError where images,
-        labels, weights and network do not belong together.
+        ``experts`` as in :class:`Problem`. ``on_iteration`` is called with the state after each iteration; ``resume``
+        is what :func:`tadlib.state.checkpoint` gave then, from which the run ends with the same bits. Returns the
+        synthetic set and one row an iteration (:func:`end_iteration`). InputError where images, labels, weights and
+        network do not belong together.
         """
         require_refined(net, x_NCHW, y_NK, w_N)
         problem = Problem(net, Real.of(x_NCHW, y_NK, w_N, config.draw_power), experts, config, ipc, seed)
-        state = start(problem)
-        if resume is not None:
-            state = restored(state, *resume, x_NCHW.device)
-        while state.iteration < config.iterations:
+        state = restored(start(problem), resume, x_NCHW.device)
+        iterations = problem.real.n_classes if config.iterations is None else config.iterations
+        while len(state.rows) < iterations:
             advance(problem, state)
             on_iteration(state)
         return replace(result(state), formation=config.formation), state.rows

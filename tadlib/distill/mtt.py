@@ -26,7 +26,6 @@ def checked_experts(problem: Problem) -> Trajectories:
     """The experts; InputError if there is none, they are too short, or they do not fit the network."""
     experts, expected = problem.experts, problem.net.n_parameters
     require(experts is not None and len(experts) >= 1, "matching needs at least one expert, got 0")
-    assert experts is not None
     end_P = experts.read(0, problem.config.last_epoch)  # raises where the trajectory is too short
     require(end_P.shape == (expected,), f"experts have {len(end_P)} parameters, the network {expected}")
     return experts
@@ -36,9 +35,6 @@ def start(problem: Problem) -> State:
     """Choose the real images to start from.
 
     All trajectory methods draw the same random numbers: under one seed they start alike and see the same segments.
-
-    Raises:
-        InputError: when a class has fewer than ``ipc`` usable images, or the trajectories are too short.
     """
     checked_experts(problem)
     return start_from_real(problem, "mtt", problem.config.lr_teacher)
@@ -69,7 +65,6 @@ def iterate(
     ``threshold`` as in :func:`tadlib.distill.loop.end_iteration`.
     """
     config, random, experts = problem.config, state.generator, problem.experts
-    assert experts is not None
     pick = torch.randint(2**31, (2,), generator=random, device=random.device).tolist()
     expert, epoch = pick[0] % len(experts), epochs[pick[1] % len(epochs)]
     start_P, target_P = (experts.read(expert, e).to(state.x.device) for e in (epoch, epoch + config.expert_epochs))

@@ -104,4 +104,4 @@ def advance(problem: Problem, state: Adversarial) -> None:
         state.psi = torch.stack(loop.momentum_step(psi_P, velocity_P, -slope_P, config.lr_sampling, MOMENTUM))
 
 
-distill = loop.driver(start, advance)  # type: ignore[arg-type]  # its states are those of its own start
+distill = loop.driver(start, advance)

@@ -47,28 +47,33 @@ class Synthetic:
 class Real:
     """The refined set as methods draw from it, by the hard training labels.
 
-    ``x`` (N, C, H, W); ``label`` (N,); ``weight`` (N,) of a sample as one of its class: its trust; ``chance`` (N,)
-    among those of its class, up to a factor; ``counts`` of samples with a chance, class by class (counted once, because
-    a count at every draw would wait for the GPU).
+    ``x`` (N, C, H, W); ``y`` (N, K) label distributions; ``label`` (N,), the most likely one; ``weight`` (N,) of a
+    sample as one of its class: its trust; ``chance`` (N,) among those of its class, up to a factor; ``counts`` of
+    samples with a chance, class by class (counted once, because a count at every draw would wait for the GPU).
     """
 
     x: Tensor
+    y: Tensor
     label: Tensor
     weight: Tensor
     chance: Tensor
-    n_classes: int
     counts: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
         counts_K = torch.bincount(self.label[self.chance > 0], minlength=self.n_classes)
         object.__setattr__(self, "counts", tuple(counts_K.tolist()))
 
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return self.y.shape[1]
+
     @staticmethod
     def of(x_NCHW: Tensor, y_NK: Tensor, w_N: Tensor, power: float) -> "Real":
-        """From images, label distributions and weights; the hard training label is the most likely one."""
+        """From images, label distributions and weights."""
         mass_N, label_N = (w_N[:, None] * y_NK).max(1)
         chance_N = torch.where(w_N > 0, (mass_N**power).clamp_min(1e-30), 0.0)  # any of positive weight can be drawn
-        return Real(x_NCHW, label_N, mass_N, chance_N, y_NK.shape[1])
+        return Real(x_NCHW, y_NK, label_N, mass_N, chance_N)
 
     def draw(self, k: int, n: int, generator: torch.Generator) -> Tensor:
         """Indices (B,) of ``n`` samples of class ``k``, or of all where there are fewer, without replacement."""
@@ -88,10 +93,8 @@ class Real:
         """``ipc`` images of every class (S, C, H, W), ordered by class, and one-hot labels (S, K).
 
         With a ``formation`` f, each is a mosaic of f² images, made smaller by averaging f x f pixels (our choice; IDC
-        drops pixels); a class that has too few for that repeats some.
-
-        Raises:
-            InputError: as :meth:`enough`, and unless f divides the sides.
+        drops pixels); a class that has too few for that repeats some. InputError as of :meth:`enough`, and unless f
+        divides the sides.
         """
         self.enough(ipc)
         divisible(self.x.shape, formation)

@@ -36,7 +36,7 @@ class NoisyProblem:
 
     ``x`` (N, C, H, W) float32; ``noisy`` (N,) int64 in [0, K); ``true`` (N,) or None serves the metrics of the history
     and the oracle alone. ``name`` separates the random numbers of several runs under one ``seed``. ``checked`` (N,)
-    bool marks labels that a person checked, which are certain; None: none is. ``given`` (N,) are labels as they were
+    bool marks labels that a person checked, which are certain; None: none is. ``original`` (N,) are labels as they were
     before some were checked, which tell how labels flip; None: as ``noisy``. ``embeddings``, each (N, D) float, and
     ``probabilities``, each (N, K) of the noisy labels and out of fold, are further predictors of the trust posterior.
     InputError on images or labels of the wrong type, length or range, images that are not finite, or a class without
@@ -79,10 +79,6 @@ class NoisyProblem:
     def noisy_NK(self) -> Tensor:
         """Noisy labels as distributions (N, K) float32."""
         return one_hot(self.noisy, self.n_classes)
-
-    def held(self, q_NK: Tensor) -> Tensor:
-        """Label distributions (N, K) with those of checked labels made certain."""
-        return q_NK if self.checked is None else torch.where(self.checked[:, None], self.noisy_NK.to(q_NK), q_NK)
 
     def minimum(self, share: float) -> int:
         """``share`` of N / K samples, one at least."""
@@ -348,9 +344,7 @@ def refine(
     """
     made = hasattr(method, "init") and not isinstance(method, type)
     require(made, f"a trust method must be made first, as in Tad(), got {method!r}")
-    state = method.init(problem)
-    if resume is not None:
-        state = restored(state, *resume, problem.x.device)
+    state = restored(method.init(problem), resume, problem.x.device)
     while len(state.rows) < method.epochs:
         method.step(problem, state)
         on_epoch(state)
