@@ -6,7 +6,6 @@ A stage writes ``<out>/<stage>/<key>/`` (:mod:`tadlib.store`). A finished folder
 stage resumes from its checkpoint and ends with the same bits on a CPU.
 """
 
-import hashlib
 import resource
 import subprocess
 import sys
@@ -42,14 +41,8 @@ from tadlib.store import StageFolder, claim_output
 CHECKPOINT_SECONDS = 30.0  # at least so long between two checkpoints
 
 # the modules that carry out each stage; their code and all that they import are part of the key
-CODE = {
-    "noise": "noise data",
-    "embed": "nn.pretrained data",
-    "divert": "trust",
-    "experts": "experts",
-    "distill": "distill",
-}
-CODE |= {"evaluate": "evaluate", "observer": "observer"}
+CODE = {"noise": "noise data", "embed": "nn.pretrained data", "divert": "trust", "experts": "experts"}
+CODE |= {"distill": "distill", "evaluate": "evaluate", "observer": "observer"}
 MATRICES = ("embeddings", "probabilities")  # kinds of predictors that may come from files
 
 
@@ -235,7 +228,7 @@ def _portable(method: dict[str, Any], config: Config) -> dict[str, Any]:
     if config.arm == "tad-posterior":
         settings = config.posterior
         paths = [path for kind in MATRICES for path in settings.files(kind)]
-        held = {p: hashlib.sha256(readable("table of numbers", p).read_bytes()).hexdigest() for p in paths}
+        held = {path: store.file_digest(readable("table of numbers", path)) for path in paths}
         parts = [name.partition(":") for name in settings.names]
         method["settings"]["predictors"] = [kind + colon + held.get(rest, rest) for kind, colon, rest in parts]
     return method
@@ -394,11 +387,9 @@ def divert(config: Config) -> Path:
 
 def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.NoisyProblem:
     """What a trust method is given."""
-    true_N = None if labels.true_N is None else labels.true_N.to(config.torch_device)
-    noisy_N = labels.noisy_N.to(config.torch_device)
-    checked_N, original_N = (
-        None if of_N is None else of_N.to(config.torch_device) for of_N in (labels.checked_N, labels.original_N)
-    )
+    device, others = config.torch_device, (labels.true_N, labels.checked_N, labels.original_N)
+    noisy_N = labels.noisy_N.to(device)
+    true_N, checked_N, original_N = (None if y_N is None else y_N.to(device) for y_N in others)
     name = config.arm if config.arm in ("co-teaching", "confident-learning", "gce") else "auditor"
     about = config.seed, true_N, name, checked_N, original_N
     problem = trust.NoisyProblem(network(config), data.x_train, noisy_N, data.n_classes, *about)
@@ -407,7 +398,7 @@ def noisy_problem(config: Config, data: Dataset, labels: NoisyLabels) -> trust.N
     tables, embedded = _tables(config, data, noisy_N), {}
     if config.posterior.pretrained:
         embedded = store.load_tensors(embed(config) / "embeddings.safetensors")
-    z = tables["embeddings"] + tuple(z_ND.to(config.torch_device) for z_ND in embedded.values())
+    z = tables["embeddings"] + tuple(z_ND.to(device) for z_ND in embedded.values())
     return replace(problem, embeddings=z, probabilities=tables["probabilities"])
 
 
@@ -418,7 +409,7 @@ def _tables(config: Config, data: Dataset, noisy_N: torch.Tensor) -> dict[str, t
         read = {}
         for path in config.posterior.files(kind):
             rows = matrices.read_matrix(path)
-            place_N = matrices.places_of(rows, data.index, data.n_full, data.paths, path)
+            place_N = matrices.places_of(len(rows.values), rows.names, data.index, data.n_full, data.paths, path)
             if kind == "embeddings":
                 read[path] = matrices.require_embeddings(rows.values[place_N], n, path, place_N)
             else:

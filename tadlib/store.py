@@ -311,7 +311,7 @@ class StageFolder:
         for name, entry in self.manifest()["files"].items():
             path, advice = self.path / name, f"delete {self.path} to have it computed anew"
             require(path.is_file(), f"{path} is missing; {advice}")
-            found, expected = _file_digest(path), entry["sha256"]
+            found, expected = file_digest(path), entry["sha256"]
             require(found == expected, f"{path} is damaged: its SHA-256 is {found}, expected {expected}; {advice}")
 
     def finish(self, **about: Any) -> None:
@@ -322,7 +322,7 @@ class StageFolder:
             if path.name.startswith(TEMPORARY):
                 path.unlink()  # left by a killed process
             elif name not in (MANIFEST, CHECKPOINT, LOCK):
-                files[name] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
+                files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         manifest = {**about, "versions": versions(), "hardware": hardware(), "files": files}
         save_json(self.path / MANIFEST, manifest | {"checksum": content_key(manifest)})
         (self.path / CHECKPOINT).unlink(missing_ok=True)
@@ -368,6 +368,7 @@ def _checkpoint_digest(folder: str, tensors: Mapping[str, Tensor], meta: str) ->
     return digest.hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

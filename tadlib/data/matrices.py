@@ -1,7 +1,7 @@
 """Tables of numbers about images, one row an image: embeddings and predicted probabilities, from arrays and files."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadlib.errors import InputError, readable, require, some
+from tadlib.errors import InputError, parsing, readable, require, some
+from tadlib.store import load_table, load_tensors
 
 NAMES = ("path", "index")  # columns that say which image a row is of; the first one counts
 ROUNDING = 1e-3  # by which probabilities of a row may miss 1; then they are divided by their sum
-IN_SAMPLE = (
-    0.999  # share of labels that are the most probable class, from which probabilities are taken to be in-sample
-)
+IN_SAMPLE = 0.999  # share of labels that are the most probable class, from which on probabilities seem in-sample
 
 
 class Rows(NamedTuple):
@@ -31,54 +30,52 @@ def read_matrix(path: Path | str) -> Rows:
     ``path``). InputError where the file is missing, damaged or of another form."""
     path, names = readable("table of numbers", path), dict[str, list]()
     suffix = path.suffix.lower()
-    expected = f"expected a table of numbers in .npy, .safetensors or .parquet: {path}"
-    try:
-        if suffix == ".npy":
-            with path.open("rb") as file:
-                found = torch.from_numpy(np.array(np.load(file, allow_pickle=False), dtype=np.float32))
-        elif suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-            require(len(tensors) == 1, f"{path} must hold one tensor, got {some([*tensors]) or 'none'}")
-            found = next(iter(tensors.values())).float()
-        elif suffix == ".parquet":
-            import pandas as pd
-
-            table = pd.read_parquet(path)
-            table = table.reset_index() if table.index.name in NAMES else table
-            names = {name: table.pop(name).tolist() for name in NAMES if name in table}
-            names = {by: [v if isinstance(v, int | float) else str(v) for v in names[by]] for by in names}
+    if suffix == ".npy":
+        # a damaged header raises anything
+        with parsing(path, "no array of numbers", Exception), path.open("rb") as file:
+            found = torch.from_numpy(np.array(np.load(file, allow_pickle=False), dtype=np.float32))
+    elif suffix == ".safetensors":
+        tensors = load_tensors(path)
+        require(len(tensors) == 1, f"{path} must hold one tensor, got {some([*tensors]) or 'none'}")
+        found = next(iter(tensors.values())).float()
+    elif suffix == ".parquet":
+        table = load_table(path)
+        table = table.reset_index() if table.index.name in NAMES else table
+        names = {name: table.pop(name).tolist() for name in NAMES if name in table}
+        names = {by: [v if isinstance(v, int | float) else str(v) for v in names[by]] for by in names}
+        with parsing(path, "no table of numbers", ValueError, TypeError):
             found = torch.from_numpy(np.array(table, dtype=np.float32))
-        else:
-            raise InputError(expected)
-    except InputError:
-        raise
-    except Exception as error:  # each reader has its own, and a damaged file may raise any of them
-        raise InputError(f"cannot read {path}: {(str(error) or repr(error)).splitlines()[0]}") from error
+    else:
+        raise InputError(f"expected a table of numbers in .npy, .safetensors or .parquet: {path}")
     require(found.ndim == 2 and found.numel() > 0, f"{path} must hold a table (N, D), got shape {tuple(found.shape)}")
     return Rows(found, names)
 
 
-def places_of(rows: Rows, index_N: Tensor, n_full: int | None, paths: Sequence[str] | None, name: str) -> Tensor:
-    """Places (N,) in the table of the rows of the images at ``index`` (N,), or with ``paths`` (N): by what the table
-    says of each row; else it is of the full training set, or of just these images. InputError where it is not."""
-    by = next((by for by in NAMES if by in rows.names and (by == "index" or paths is not None)), None)
+def places_of(
+    n_rows: int,
+    names: Mapping[str, Sequence],
+    index_N: Tensor,
+    n_full: int | None,
+    paths: Sequence[str] | None,
+    name: str | Path,
+) -> Tensor:
+    """Places (N,) in a table of the rows of the images at ``index`` (N,), or with ``paths`` (N): by what its columns
+    ``names`` say of each row; else it is of just these images, or of the full training set, of ``n_full`` images where
+    that is known. InputError where it is not."""
+    by = next((by for by in NAMES if by in names and (by == "index" or paths is not None)), None)
     if by is not None:
-        row = {place: i for i, place in enumerate(rows.names[by])}
-        require(len(row) == len(rows.values), f"column {by} of {name} must name each image once")
+        row = {place: i for i, place in enumerate(names[by])}
+        require(len(row) == n_rows, f"column {by} of {name} must name each image once")
         wanted = index_N.tolist() if by == "index" or paths is None else paths
         absent = [place for place in wanted if place not in row]
         lacks = f"its column {by} lacks {absent[:1]} and others, {len(absent)} of {len(wanted)}"
         require(not absent, f"{name} must have a row for every image in use: {lacks}")
         return torch.tensor([row[place] for place in wanted])
-    require(not rows.names, f"{name} must name images by index: the data set has no paths")
-    n = len(rows.values)
-    if n == n_full:
-        return index_N.cpu()
-    expected = f"{len(index_N)}" + (f" (images used) or {n_full} (full training set)" if n_full else "")
-    require(n == len(index_N), f"{name} has {n} rows, expected {expected}")
-    return torch.arange(n)
+    require(not names, f"{name} must name images by index: the data set has no paths")
+    used, full = len(index_N), n_full or max(n_rows, int(index_N.max()) + 1)
+    expected = f"{used}" + (f" (images used) or {full} (full training set)" if full != used else "")
+    require(n_rows in (used, full), f"{name} has {n_rows} rows, expected {expected}")
+    return torch.arange(used) if n_rows == used else index_N.cpu()
 
 
 def require_embeddings(z_ND: Tensor, n: int, name: str, place_N: Tensor | None = None) -> Tensor:

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tadlib.data.matrices import NAMES
 from tadlib.errors import known, parsing, readable, require, some
 from tadlib.noise.labels import NoisyLabels
 from tadlib.store import load_table
 
 CHECKED = "checked"  # the column that a person fills in a list of suspects
-PLACES = ("path", "index")  # columns that say which image a row is about
 
 
 def corrected(
@@ -65,7 +65,7 @@ def read_corrections(file: Path | str) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
     column = CHECKED if CHECKED in table else "label"
     require(column in table, f"{path} must have a column {CHECKED} or label with names of classes, got {list(table)}")
-    table = table[[*(place for place in PLACES if place in table), column]].rename(columns={column: "label"})
+    table = table[[*(place for place in NAMES if place in table), column]].rename(columns={column: "label"})
     return table[table["label"] != ""]
 
 

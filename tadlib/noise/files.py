@@ -19,9 +19,10 @@ from torch import Tensor
 
 from tadlib.checks import require_labels
 from tadlib.data.class_maps import superclass_of
+from tadlib.data.matrices import places_of
 from tadlib.errors import InputError, known, parsing, readable, require, required_root, some
 from tadlib.noise.labels import Answer, NoisyLabels, Request, realised_rate, transition
-from tadlib.store import HEADER, load_table
+from tadlib.store import HEADER, file_digest, load_table
 
 # CIFAR-N (Wei et al. 2022): file, and its sets of labels by the names used here.
 HUMAN_LABELS = {
@@ -77,7 +78,7 @@ def human(request: Request) -> Answer:
 
 def human_checksum(dataset: str, root: Path | None) -> str:
     """SHA-256, in hex, of the file with the human labels of ``dataset``; InputError where there are none."""
-    return hashlib.sha256(_find(_human_file(dataset)[0], root).read_bytes()).hexdigest()
+    return file_digest(_find(_human_file(dataset)[0], root))
 
 
 def _human_file(dataset: str | None) -> tuple[str, dict[str, str]]:
@@ -170,31 +171,10 @@ def read_list(path: Path) -> Listed:
 
 def _rows(path: Path, found: Listed, request: Request) -> Tensor:
     """(N,) the row of the file that holds the label of each image."""
-    n, m = len(request.true_N), len(found.noisy_M)
-    index_N = torch.arange(n) if request.index_N is None else request.index_N
-    if found.path_M is not None and request.paths is not None:
-        row = {name: i for i, name in enumerate(found.path_M)}
-        require(len(row) == m, f"column {PATH} of {path} must name each image once")
-        _require_rows(path, PATH, [name for name in request.paths if name not in row], n)
-        return torch.tensor([row[name] for name in request.paths])
-    if found.index_M is not None:
-        rows_N = torch.searchsorted(found.index_M, index_N).clamp_max(m - 1)
-        _require_rows(path, INDEX, index_N[found.index_M[rows_N] != index_N].tolist(), n)
-        return rows_N
-    expected = f"must name images by {INDEX}, their place in the full training set: the data set has no paths"
-    require(found.path_M is None, f"{path} {expected}")
-    if m == n:  # one for each image in use
-        return torch.arange(n)
-    full = n if request.index_N is None else request.n_full or max(m, int(index_N.max()) + 1)
-    part = "" if full == n else f", or {n}, one for each image in use"
-    require(m == full, f"{path} must hold {full} labels, one for each training image{part}, got {m}")
-    return index_N
-
-
-def _require_rows(path: Path, column: str, absent: list, n: int) -> None:
-    """InputError where a table lacks rows of images in use."""
-    lacks = f"its column {column} lacks {absent[:1]} and others, {len(absent)} of {n}"
-    require(not absent, f"{path} must have a row for every image in use: {lacks}")
+    n, names = len(request.true_N), {} if found.path_M is None else {PATH: found.path_M}
+    names |= {} if found.index_M is None else {INDEX: tuple(found.index_M.tolist())}
+    where = (torch.arange(n), n) if request.index_N is None else (request.index_N, request.n_full)
+    return places_of(len(found.noisy_M), names, *where, request.paths, path)
 
 
 def _require_same(found_N: Tensor, true_N: Tensor, problem: str) -> None:
@@ -253,11 +233,11 @@ def _read_csv(path: Path) -> Listed:
     if not INTEGER.fullmatch(first[0] if first else ""):
         names, lines = first, lines[1:]
 
+    damaged = f"{path} is damaged or no table of integers: line"
+    for line, row in lines:
+        require(len(row) == len(names), f"{damaged} {line} has {','.join(row)!r}")
+
     def texts(name: Any) -> list[str]:
-        for line, row in lines:
-            require(
-                len(row) == len(names), f"{path} is damaged or no table of integers: line {line} has {','.join(row)!r}"
-            )
         place = names.index(name)
         return [row[place] for _, row in lines]
 
@@ -265,7 +245,7 @@ def _read_csv(path: Path) -> Listed:
         values = texts(name)
         for (line, _), value in zip(lines, values):
             fits = INTEGER.fullmatch(value) and abs(int(value)) < 2**63
-            require(bool(fits), f"{path} is damaged or no table of integers: line {line} has {value!r}")
+            require(bool(fits), f"{damaged} {line} has {value!r}")
         return torch.tensor(list(map(int, values)), dtype=torch.int64)
 
     return _from_table(path, names, integers, texts)
@@ -279,9 +259,10 @@ def _read_parquet(path: Path) -> Listed:
     def integers(name: Any) -> Tensor:
         return _integers(path, table[name].to_numpy(), name)
 
-    return _from_table(
-        path, list(table.columns), integers, lambda name: table[name].astype(object).fillna("").astype(str).tolist()
-    )
+    def texts(name: Any) -> list[str]:
+        return table[name].astype(object).fillna("").astype(str).tolist()
+
+    return _from_table(path, list(table.columns), integers, texts)
 
 
 def _from_table(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from torch import Tensor
 from tadlib.checks import require_labels, require_tensor
 from tadlib.errors import InputError, require
 from tadlib.store import load_metadata, load_tensors, save_tensors
+
+# What a file of noisy labels holds: fields, under the names of their tensors, and of the others
+TENSORS = {"noisy_N": "given", "true_N": "true", "transition_nominal": "transition_nominal"}
+TENSORS |= {"checked_N": "checked", "original_N": "original"}
+SCALARS = ("n_classes", "kind", "rate", "seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,28 +93,18 @@ class NoisyLabels:
 
     def save(self, path: Path | str) -> None:
         """Write everything to a safetensors file, from which :meth:`load` restores the same bits."""
-        tensors = {"given": self.noisy_N, "true": self.true_N, "transition_nominal": self.transition_nominal}
-        tensors |= {"checked": self.checked_N, "original": self.original_N}
-        scalars = {"n_classes": self.n_classes, "kind": self.kind, "rate": self.rate, "seed": self.seed}
+        tensors = {name: getattr(self, field) for field, name in TENSORS.items()}
         present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        save_tensors(path, present, {"noise": json.dumps(scalars)})
+        save_tensors(path, present, {"noise": json.dumps({name: getattr(self, name) for name in SCALARS})})
 
     @staticmethod
     def load(path: Path | str) -> "NoisyLabels":
         """Read a file of :meth:`save`; InputError when it is missing, damaged or holds something else."""
         tensors, metadata = load_tensors(path), load_metadata(path)
         require("noise" in metadata and "given" in tensors, f"{path} does not hold noisy labels")
-        noisy_N, true_N, T_KK = tensors["given"], tensors.get("true"), tensors.get("transition_nominal")
+        held: dict[str, Any] = {field: tensors.get(name) for field, name in TENSORS.items()}
         try:
-            scalars = {name: json.loads(metadata["noise"])[name] for name in ("n_classes", "kind", "rate", "seed")}
-            return NoisyLabels(
-                noisy_N,
-                true_N,
-                **scalars,
-                transition_nominal=T_KK,
-                checked_N=tensors.get("checked"),
-                original_N=tensors.get("original"),
-            )
+            return NoisyLabels(**held, **{name: json.loads(metadata["noise"])[name] for name in SCALARS})
         except (KeyError, TypeError, ValueError, RecursionError) as error:  # InputError among them
             raise InputError(f"{path} does not hold noisy labels: {error}") from error
 
