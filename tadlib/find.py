@@ -49,33 +49,30 @@ def find_label_errors(
     require(any(v is not None for v in given.values()), f"give at least one of {', '.join(given)}")
     label_N = _labels(labels)
     n, k = len(label_N), int(label_N.max()) + 1
-    found, group_N = [], None
+    found = []
     if probabilities is not None:
         p_NK = require_probabilities(_array("probabilities", probabilities), n, None, "probabilities")
         require(p_NK.shape[1] >= k, f"probabilities have {p_NK.shape[1]} columns, and labels go to {k - 1}")
         k = p_NK.shape[1]
         warn_of_in_sample(p_NK, label_N, "probabilities")
         found.append(pooling.unmixed(p_NK, label_N))
-    regressions, random = [], generator(seed, "find", "patches")
-    use_N, y_NK = torch.ones(n, dtype=torch.bool), one_hot(label_N, k)
-    if embeddings is not None:
-        z_ND = require_embeddings(_array("embeddings", embeddings), n, "embeddings")
-        group_N = predictors.copies(z_ND)
-        regressions.append(lambda: predictors.leave_one_out(z_ND, y_NK, use_N, group_N))
-    if images is not None:
-        x_NCHW = _images(images, n)
-        group_N = predictors.copies(x_NCHW)
-        regressions.append(
-            lambda: predictors.leave_one_out_of_patches(
-                x_NCHW, y_NK, use_N, group_N, count=PosteriorConfig.filters, mirror=False, generator=random
-            )
-        )
-    if regressions:
-        counts_K = torch.bincount(label_N, minlength=k)
-        require(
-            int(counts_K.min()) > 0, f"class {int(counts_K.argmin())} has no label; number classes from 0 without gaps"
-        )
-    found += [pooling.regressed(regress(), label_N, group_N) for regress in regressions]
+    z_ND = None if embeddings is None else require_embeddings(_array("embeddings", embeddings), n, "embeddings")
+    x_NCHW = None if images is None else _images(images, n)
+    seen = z_ND if x_NCHW is None else x_NCHW
+    if seen is not None:
+        there = label_N.unique().tolist()
+        absent = next((i for i, label in enumerate(there) if label != i), len(there))
+        require(absent == k, f"class {absent} has no label; number classes from 0 without gaps")
+        group_N = predictors.copies(seen)
+        labels_N = one_hot(label_N, k), torch.ones(n, dtype=torch.bool), group_N
+        regressions = []
+        if z_ND is not None:
+            regressions.append(predictors.leave_one_out(z_ND, *labels_N))
+        if x_NCHW is not None:
+            how: dict[str, Any] = {"count": PosteriorConfig.filters, "mirror": False}
+            how["generator"] = generator(seed, "find", "patches")
+            regressions.append(predictors.leave_one_out_of_patches(x_NCHW, *labels_N, **how))
+        found += [pooling.regressed(r_NK, label_N, group_N) for r_NK in regressions]
     return _table(label_N, found, cost)
 
 

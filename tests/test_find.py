@@ -107,6 +107,7 @@ def test_probabilities_that_cannot_be_such_are_refused(change, message):
         ([0.0, 1.0], {"embeddings": [[1.0], [2.0]]}, "labels must be two or more integers"),
         ([0, -1], {"embeddings": [[1.0], [2.0]]}, "labels must not be negative, got -1"),
         ([1, 1], {"embeddings": [[1.0], [2.0]]}, "class 0 has no label"),
+        ([0, 10**12], {"embeddings": [[1.0], [2.0]]}, "class 1 has no label; number classes from 0 without gaps"),
         ([0, 1], {"embeddings": [[1.0], [1.0]]}, "all rows are the same"),
         ([0, 1], {"embeddings": [[1.0]]}, "embeddings has 1 rows, expected 2"),
         ([0, 1], {"images": np.zeros((3, 8, 8))}, "got 3 images and 2 labels"),
@@ -140,10 +141,10 @@ def test_rows_of_a_table_are_taken_by_their_place_where_it_does_not_name_images(
         pd.DataFrame(values.numpy(), columns=list("abc")).to_parquet(path)
     rows, index = matrices.read_matrix(path), torch.tensor([4, 1])
     torch.testing.assert_close(rows.values, values)
-    torch.testing.assert_close(rows.values[matrices.places_of(rows, index, 6, None, "x")], values[index])
-    torch.testing.assert_close(rows.values[matrices.places_of(rows, torch.arange(6), 40, None, "x")], values)
+    torch.testing.assert_close(rows.values[matrices.places_of(6, rows.names, index, 6, None, "x")], values[index])
+    torch.testing.assert_close(rows.values[matrices.places_of(6, rows.names, torch.arange(6), 40, None, "x")], values)
     with pytest.raises(InputError, match=r"x has 6 rows, expected 2 \(images used\) or 40 \(full training set\)"):
-        matrices.places_of(rows, index, 40, None, "x")
+        matrices.places_of(6, rows.names, index, 40, None, "x")
 
 
 @pytest.mark.parametrize("by", ["index", "path"])
@@ -156,7 +157,7 @@ def test_rows_of_a_table_that_names_images_are_taken_by_that(tmp_path, by):
     def rows(table, paths=paths if by == "path" else None, index=index):
         table.to_parquet(tmp_path / "a.parquet")
         read = matrices.read_matrix(tmp_path / "a.parquet")
-        return read.values[matrices.places_of(read, index, 6, paths, "x")]
+        return read.values[matrices.places_of(len(read.values), read.names, index, 6, paths, "x")]
 
     torch.testing.assert_close(rows(table), values[index])
     torch.testing.assert_close(rows(table.set_index(by)), values[index])
