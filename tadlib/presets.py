@@ -28,10 +28,8 @@ def settings(
     """Flat settings of ``preset`` (see :class:`tadlib.config.Config`) for a data set, images per class and a method.
 
     ``evaluation`` replaces those of evaluation before they are fitted to the data set. Where the folder ``root`` holds
-    a part of Tiny ImageNet, n_train and n_test do not exceed what it has.
-
-    Raises:
-        InputError: for an unknown preset, and where preset paper has no published settings.
+    a part of Tiny ImageNet, n_train and n_test do not exceed what it has. InputError for an unknown preset, and where
+    preset paper has no published settings.
     """
     known("preset", preset, PRESETS)
     values: Settings = {}

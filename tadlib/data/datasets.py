@@ -68,12 +68,10 @@ class Dataset:
     def __post_init__(self) -> None:
         K, shape = self.n_classes, tuple(self.x_train.shape[1:])
         require_images("x_train", self.x_train)
+        require_labels("y_train", self.y_train, K, len(self.x_train))
         if self.files is None or len(self.x_test):  # of own images none need be set aside
             require_images("x_test", self.x_test, shape)
-        for split, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
-            if split == "test" and self.files is not None and not len(x):
-                continue
-            require_labels(f"y_{split}", y, K, len(x))
+            require_labels("y_test", self.y_test, K, len(self.x_test))
         count_K = torch.bincount(self.y_train, minlength=K).tolist()
         absent = [name for name, count in zip(self.class_names, count_K) if count == 0]
         require(not absent, f"every class needs a training image, got none of: {some(absent)}")
@@ -158,7 +156,7 @@ def load_dataset(
     device: torch.device | str = "cpu",
     cache: Path | str | None = None,
 ) -> Dataset:
-    """Load ``name`` (one of ``DATASET_NAMES``, or the user's own images, ``folder:PATH`` or ``table:FILE``:
+    """Load ``name`` (one of ``DATASETS``, or the user's own images, ``folder:PATH`` or ``table:FILE``:
     :mod:`tadlib.data.own`) onto ``device``; its bits do not depend on the device.
 
     root: folder with the files in torchvision's layout (digits and own images need none). download: fetch them there if
@@ -295,7 +293,6 @@ DATASETS: dict[str, Callable[[Path | None, bool], Raw]] = {
     "cifar100-coarse": _cifar100_coarse,
     "tiny-imagenet": _tiny_imagenet,
 }
-DATASET_NAMES = tuple(DATASETS)
 
 
 def _require_files(

@@ -45,14 +45,12 @@ def load(root: Path | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     other classes are passed over. Raises InputError naming what is missing or cannot be read.
     """
     files = _listing(root)
-    tensors = None
     with suppress(InputError):  # a missing, damaged or outdated file counts as none
         if _metadata(files):
-            tensors = load_tensors(_cache(files))
-    if tensors is None:
-        tensors = _decoded(files.train, "train") | _decoded(files.test, "test")
-        with suppress(OSError, InputError):  # where the cache cannot be written, images are decoded again next time
-            save_tensors(_cache(files), tensors, {"key": _key(files), "content": _content(tensors)})
+            return load_tensors(_cache(files)), _class_names(files)
+    tensors = _decoded(files.train, "train") | _decoded(files.test, "test")
+    with suppress(OSError, InputError):  # where the cache cannot be written, images are decoded again next time
+        save_tensors(_cache(files), tensors, {"key": _key(files), "content": _content(tensors)})
     return tensors, _class_names(files)
 
 

@@ -43,9 +43,7 @@ def fit(pixels_NCHW: Tensor, epsilon: float = EPSILON) -> Whitening:
     """Fit the whitening to pixels in [0, 1], in float64 on their device.
 
     The cost is that of a D × D covariance and its eigenvectors: about a minute on one core for CIFAR's D = 3072.
-
-    Raises:
-        InputError: when there are fewer than two images, ``epsilon`` is not positive, or D exceeds :data:`MOST`.
+    InputError for fewer than two images, an ``epsilon`` that is not positive, and D above :data:`MOST`.
     """
     require(len(pixels_NCHW) >= 2, f"whitening needs at least 2 images, got {len(pixels_NCHW)}")
     require(epsilon > 0, f"epsilon must be positive, got {epsilon}")

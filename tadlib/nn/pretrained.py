@@ -17,7 +17,6 @@ from tadlib.errors import InputError, require
 LEAST_SIDE, MOST_SIDE = 96, 224  # pixels to which smaller and larger images are resized (our choice)
 BATCH = 64
 LITE = "efficientnet-lite0"  # EfficientNet-Lite0 with ImageNet weights, which a package holds
-NAMES = f"torchvision:NAME (torchvision:resnet18), timm:NAME or {LITE}"
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,14 @@ def batches(n: int) -> int:
     return -(-n // BATCH)
 
 
-def require_known(name: str) -> None:
-    """InputError where ``name`` is none of :data:`NAMES`."""
-    library, _, model = name.partition(":")
-    fits = name == LITE or (library in ("torchvision", "timm") and model)
-    require(bool(fits), f"pretrained network must be {NAMES}, got {name!r}")
-
-
 def load(name: str, download: bool, device: torch.device | str = "cpu") -> Pretrained:
     """The network of that name. InputError where it is unknown, a package is missing, or weights are and may not be
     fetched."""
-    require_known(name)
     if name == LITE:
         return _lite(device)
     library, _, model = name.partition(":")
+    expected = f"pretrained network must be torchvision:NAME (torchvision:resnet18), timm:NAME or {LITE}, got {name!r}"
+    require(library in ("torchvision", "timm") and bool(model), expected)
     return (_torchvision if library == "torchvision" else _timm)(model, download, device)
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -36,19 +37,17 @@ def prepare(threads: int) -> None:
 
 
 @lru_cache
-def keep_memory() -> bool:
-    """Have glibc keep freed memory for the next tensor; False where there is no glibc.
+def keep_memory() -> None:
+    """Have glibc, where there is one, keep freed memory for the next tensor.
 
     By default every tensor above 32 MB is mapped anew and each of its pages cleared by the system, which can cost
     more than the arithmetic on it.
     """
-    try:
+    with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    # older versions refuse so high a threshold; for them, mapping is switched off altogether
-    mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_MAX, 0)
-    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+        # older versions refuse so high a threshold; for them, mapping is switched off altogether
+        if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_MAX, 0):
+            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class _Fusible(TorchFunctionMode):

@@ -146,11 +146,9 @@ def combined(
 
     def q_NK(a: float) -> Tensor:
         q_NK = posterior(log_p_NK, original_N, chosen.transition, a)
-        return (
-            q_NK
-            if checked_N is None
-            else torch.where(checked_N[:, None], base.one_hot(noisy_N, q_NK.shape[1]).to(q_NK), q_NK)
-        )
+        if checked_N is None:
+            return q_NK
+        return torch.where(checked_N[:, None], base.one_hot(noisy_N, q_NK.shape[1]).to(q_NK), q_NK)
 
     def trust_N(q_NK: Tensor) -> Tensor:
         return q_NK.gather(1, noisy_N[:, None])[:, 0]
