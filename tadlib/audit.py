@@ -18,9 +18,9 @@ import json
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -281,21 +281,20 @@ def interface(class_names: Sequence[str]) -> str:
 # The report ----------------------------------------------------------------------------------------------------------
 
 
-class Pictures:
-    """Images of a data set as data URIs: from their files where it has them, else from the tensors."""
+def pictures(data: Dataset) -> Callable[[int], str]:
+    """Image i of a data set as a data URI: from its file where it has one, else from the tensors."""
 
-    def __init__(self, data: Dataset):
-        self.data = data
-        self.of = lru_cache(maxsize=None)(self._of)  # trusted examples come again and again
-
-    def _of(self, i: int) -> str:
-        if self.data.files is not None:
-            image, content = self.data.files.open(self.data.files.paths[i]), io.BytesIO()
+    @cache  # trusted examples come again and again
+    def picture(i: int) -> str:
+        if data.files is not None:
+            image, content = data.files.open(data.files.paths[i]), io.BytesIO()
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             image.save(content, "JPEG", quality=85)
             return _data_uri("jpeg", content.getvalue())
-        pixels_CHW = (self.data.pixels(self.data.x_train[i : i + 1].cpu())[0] * 255).round().to(torch.uint8)
+        pixels_CHW = (data.pixels(data.x_train[i : i + 1].cpu())[0] * 255).round().to(torch.uint8)
         return _data_uri("png", encode_png(pixels_CHW).numpy().tobytes())
+
+    return picture
 
 
 def _data_uri(kind: str, content: bytes) -> str:
@@ -400,10 +399,11 @@ def whole(
     if is_own(config.dataset):
         found = own.listing(config.dataset)
         n_test = n_test if n_test is not None or found.has_test else 0
-        resolution = resolution or min(RESOLUTION, own.look(found).side)
+        resolution = min(RESOLUTION, own.look(found).side) if resolution is None else resolution
         return replace(config, n_train=n_train, n_test=n_test, resolution=resolution)
-    of_preset = config.resolution if (config.resolution or 0) >= RESOLUTION else None
-    return replace(config, n_train=n_train, resolution=resolution or of_preset)
+    if resolution is None and (config.resolution or 0) >= RESOLUTION:
+        resolution = config.resolution
+    return replace(config, n_train=n_train, resolution=resolution)
 
 
 def audit(config: Config) -> dict[str, Any]:
@@ -417,12 +417,12 @@ def audit(config: Config) -> dict[str, Any]:
     data, out = plain_dataset(config), Path(config.out)
     _require_kept(out / "suspects.csv", config, data)
     findings = _judged(config, data)
-    changed = (
-        None if config.corrections is None else changes(_judged(replace(config, corrections=None), data), findings)
-    )
+    changed = None
+    if config.corrections is not None:
+        changed = changes(_judged(replace(config, corrections=None), data), findings)
     x_NCHW, by = data.x_train.to("cpu"), "index" if data.files is None else "path"
     (same, alike), group_N = duplicates(x_NCHW, findings.noisy), predictors.copies(x_NCHW)
-    contradicted, pictures = contradictions(findings, same, alike), Pictures(data)
+    contradicted, picture = contradictions(findings, same, alike), pictures(data)
     why = reasons(findings, contradicted)
 
     suspects = [
@@ -442,14 +442,14 @@ def audit(config: Config) -> dict[str, Any]:
         unreadable=data.unreadable,
         folder=None if data.files is None else data.files.folder,
         stage=shlex.quote(str(pipeline.divert(config))),
-        picture=pictures.of,
+        picture=picture,
         changed=changed,
         corrections=shlex.join(["--corrections", str(out / "suspects.csv")]),
     )
     store.write_atomic(out / "report.html", text.encode("utf-8", "replace"))
     lines = table(findings, by, why).to_csv(index=False, lineterminator="\n")
     store.write_atomic(out / "suspects.csv", lines.encode("utf-8", "surrogateescape"))
-    images = [pictures.of(i) if data.files is None else _served(data.files, i) for i in findings.suspects.tolist()]
+    images = [picture(i) if data.files is None else _served(data.files, i) for i in findings.suspects.tolist()]
     store.write_atomic(out / "labelstudio.json", json.dumps(tasks(findings, by, images, why), indent=1).encode())
     store.write_atomic(out / "labelstudio.xml", interface(findings.class_names).encode())
     estimate, low, high = findings.noise_rate

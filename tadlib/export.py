@@ -311,11 +311,10 @@ def corrected_table(data: Corrected, out: Path, copy: bool) -> None:
     rows["path"] = rows["file"]
     if copy:
         copies = _emptied(data, out / "copies")
-        for i, file in enumerate(rows["file"]):
-            place = copies / f"{i:06d}{Path(file).suffix}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, place)
-            rows.loc[i, "path"] = os.path.relpath(place, out)
+        copies.mkdir(parents=True, exist_ok=True)
+        rows["path"] = [f"copies/{i:06d}{Path(file).suffix}" for i, file in enumerate(rows["file"])]
+        for file, path in zip(rows["file"], rows["path"]):
+            shutil.copy2(file, out / path)
     _write_table(rows[rows["label"] != ""], out / "corrected.csv")
     _write_table(rows[rows["label"] == ""], out / "left_out.csv")
 

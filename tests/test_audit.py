@@ -419,6 +419,7 @@ def test_corrections_are_the_same_whatever_the_order_and_the_format(tmp_path):
     [
         (["--seed", "0", "1"], "tad audit takes one seed, got (0, 1)"),
         (["--corrections", "none.csv"], "corrections none.csv does not exist"),
+        (["--resolution", "0"], "resolution must be an integer in [1, 8] for digits, got 0"),
     ],
 )
 def test_bad_input_exits_2_before_any_work(tmp_path, monkeypatch, capsys, options, message):
