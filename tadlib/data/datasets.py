@@ -110,11 +110,6 @@ class Dataset:
                 digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """The same data set with every tensor on ``device``."""
-        names = ("x_train", "y_train", "x_test", "y_test", "index")  # the whitening follows the images it is given
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
     def pixels(self, x_NCHW: Tensor, *, clamp: bool = True) -> Tensor:
         """Images for display: normalisation or whitening undone, clamped to [0, 1] unless ``clamp`` is false."""
         if self.whitening is not None:

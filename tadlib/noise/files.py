@@ -7,7 +7,7 @@ import csv
 import hashlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,10 +171,13 @@ def read_list(path: Path) -> Listed:
 
 def _rows(path: Path, found: Listed, request: Request) -> Tensor:
     """(N,) the row of the file that holds the label of each image."""
-    n, names = len(request.true_N), {} if found.path_M is None else {PATH: found.path_M}
-    names |= {} if found.index_M is None else {INDEX: tuple(found.index_M.tolist())}
+    n, columns = len(request.true_N), dict[str, Sequence]()
+    if found.path_M is not None:
+        columns[PATH] = found.path_M
+    if found.index_M is not None:
+        columns[INDEX] = found.index_M.tolist()
     where = (torch.arange(n), n) if request.index_N is None else (request.index_N, request.n_full)
-    return places_of(len(found.noisy_M), names, *where, request.paths, path)
+    return places_of(len(found.noisy_M), columns, *where, request.paths, path)
 
 
 def _require_same(found_N: Tensor, true_N: Tensor, problem: str) -> None:
