@@ -103,9 +103,10 @@ def test_the_loss_filter_is_one_mixture_of_the_last_losses_of_all_classes(proble
     np.testing.assert_allclose(refined.trust.numpy(), w, atol=1e-3)
 
 
-def test_losses_that_diverge_are_named(problem):
-    with pytest.raises(InputError, match="losses must be finite.*did training diverge"):
-        refine("loss-filter", problem, replace(AUDITOR, lr=1e30))
+@pytest.mark.parametrize("arm, what", [("loss-filter", "losses"), ("confident-learning", "predictions")])
+def test_losses_and_predictions_that_diverge_are_named(problem, arm, what):
+    with pytest.raises(InputError, match=f"{what} must be finite.*did training diverge"):
+        refine(arm, problem, replace(AUDITOR, lr=1e30))
 
 
 # Generalised cross entropy

@@ -247,6 +247,8 @@ class ConfidentLearning:
             held_out_n = (state.fold == fold).nonzero()[:, 0]
             logits_nK, _ = predict(problem.net, auditor.theta, problem.x[held_out_n])
             p_NK[held_out_n] = logits_nK.double().softmax(1)
+        finite = bool(p_NK.isfinite().all())
+        require(finite, "predictions must be finite, got NaN or infinite values (did training diverge?)")
         return p_NK
 
 
