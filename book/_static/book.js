@@ -1,5 +1,6 @@
 // Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, and
-// at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard.
+// at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard, and
+// book.css says so. Names such as CIFAR-10 do not break at their hyphen.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
@@ -23,6 +24,19 @@ addEventListener("DOMContentLoaded", () => {
   };
   const tables = [...document.querySelectorAll("main table:not(.indextable, .matrix)")];
   tables.forEach(label);
+  // a span, for a hyphen that does not break would be another character, which nobody searches for
+  const NAME = /\b(?:CIFAR-10{1,2}N?|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)/g;
+  const texts = document.createTreeWalker(document.querySelector("main") ?? document.body, NodeFilter.SHOW_TEXT);
+  const named = [];
+  while (texts.nextNode()) if (texts.currentNode.data.includes("-")) named.push(texts.currentNode);
+  for (const text of named.filter(text => !text.parentElement.closest("pre, script, style, svg, select, mjx-container")))
+    for (const { 0: name, index } of [...text.data.matchAll(NAME)].reverse()) {
+      const whole = document.createElement("span");
+      whole.className = "whole";
+      text.splitText(index).splitText(name.length);
+      text.nextSibling.replaceWith(whole);
+      whole.textContent = name;
+    }
   const phone = () => innerWidth <= 600; // where no table takes the margin
   const room = table => (phone() ? Math.min(table.clientWidth, table.closest(".bd-content, main").clientWidth) : table.clientWidth);
   const fits = table => table.scrollWidth <= room(table) + 1;
@@ -40,15 +54,19 @@ addEventListener("DOMContentLoaded", () => {
     for (const formula of document.querySelectorAll("main mjx-container[display=true]")) {
       formula.dataset.size ??= formula.style.fontSize; // MathJax's own, which fits it to the text
       formula.style.fontSize = formula.dataset.size;
-      const size = parseFloat(formula.dataset.size) || 100;
       const box = formula.closest("div.math") ?? formula.parentElement;
       const own = formula.querySelector("mjx-math, mjx-table, mjx-mtable") ?? formula;
-      const [wide, room] = [Math.max(formula.scrollWidth, own.scrollWidth), Math.min(formula.clientWidth, box.clientWidth)];
-      if (room && wide > room) formula.style.fontSize = `${Math.max(100 * SMALLEST, (size * 0.97 * room) / wide)}%`;
+      for (let size = parseFloat(formula.dataset.size) || 100, turn = 0; turn < 3; turn++) {
+        const [wide, room] = [Math.max(formula.scrollWidth, own.scrollWidth), Math.min(formula.clientWidth, box.clientWidth)];
+        if (!room || wide <= room || size <= 100 * SMALLEST) break;
+        formula.style.fontSize = `${(size = Math.max(100 * SMALLEST, (size * 0.98 * room) / wide))}%`;
+      }
     }
-    for (const image of document.querySelectorAll("main figure img"))
-      image.style.minWidth = phone() ? `${Math.min(LEGIBLE * image.naturalWidth, 660)}px` : "";
-    for (const box of document.querySelectorAll("main table, main .math, main pre, main figure")) {
+    for (const image of document.querySelectorAll("main figure img")) {
+      const [own, place] = [image.naturalWidth, image.closest("figure").clientWidth];
+      image.style.width = phone() && own ? `${Math.max(Math.min(own, place), LEGIBLE * own)}px` : "";
+    }
+    for (const box of document.querySelectorAll("main :is(table, .math, pre, figure, .tad-explore .stage)")) {
       if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
