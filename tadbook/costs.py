@@ -69,8 +69,8 @@ def chapter_note(results_dir: Path | str, chapter: str) -> str:
     if len(own):
         row = own.iloc[0]
         parts.append(
-            f"**Takes** {duration(row.processor_seconds)} of one processor core ({row.hardware}) as it stands: "
-            f"digits, from nothing."
+            f"On the digits this chapter **takes** {duration(row.processor_seconds)} of one processor core "
+            f"({row.hardware}), with nothing computed beforehand."
         )
     results = read_results(results_dir)
     if len(results) and chapter in RUNS:
@@ -78,5 +78,5 @@ def chapter_note(results_dir: Path | str, chapter: str) -> str:
         if len(lite):
             each = {stage: lite[f"seconds_{stage}"].astype(float).mean() for stage in RUNS[chapter]}
             total = sum(times * each[stage] for stage, times in RUNS[chapter].items())
-            parts.append(f"On CIFAR-10 at scale lite: about {duration(total)} (how, at the end of the chapter).")
+            parts.append(f"On CIFAR-10 at scale lite: about {duration(total)}; the end of the chapter says how.")
     return f":::{{admonition}} To run it\n:class: note\n\n{' '.join(parts)}\n:::" if parts else ""

@@ -44,7 +44,8 @@ addEventListener("DOMContentLoaded", () => {
     for (const table of tables) {
       table.classList.remove("broad", "tight", "stacked");
       if (!table.offsetParent) continue;
-      const steps = phone() ? ["tight", "stacked"] : ["broad", "tight", "stacked"];
+      const figures = table.classList.contains("measured"); // words in smaller columns are hard to read on a phone
+      const steps = phone() ? (figures ? ["tight", "stacked"] : ["stacked"]) : ["broad", "tight", "stacked"];
       for (const step of steps) {
         if (fits(table)) break;
         if (step === "stacked") table.classList.remove("broad", "tight");
