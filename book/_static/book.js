@@ -25,7 +25,7 @@ addEventListener("DOMContentLoaded", () => {
   const tables = [...document.querySelectorAll("main table:not(.indextable, .matrix)")];
   tables.forEach(label);
   // a span, for a hyphen that does not break would be another character, which nobody searches for
-  const NAME = /\b(?:CIFAR-10{1,2}N?|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)/g;
+  const NAME = /\b(?:CIFAR-(?:10{1,2}N?|N)|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)/g;
   const texts = document.createTreeWalker(document.querySelector("main") ?? document.body, NodeFilter.SHOW_TEXT);
   const named = [];
   while (texts.nextNode()) if (texts.currentNode.data.includes("-")) named.push(texts.currentNode);
@@ -39,15 +39,16 @@ addEventListener("DOMContentLoaded", () => {
     }
   const phone = () => innerWidth <= 600; // where no table takes the margin
   const room = table => (phone() ? Math.min(table.clientWidth, table.closest(".bd-content, main").clientWidth) : table.clientWidth);
+  // words in narrow columns, which nobody reads
+  const tall = table => phone() && !table.matches(".measured") && [...table.querySelectorAll("td")].some(cell => cell.clientHeight > 150);
   const fits = table => table.scrollWidth <= room(table) + 1;
   const fit = () => {
     for (const table of tables) {
       table.classList.remove("broad", "tight", "stacked");
       if (!table.offsetParent) continue;
-      const figures = table.classList.contains("measured"); // words in smaller columns are hard to read on a phone
-      const steps = phone() ? (figures ? ["tight", "stacked"] : ["stacked"]) : ["broad", "tight", "stacked"];
+      const steps = phone() ? (table.matches(".measured") ? ["tight", "stacked"] : ["stacked"]) : ["broad", "tight", "stacked"];
       for (const step of steps) {
-        if (fits(table)) break;
+        if (fits(table) && !(step === "stacked" && tall(table))) break;
         if (step === "stacked") table.classList.remove("broad", "tight");
         if (step !== "broad" || !table.closest("details, .tad-explore")) table.classList.add(step);
       }
