@@ -36,13 +36,13 @@ CONTROLS = {
 
 
 def verdict(pairs: pd.DataFrame) -> str:
-    """What :func:`tadbook.tables.comparisons` say of each arm in all, in a few sentences; there must be at least one.
+    """What :func:`tadbook.tables.comparisons` say of each arm in all, a line an arm; there must be at least one.
 
     Runs of a seed share images, networks and runs on clean labels, so that a seed counts once: differences are averaged
     over the settings that all seeds have, then Student's t over seeds tells their interval.
     """
     require(len(pairs) > 0, "there is no setting and seed with all arms to compare")
-    return " ".join(_verdict(str(arm), own) for arm, own in pairs.groupby("arm", sort=False))
+    return "\n".join(_verdict(str(arm), own) for arm, own in pairs.groupby("arm", sort=False))
 
 
 def _verdict(arm: str, pairs: pd.DataFrame) -> str:

@@ -182,9 +182,11 @@ MEAN = "Mean ± half of the 95 % interval over seeds; without an interval where 
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, values as they print."""
+    """A table in Markdown, values as they print, numbers below 0 with a minus sign."""
     lines = [[str(column) for column in table.columns], ["---"] * table.shape[1]]
-    lines += [[str(value).replace("|", r"\|") for value in row] for row in table.itertuples(index=False)]
+    for row in table.itertuples(index=False):
+        values = (str(value).replace("|", r"\|") for value in row)
+        lines.append([re.sub(r"^-(?=[\d.]+( ±|$))", "−", re.sub(r"^-(0\.0*)$", r"\1", value)) for value in values])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -472,8 +474,9 @@ def _comparison_fragment(results: pd.DataFrame, preset: str, leftover: pd.DataFr
         f"How far an arm is above others, in points of test accuracy at scale {preset}: mean ± half of the 95 % "
         "interval of the paired differences over seeds; no interval where there are fewer than three."
     )
+    verdicts = "".join(f"- {line}\n" for line in verdict(pairs).splitlines())
     text = (
-        f"At scale {preset}, {verdict(pairs)} A seed counts once in these intervals, for its runs share images and "
+        f"At scale {preset},\n\n{verdicts}\nA seed counts once in these intervals, for its runs share images and "
         f"networks.\n\n{_folded_table(differences_table(results), f'differences-{preset}', caption)}"
     )
     short = shortfalls(results, leftover)
@@ -577,8 +580,9 @@ def provenance(results: pd.DataFrame) -> str:
 
     changed = " (+: with changes not committed)" if "+" in values("commit") else ""
     networks = f"{values('n_networks')} networks a run; " if "n_networks" in results else ""
+    seeds = "Seeds" if "," in values("seed") else "Seed"
     return (
-        f"Seeds {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
+        f"{seeds} {values('seed')}; {networks}{values('device')} on {values('hardware')}; "
         f"torch {values('torch_version')}, tadlib {values('tadlib_version')}, commit {values('commit')}{changed}."
     )
 

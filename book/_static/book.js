@@ -1,6 +1,6 @@
 // Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, and
 // at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard, and
-// book.css says so. Names such as CIFAR-10 do not break at their hyphen.
+// book.css says so. Names such as CIFAR-10 do not break at their hyphen, nor numbers before their %.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
@@ -25,10 +25,10 @@ addEventListener("DOMContentLoaded", () => {
   const tables = [...document.querySelectorAll("main table:not(.indextable, .matrix)")];
   tables.forEach(label);
   // a span, for a hyphen that does not break would be another character, which nobody searches for
-  const NAME = /\b(?:CIFAR-(?:10{1,2}N?|N)|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)/g;
+  const NAME = /\b(?:CIFAR-(?:10{1,2}N?|N)|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)|\d %/g;
   const texts = document.createTreeWalker(document.querySelector("main") ?? document.body, NodeFilter.SHOW_TEXT);
   const named = [];
-  while (texts.nextNode()) if (texts.currentNode.data.includes("-")) named.push(texts.currentNode);
+  while (texts.nextNode()) if (/\w-| %/.test(texts.currentNode.data)) named.push(texts.currentNode);
   for (const text of named.filter(text => !text.parentElement.closest("pre, script, style, svg, select, mjx-container")))
     for (const { 0: name, index } of [...text.data.matchAll(NAME)].reverse()) {
       const whole = document.createElement("span");
