@@ -529,7 +529,7 @@ def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
         parts += [captioned(stage_costs(results), "costs", caption), provenance(results)]
     chapters = read_chapters(results_dir)
     if len(chapters):
-        caption = "What the chapters of this book take as they stand, each from nothing."
+        caption = "What each chapter takes on the digits, with nothing computed beforehand."
         parts += [captioned(chapter_costs(chapters), "chapters", caption), machine(chapters)]
     return "\n\n".join(parts) or NONE_YET
 

@@ -94,6 +94,6 @@ def _real_side_fragment(rows: pd.DataFrame) -> str:
     if {"drawn", "computed once"} <= {*means.index}:
         more, saved = means.loc["computed once"] - means.loc["drawn"]
         if saved < 0:
-            paid = f"The preparation is made up for after {more / -saved * 1000:,.0f} iterations. "
+            paid = f"The preparation pays off after {more / -saved * 1000:,.0f} iterations. "
     again = "Made by `python benchmarks/real_side.py --root DATA`."
     return f"{captioned(real_side_table(rows), 'real-side', caption)}\n\n{paid}{machine(rows)} {again}"

@@ -195,7 +195,7 @@ def test_costs_of_a_chapter_are_kept_once_and_told(build, tmp_path):
         build.keep_costs(tmp_path / "chapters.parquet", "02-trust", 2 * seconds, seconds)
     build.keep_costs(tmp_path / "chapters.parquet", "01-noise", 1.0, 1.0)
     assert costs.read_chapters(tmp_path)["chapter"].tolist() == ["01-noise", "02-trust"]
-    assert "**Takes** 20 s of one processor core" in tadbook.chapter_note(tmp_path, "02-trust")
+    assert "**takes** 20 s of one processor core" in tadbook.chapter_note(tmp_path, "02-trust")
     assert tadbook.chapter_note(tmp_path, "03-recalibration") == ""
     tadbook.write_book_tables(tmp_path, tmp_path / "generated")
     assert "| 02-trust | 20 s | 40 s |" in (tmp_path / "generated" / "costs.md").read_text()
