@@ -1,6 +1,6 @@
 // Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, and
 // at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard, and
-// book.css says so. Names such as CIFAR-10 do not break at their hyphen, nor numbers before their %.
+// book.css says so. Names such as CIFAR-10 and options do not break at a hyphen, nor numbers before their %.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
@@ -25,11 +25,13 @@ addEventListener("DOMContentLoaded", () => {
   const tables = [...document.querySelectorAll("main table:not(.indextable, .matrix)")];
   tables.forEach(label);
   // a span, for a hyphen that does not break would be another character, which nobody searches for
-  const NAME = /\b(?:CIFAR-(?:10{1,2}N?|N)|ResNet-\d+|EfficientNet-Lite\d|DD-Ranking|DC-BENCH)|\d %/g;
+  const NAMES = "CIFAR-(?:10{1,2}N?|N)|ResNet-\\d+|EfficientNet-Lite\\d|DD-Ranking|DC-BENCH";
+  const NAME = new RegExp(`\\b(?:${NAMES})|(?<!\\S)--[a-z][a-z-]+|\\d %`, "g");
   const texts = document.createTreeWalker(document.querySelector("main") ?? document.body, NodeFilter.SHOW_TEXT);
   const named = [];
-  while (texts.nextNode()) if (/\w-| %/.test(texts.currentNode.data)) named.push(texts.currentNode);
-  for (const text of named.filter(text => !text.parentElement.closest("pre, script, style, svg, select, mjx-container")))
+  while (texts.nextNode()) if (/-| %/.test(texts.currentNode.data)) named.push(texts.currentNode);
+  const ELSEWHERE = "pre, script, style, svg, select, mjx-container";
+  for (const text of named.filter(text => !text.parentElement.closest(ELSEWHERE)))
     for (const { 0: name, index } of [...text.data.matchAll(NAME)].reverse()) {
       const whole = document.createElement("span");
       whole.className = "whole";
@@ -40,13 +42,14 @@ addEventListener("DOMContentLoaded", () => {
   const phone = () => innerWidth <= 600; // where no table takes the margin
   const room = table => (phone() ? Math.min(table.clientWidth, table.closest(".bd-content, main").clientWidth) : table.clientWidth);
   // words in narrow columns, which nobody reads
-  const tall = table => phone() && !table.matches(".measured") && [...table.querySelectorAll("td")].some(cell => cell.clientHeight > 150);
+  const words = table => phone() && !table.matches(".measured");
+  const tall = table => words(table) && [...table.querySelectorAll("td")].some(cell => cell.clientHeight > 150);
   const fits = table => table.scrollWidth <= room(table) + 1;
   const fit = () => {
     for (const table of tables) {
       table.classList.remove("broad", "tight", "stacked");
       if (!table.offsetParent) continue;
-      const steps = phone() ? (table.matches(".measured") ? ["tight", "stacked"] : ["stacked"]) : ["broad", "tight", "stacked"];
+      const steps = words(table) ? ["stacked"] : phone() ? ["tight", "stacked"] : ["broad", "tight", "stacked"];
       for (const step of steps) {
         if (fits(table) && !(step === "stacked" && tall(table))) break;
         if (step === "stacked") table.classList.remove("broad", "tight");
@@ -59,7 +62,8 @@ addEventListener("DOMContentLoaded", () => {
       const box = formula.closest("div.math") ?? formula.parentElement;
       const own = formula.querySelector("mjx-math, mjx-table, mjx-mtable") ?? formula;
       for (let size = parseFloat(formula.dataset.size) || 100, turn = 0; turn < 3; turn++) {
-        const [wide, room] = [Math.max(formula.scrollWidth, own.scrollWidth), Math.min(formula.clientWidth, box.clientWidth)];
+        const wide = Math.max(formula.scrollWidth, own.scrollWidth);
+        const room = Math.min(formula.clientWidth, box.clientWidth);
         if (!room || wide <= room || size <= 100 * SMALLEST) break;
         formula.style.fontSize = `${(size = Math.max(100 * SMALLEST, (size * 0.98 * room) / wide))}%`;
       }
