@@ -77,6 +77,11 @@ SMALL_TYPE = """() => [
         [e.textContent, parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)]),
 ].filter(([, size]) => size < 9)"""
 
+# Figures on a phone that are wider than their place and than legible type needs.
+TOO_WIDE = """() => [...document.querySelectorAll('main figure img')].filter(i => i.offsetParent
+    && i.clientWidth > Math.max(i.closest('figure').clientWidth, 0.64 * i.naturalWidth) + 1)
+    .map(i => i.src.slice(-60))"""
+
 AXE = """async rules => {
     const found = await axe.run(document, {
         runOnly: {type: 'rule', values: rules}, resultTypes: ['violations'], elementRef: false,
@@ -163,6 +168,7 @@ def test_page_works_on_desktop_and_phone_in_light_and_dark(tab, path):
     tab.set_viewport_size(PHONE)
     assert tab.evaluate(CLIPPED) == [], "clipped on a phone"
     assert tab.evaluate(SMALL_TYPE) == [], "type of figures under 9 pixels on a phone"
+    assert tab.evaluate(TOO_WIDE) == [], "figures wider than a phone needs them"
     overflow = tab.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0, f"{overflow} pixels wider than a phone"
     tab.set_viewport_size(DESKTOP)
