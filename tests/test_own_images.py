@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from torchvision.datasets import ImageFolder
 
 from tadlib import cli, pipeline
@@ -98,6 +99,20 @@ def test_images_of_every_kind_are_read_upright_and_in_eight_bits(folder):
     assert pixels["cat/turned.jpg"][:, :3].min() > 0.9
     assert pixels["cat/turned.jpg"][:, 5:].max() < 0.1
     assert data.files.open("cat/turned.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("side", [48, 64, 96, 128])
+def test_a_photograph_decoded_at_a_part_of_its_size_is_closer_to_the_whole_than_filters_are_to_one_another(side):
+    for pixels in load_sample_images().images:
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "JPEG", quality=90)
+        whole = Image.open(io.BytesIO(content.getvalue())).convert("RGB")
+        bilinear, box = (
+            np.asarray(whole.resize((side, side), how)).astype(float)
+            for how in (Image.Resampling.BILINEAR, Image.Resampling.BOX)
+        )
+        got = np.asarray(own.opened(content.getvalue(), side, "RGB")).astype(float)
+        assert np.square(got - bilinear).mean() < np.square(box - bilinear).mean()
 
 
 def test_a_jpeg_is_shrunk_to_what_averaging_its_pixels_gives():

@@ -29,7 +29,6 @@ from tadlib.errors import InputError, known, readable_files, require, required_r
 from tadlib.nn.images import BATCH, Images
 from tadlib.rng import generator
 
-CHUNK = 2000  # images turned into floats at a time, so that float copies of a large set do not pile up
 DIGITS_TEST = 500
 MOST_SIDE = 1024  # of own images
 FLOATS = 64  # pixels a side up to which own images are held as floats, larger ones as bytes
@@ -342,7 +341,7 @@ def _scaled(x_NCHW: Tensor, resolution: int | None, white: int) -> Tensor:
     x_NCHW = x_NCHW.float()
     if resolution is not None:
         x_NCHW = F.adaptive_avg_pool2d(x_NCHW, resolution)
-    return x_NCHW / white
+    return x_NCHW.div_(white)
 
 
 def _statistics(
@@ -354,7 +353,7 @@ def _statistics(
     """
     sum_C, squares_C = torch.zeros(2, x_NCHW.shape[1], dtype=torch.float64)
     count = 0
-    for chunk in index.split(CHUNK if x_NCHW.shape[-1] <= FLOATS else BATCH):
+    for chunk in index.split(BATCH):
         part_NCHW = _scaled(x_NCHW[chunk], resolution, white)
         sum_C += part_NCHW.sum((0, 2, 3), dtype=torch.float64)
         squares_C += part_NCHW.square().sum((0, 2, 3), dtype=torch.float64)
@@ -372,6 +371,6 @@ def _normalised(
     mean_C11, std_C11 = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     side = resolution or x_NCHW.shape[-1]
     out_NCHW = torch.empty(len(index), x_NCHW.shape[1], side, side)
-    for out, chunk in zip(out_NCHW.split(CHUNK), index.split(CHUNK)):
+    for out, chunk in zip(out_NCHW.split(BATCH), index.split(BATCH)):
         torch.sub(_scaled(x_NCHW[chunk], resolution, white), mean_C11, out=out).div_(std_C11)
     return out_NCHW
