@@ -112,7 +112,7 @@ def test_probabilities_that_cannot_be_such_are_refused(change, message):
         ([0, 1], {"embeddings": [[1.0]]}, "embeddings has 1 rows, expected 2"),
         ([0, 1], {"images": np.zeros((3, 8, 8))}, "got 3 images and 2 labels"),
         ([0, 1], {"embeddings": "text"}, "embeddings must be an array of numbers"),
-        ([0, 1], {"embeddings": [[1.0], [2.0]], "cost": -1.0}, "cost must be positive, got -1.0"),
+        ([0, 1], {"embeddings": [[1.0], [2.0]], "cost": -1.0}, "cost must be a positive number, got -1.0"),
     ],
 )
 def test_other_bad_input_is_refused(labels, more, message):
