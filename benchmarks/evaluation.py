@@ -3,11 +3,11 @@
     python benchmarks/evaluation.py [--width 32] [--side 16] [--images 100] [--epochs 30] [--networks 5]
 
 ``one by one`` trains a network to the end before the next, with the step differentiated by ``torch.func`` and the
-memory settings of Python and torch. ``side by side`` is the default (plain autograd, freed memory kept, pooling as a
-convolution); ``torch pooling`` the same with PyTorch's pooling; ``stacked`` one step for all networks at once;
-``compiled`` the setting ``evaluate_compile=true``, whose compilation
-(``first_seconds``) pays for long runs only. All give the same networks,
-up to rounding: ``difference`` is the largest distance of their parameters from the first row's, relative.
+memory settings and pooling of Python and torch. ``side by side`` is the default (plain autograd, freed memory kept,
+pooling as a convolution); ``torch pooling`` the same with PyTorch's pooling; ``stacked`` one step for all networks at
+once; ``compiled`` the setting ``evaluate_compile=true``, whose compilation (``first_seconds``) pays for long runs only.
+All give the same networks, up to rounding: ``difference`` is the largest distance of their parameters from the first
+row's, relative.
 """
 
 import json

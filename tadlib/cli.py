@@ -40,8 +40,6 @@ class RunOptions(Essentials, Output):
     """Options that define one run, or one for every arm and seed."""
 
     arm: tuple[str, ...] | None = None  # type: ignore[assignment]
-    """What the labels go through, one or several of vanilla, loss-filter, co-teaching, confident-learning, gce, tad,
-    tad-posterior and oracle; default: tad, with --predictors tad-posterior."""
     seed: tuple[int, ...] = (Essentials.seed,)  # type: ignore[assignment]
     predictors: tuple[str, ...] = ()
     """Of arm tad-posterior: what predicts the true class, one or several of network, patches, embeddings:FILE,

@@ -633,7 +633,7 @@ class Essentials:
     classes): they replace noisy labels, and arm tad-posterior takes them as certain."""
     arm: str = setting("tad", of=ARMS)
     """What the labels go through: vanilla, loss-filter, co-teaching, confident-learning, gce, tad, tad-posterior,
-    oracle; as an option one or several."""
+    oracle; as an option one or several, by default tad or, with --predictors, tad-posterior."""
     method: str = setting("mtt", of=tuple(METHODS))
     """Distillation method: mtt, tesla, ftd, datm (trajectories), dsa (gradients), dm, dance, ncfm (distributions),
     rded, cim (selected images), or random."""

@@ -44,7 +44,7 @@ def find_label_errors(
     Raises:
         InputError: where an array has the wrong form or length, or none is given.
     """
-    require(isinstance(cost, int | float) and cost > 0, f"cost must be a positive number, got {cost!r}")
+    require(isinstance(cost, int | float | np.number) and cost > 0, f"cost must be a positive number, got {cost!r}")
     given = {"probabilities": probabilities, "embeddings": embeddings, "images": images}
     require(any(v is not None for v in given.values()), f"give at least one of {', '.join(given)}")
     label_N = _labels(labels)

@@ -48,6 +48,12 @@ def test_wrong_labels_are_found_from_probabilities_and_the_share_of_them_is_esti
     assert table.attrs["expected_precision"] > 0.9
 
 
+def test_a_cost_may_be_any_number():
+    p, noisy, _ = predicted(300)
+    first, *others = (tadlib.find_label_errors(noisy, p, cost=of(2)) for of in (int, float, np.float32, np.int64))
+    assert all(first.equals(other) for other in others)
+
+
 def test_numpy_torch_and_lists_give_the_same():
     p, noisy, _ = predicted(300)
     found = [
