@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -212,6 +213,18 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings look like all that the command says, without the place in the code."""
+
+    def show(message: Warning | str, *about: object, **more: object) -> None:
+        print(f"tad: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def over_runs(options: RunOptions, work: Callable[[Config], Json]) -> tuple[int, list[Json], list[Json]]:
@@ -576,7 +589,7 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # from its help
         return closed(OK)
     try:
-        with interruptible():
+        with interruptible(), plain_warnings():
             status, document, text = options.answer()
     except KeyboardInterrupt:
         print("tad: error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -7,6 +7,7 @@ themselves contribute: the set with hard labels only, and random real images wit
 """
 
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -136,9 +137,21 @@ def evaluate_each(
     loop = restored(fresh(), resume, x_test_NCHW.device)
     for synthetic, protocol in sets[len(loop.done) :]:
         theta_RP = train_networks(net, synthetic, protocol, seed=seed, loop=loop, **options)
+        _warn_of_divergence(theta_RP, protocol)
         done = [*loop.done, [accuracy(net, theta_P, x_test_NCHW, y_test_N) for theta_P in theta_RP]]
         loop = replace(fresh(), done=done)
     return loop.done
+
+
+def _warn_of_divergence(theta_RP: Tensor, protocol: Protocol) -> None:
+    lost = int((~theta_RP.isfinite().all(1)).sum())
+    if lost:
+        which = f"{lost} of {len(theta_RP)} networks diverged"
+        rate = "that of the distilled set" if protocol.lr is None else f"{protocol.lr:g}"
+        warnings.warn(
+            f"{which} in evaluation and count with the accuracy of one class; their learning rate was {rate}",
+            stacklevel=3,
+        )
 
 
 def hard_labels(synthetic: Synthetic) -> Synthetic:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -430,6 +431,15 @@ def test_a_setting_of_another_arm_or_method_brings_a_warning(tmp_path, capsys, o
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [line.rpartition(": ")[2] for line in said] == ([idle] if idle else [])
     assert all(line.startswith("tad: warning: no effect on ") for line in said)
+
+
+def test_a_warning_is_one_line_like_every_other(distilled, capsys):
+    command = ["evaluate", str(distilled), "--device", "cpu", "--set", "evaluate_lr=1e30"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(command) == 0
+    told = "tad: warning: 2 of 2 networks diverged in evaluation and count with the accuracy of one class; "
+    assert capsys.readouterr().err == f"{told}their learning rate was 1e+30\n"
 
 
 @pytest.mark.parametrize("setting", ["zca=true", "resolution=4", "ipc=3", "noise=none", "n_train=200"])

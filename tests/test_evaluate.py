@@ -161,6 +161,12 @@ def test_controls_take_the_labels_away_or_the_images():
     assert parts.formation == 1
 
 
+def test_networks_that_diverge_are_counted_and_named():
+    x, y = images(9, 0.1)
+    with pytest.warns(UserWarning, match="3 of 3 networks diverged in evaluation .* learning rate was 1e"):
+        evaluate(NET, synthetic(), x, y, replace(PROTOCOL, lr=1e30), seed=0)
+
+
 def test_training_with_adamw_and_cutmix_is_that_of_the_training_loop():
     protocol = replace(PROTOCOLS["ncfm"], networks=1, epochs=5, batch=4)
     s, rng = synthetic(), generator(0, "evaluate", 0, "train")
