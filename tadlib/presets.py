@@ -1,7 +1,8 @@
 """Presets: flat settings that fill in what the user leaves out. The values, with their sources, are in presets.toml.
 
 smoke: seconds on one thread. lite: minutes on one thread, small-scale, not comparable with published figures.
-paper: the published settings of the method.
+native: lite with all images at their own size and a wider network, about half an hour on one thread. paper: the
+published settings of the method.
 """
 
 import tomllib
@@ -14,7 +15,9 @@ from tadlib.errors import InputError, known
 
 Settings = dict[str, Any]
 
-PRESETS = ("smoke", "lite", "paper")
+PRESETS = ("smoke", "lite", "native", "paper")
+BASES = {"native": "lite"}  # presets that say only what they have different from another
+ALL = "all"  # as many as the data set has
 TABLES = tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 TRAJECTORIES = ("mtt", "tesla", "ftd", "datm")
 GROUPS = {"trajectories": TRAJECTORIES, "bank": ("dance", "ncfm"), "observed": ("rded", "cim")}
@@ -35,8 +38,11 @@ def settings(
     values: Settings = {}
     group = [name for name, methods in GROUPS.items() if method in methods]
     is_own = dataset.startswith(("folder:", "table:"))
-    for table in ("all", *group, method, f"{method}-ipc-{ipc}", "own" if is_own else dataset):
-        values |= TABLES[preset].get(table, {})
+    tables = ("all", *group, method, f"{method}-ipc-{ipc}", "own" if is_own else dataset)
+    for name in (BASES[preset], preset) if preset in BASES else (preset,):
+        for table in tables:
+            values |= TABLES[name].get(table, {})
+    values = {name: value for name, value in values.items() if value != ALL}
     if preset == "paper":
         del values["published"]
         values |= _published(method, dataset, ipc)

@@ -162,7 +162,7 @@ def test_a_plan_shows_runs_and_what_would_be_run_and_writes_nothing(tmp_path, ca
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nothing"], "there is no such grid; grids beside it: clean, paper, paper-lite, rates, smoke"),
+        (["nothing"], "there is no such grid; grids beside it: clean, native, paper, paper-lite, rates, smoke"),
         (["smoke", "--profile", "nowhere"], "there is no profile nowhere"),
         (["smoke", "--threads", "100000"], "threads must not exceed the"),
         (["smoke", "--threads", "0"], "expected a whole number, 1 or more, got '0'"),

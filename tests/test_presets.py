@@ -12,7 +12,7 @@ from tadlib.evaluate import PROTOCOLS
 EVERY = [(d, i) for d in ("cifar10", "cifar100", "tiny-imagenet") for i in (1, 10, 50)]
 
 
-@pytest.mark.parametrize("preset", ["smoke", "lite"])
+@pytest.mark.parametrize("preset", ["smoke", "lite", "native"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dataset", ["digits", "fashion-mnist", "cifar10"])
 def test_small_presets_make_a_configuration(preset, method, dataset):
@@ -100,6 +100,14 @@ def test_tables_hold_everything_published():
     assert published("tesla") == {(dataset, ipc) for dataset, ipc in EVERY if dataset != "tiny-imagenet"}
     with pytest.raises(InputError, match="published settings of tesla for cifar10 ipc 1, .*; got tiny-imagenet ipc 1"):
         presets.settings("paper", "tiny-imagenet", 1, "tesla")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "tiny-imagenet"])
+def test_native_is_lite_with_all_images_at_their_own_size_and_a_wider_network(dataset):
+    lite, native = (presets.settings(preset, dataset, 10, "dm") for preset in ("lite", "native"))
+    assert not {"n_train", "n_test", "resolution"} & native.keys()
+    assert {name for name in lite if lite[name] != native.get(name)} <= {"n_train", "resolution", "width", "depth"}
+    assert (native["width"], native["depth"]) == (64, 4 if dataset == "tiny-imagenet" else 3)
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
