@@ -1,5 +1,5 @@
 """Benchmarks without a figure as tables of the page *Speed*: the rows of ``benchmarks/decoding.py``, of
-``large_images.py --step`` and of ``real_side.py``."""
+``large_images.py``, with and without ``--step``, and of ``real_side.py``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,11 @@ from tadlib.store import load_table, write_atomic
 
 
 def write_speed(results_dir: Path | str, target_dir: Path | str) -> list[Path]:
-    """Write ``decoding.md``, ``large_images_step.md`` and ``real_side.md``, which the page includes; returns them."""
+    """Write ``decoding.md``, ``large_images.md``, ``large_images_step.md`` and ``real_side.md``, which the page
+    includes; returns them."""
     parts: dict[str, Callable[[pd.DataFrame], str]] = {
         "decoding": _decoding_fragment,
+        "large_images": _large_images_fragment,
         "large_images_step": _step_fragment,
         "real_side": _real_side_fragment,
     }
@@ -48,6 +50,31 @@ def _decoding_fragment(rows: pd.DataFrame) -> str:
     )
     again = "\n".join(["```console", *commands, "```"])
     return f"{captioned(decoding_table(rows), 'decoding', caption)}\n\n{machine(rows)}\n\n{again}"
+
+
+def large_images_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each stage of a run of ``benchmarks/large_images.py``, in minutes on the clock and of processors, and
+    one for all together."""
+    words = {"noise": "reading the images", "divert": "diversion", "observer": "the observer", "distill": "RDED"}
+    times = {word: (rows[f"seconds_{name}"], rows[f"cpu_seconds_{name}"]) for name, word in words.items()}
+    times["together"] = tuple(sum(each) for each in zip(*times.values()))
+    minutes = {word: [f"{of.mean() / 60:.1f}" for of in both] for word, both in times.items()}
+    return pd.DataFrame(
+        [[word, *of] for word, of in minutes.items()], columns=["stage", "minutes", "processor minutes"]
+    )
+
+
+def _large_images_fragment(rows: pd.DataFrame) -> str:
+    row = rows.iloc[0]
+    at = f"{row['side']} × {row['side']} pixels in ten classes, read at {row['resolution']} × {row['resolution']}"
+    caption = (
+        f"RDED on a folder of {row['images']:,} JPEG files of {at}, ten images per class, arm {row['arm']} (predictor: "
+        f"patches), with a ResNet-18 as the observer, trained for {row['epochs']} epochs: what every stage takes."
+    )
+    memory = f"Peak memory of the process: {row['peak_memory_bytes'] / 1e9:.1f} GB."
+    again = f"```console\n$ python benchmarks/large_images.py --root DATA --threads {row['threads']}\n```"
+    shown = captioned(large_images_table(rows), "large-images", caption)
+    return f"{shown}\n\n{memory} {machine(rows)}\n\n{again}"
 
 
 def _step_fragment(rows: pd.DataFrame) -> str:

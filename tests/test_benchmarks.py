@@ -40,7 +40,16 @@ def test_the_page_on_speed_has_the_tables_that_are_there(tmp_path):
         for seed, ms in ((1, 90.0), (2, 110.0))
     ]
     save_table(tmp_path / "benchmarks" / "real_side.parquet", pd.DataFrame([common | row for row in seeds]))
-    decoding, step, real_side = (path.read_text() for path in tadbook.write_speed(tmp_path, tmp_path / "generated"))
+    stages = ("noise", "divert", "observer", "distill")
+    row = {f"{kind}_{name}": 60.0 * (i + 1) for i, name in enumerate(stages) for kind in ("seconds", "cpu_seconds")}
+    row |= {"images": 5000, "side": 224, "resolution": 128, "arm": "tad", "epochs": 10, "peak_memory_bytes": 2.5e9}
+    save_table(tmp_path / "benchmarks" / "large_images.parquet", pd.DataFrame([common | row]))
+    decoding, large, step, real_side = (
+        path.read_text() for path in tadbook.write_speed(tmp_path, tmp_path / "generated")
+    )
     assert "| 20,000 | 64 | 1.20 | 1.10 | 1.30 |" in decoding
+    assert "| the observer | 3.0 | 3.0 |" in large
+    assert "| together | 10.0 | 10.0 |" in large
+    assert "2.5 GB" in large
     assert "No results yet" in step
     assert "| drawn | 0.0 | 100 | 40.0 |" in real_side
