@@ -80,7 +80,7 @@ def measure(root: str, side: int, resolution: int, arm: str, images: int, epochs
 
 
 def measure_step(side: int, batch: int) -> dict:
-    """Processor milliseconds of an image in every part of a step, the best of three, and their ratio."""
+    """Processor milliseconds of an image in every part of a step, the best of eight, and their ratio."""
     random, config = generator(0, "step"), ObserverConfig()
     source = torch.randint(0, 256, (batch, 3, side, side), generator=random, dtype=torch.uint8)
     images, index_B = Images(source, side, (0.5,) * 3, (0.25,) * 3), torch.randperm(batch, generator=random)
@@ -110,7 +110,7 @@ def measure_step(side: int, batch: int) -> dict:
     }
     parts |= {"step": lambda: step(net, state, x_BCHW, loss, rule), "torchvision": plain_step}
     plain_step()
-    rows = [{name: clock(part)["cpu_seconds"] for name, part in parts.items()} for _ in range(3)]
+    rows = [{name: clock(part)["cpu_seconds"] for name, part in parts.items()} for _ in range(8)]
     ms = {name: 1000 * min(row[name] for row in rows) / batch for name in parts}
     ms["augment"] /= len(augment.operations(config.augmentation))
     ratio = (ms["convert"] + ms["augment"] + ms["step"]) / ms["torchvision"]
