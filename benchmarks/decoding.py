@@ -60,7 +60,7 @@ def speed(folder: str, side: int, workers: int) -> dict[str, float]:
     from tadlib.data import own
 
     torch.set_num_threads(1)
-    own._cores = lambda: workers
+    own.cores = lambda: workers
     files = [str(path) for path in sorted(Path(folder).rglob("*.jpg"))][:TIMED]
 
     def plain() -> None:
@@ -83,7 +83,7 @@ def memory(folder: str, side: int, workers: int) -> dict[str, float]:
     from tadlib import pipeline
     from tadlib.data import load_dataset, own
 
-    own._cores = lambda: workers
+    own.cores = lambda: workers
     with tempfile.TemporaryDirectory() as out:
         small = Path(out) / "small"
         write(small, 40)

@@ -249,14 +249,18 @@ def load_metadata(path: Path | str) -> dict[str, str]:
         return dict(json.loads((file.metadata() or {}).get(HEADER, "{}")).get("metadata", {}).items())
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> dict[str, Any]:
     """The processor's name, how many cores this process may use, and the first GPU's name or None."""
     about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     named = re.search(r"^model name\s*:\s*(.+)$", about, re.MULTILINE)
     cpu = named[1] if named else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": cores, "gpu": gpu}
+    return {"cpu": cpu, "cores": cores(), "gpu": gpu}
 
 
 def processor(hardware: Mapping[str, Any], device: str) -> str | None:

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from tadlib.errors import InputError, known, parsing, readable, readable_files, require, some
 from tadlib.rng import generator
-from tadlib.store import claim_output, load_metadata, load_table, load_tensors, save_tensors
+from tadlib.store import claim_output, cores, file_digest, load_metadata, load_table, load_tensors, save_tensors
 
 SOURCES = ("folder", "table")
 TYPES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".pbm", ".pgm", ".ppm")
@@ -294,10 +294,6 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def decoded(files: list[str], side: int, colour: bool) -> tuple[Tensor, list[str], dict[int, str]]:
     """uint8 images (N, C, side, side), the SHA-256 of every file, and the reasons why files cannot be read, by their
     place; these are black. A thread for each core, with a progress bar on a terminal."""
@@ -318,7 +314,7 @@ def decoded(files: list[str], side: int, colour: bool) -> tuple[Tensor, list[str
         return len(numbers)
 
     bar = tqdm(total=len(files), desc="images", unit="", disable=None, leave=False)
-    with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool, bar:
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool, bar:
         warnings.simplefilter("ignore")  # of damaged metadata: an image is decoded or listed
         for count in pool.map(work, range(0, len(files), TASK)):
             bar.update(count)
@@ -469,11 +465,11 @@ def checksum(source: str) -> str:
     if found.stamp not in _contents:
 
         def digest(i: int) -> str:
-            with suppress(OSError), open(found.file(i), "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            with suppress(OSError):
+                return file_digest(Path(found.file(i)))
             return ""
 
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             _contents[found.stamp] = found.checksum(pool.map(digest, range(len(found.paths))))
     return _contents[found.stamp]
 
