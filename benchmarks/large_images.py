@@ -7,8 +7,9 @@ images; it is processor time, which other processes do not change much: two idle
 memory is the process's, libraries included.
 
 ``--step`` measures one step instead, on random images and without any file: processor milliseconds of an image in a
-step of the observer, part by part, and in a training step of torchvision's ResNet-18 on images that lie ready as
-floats. ``ratio`` is what the parts take together in units of the latter; all are measured in turns.
+step of the observer, part by part, in one whose images keep their plain layout in memory, and in a training step of
+torchvision's ResNet-18 on images that lie ready as floats. ``ratio`` is what the parts take together in units of the
+latter; all are measured in turns, and of eight the best counts.
 
     python benchmarks/large_images.py --root DATA --threads 2
     python benchmarks/large_images.py --step
@@ -79,13 +80,21 @@ def measure(root: str, side: int, resolution: int, arm: str, images: int, epochs
         return row | {"cpu_seconds_expected": expected, "peak_memory_bytes": peak}
 
 
+class PlainLayout(Network):
+    """A network that takes images as they lie in memory."""
+
+    def _laid_out(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        return x_NCHW
+
+
 def measure_step(side: int, batch: int) -> dict:
     """Processor milliseconds of an image in every part of a step, the best of eight, and their ratio."""
     random, config = generator(0, "step"), ObserverConfig()
     source = torch.randint(0, 256, (batch, 3, side, side), generator=random, dtype=torch.uint8)
     images, index_B = Images(source, side, (0.5,) * 3, (0.25,) * 3), torch.randperm(batch, generator=random)
     x_BCHW, y_B = images[index_B], torch.arange(batch) % CLASSES
-    net = Network(NetworkSpec((3, side, side), CLASSES, "resnet18", norm="batch"))
+    spec = NetworkSpec((3, side, side), CLASSES, "resnet18", norm="batch")
+    net, other = Network(spec), PlainLayout(spec)
     rule = AdamW(config.lr, config.momentum, config.weight_decay * decayed(net))
     loss = partial(weighted_loss, y_BK=one_hot(y_B, CLASSES), w_B=torch.ones(batch))
     state = step(net, State(net.init(0)), x_BCHW, loss, rule)
@@ -108,7 +117,11 @@ def measure_step(side: int, batch: int) -> dict:
         "augment": augmented,
         "optimiser": lambda: rule.step(state.theta, g_P, state.velocity),
     }
-    parts |= {"step": lambda: step(net, state, x_BCHW, loss, rule), "torchvision": plain_step}
+    parts |= {
+        "step": lambda: step(net, state, x_BCHW, loss, rule),
+        "plain_layout": lambda: step(other, state, x_BCHW, loss, rule),
+        "torchvision": plain_step,
+    }
     plain_step()
     rows = [{name: clock(part)["cpu_seconds"] for name, part in parts.items()} for _ in range(8)]
     ms = {name: 1000 * min(row[name] for row in rows) / batch for name in parts}
