@@ -1,10 +1,14 @@
-// Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, and
-// at last becomes a list of its rows; a formula gets smaller type. What still scrolls is within reach of a keyboard, and
-// book.css says so. Names such as CIFAR-10 and options do not break at a hyphen, nor numbers before their %.
+// Nothing may be cut or too small. A table that is wider than its place first takes the margin, then smaller type, then
+// (not on a phone) puts intervals below their numbers, and at last becomes a list of its rows; a formula gets smaller
+// type. What still scrolls is within reach of a keyboard, and book.css says so. Names such as CIFAR-10 and options do
+// not break at a hyphen, nor numbers before their %.
 addEventListener("DOMContentLoaded", () => {
   const SMALLEST = 0.55; // of the size of the text
   const LEGIBLE = 0.62; // of its pixels: the smallest type of a figure, 7 points at 150 dots an inch, has 9 then
-  const NUMBER = /^[+\-−]?[\d.,]+( (%|s|min|h|GB))?( ± [\d.,]+( %)?)?$/;
+  const NUMBER = /^[+\-−]?[\d.,]+( (%|s|min|h|GB))?(\s±\s[\d.,]+( %)?)?$/;
+  // "± 1.2" is not divided, so a cell with two lines has the interval on the second
+  const together = node =>
+    node.nodeType === Node.TEXT_NODE ? (node.data = node.data.replace("± ", "±\u00a0")) : node.childNodes.forEach(together);
   const label = table => {
     const heads = []; // the lowest of several rows that says something
     for (const row of table.querySelectorAll("thead tr"))
@@ -19,6 +23,7 @@ addEventListener("DOMContentLoaded", () => {
         cell.classList.toggle("number", NUMBER.test(cell.textContent.trim()));
         cell.classList.toggle("none", cell.textContent.trim() === "–");
         cell.classList.toggle("key", i < first); // what a row is about
+        if (cell.matches(".number")) together(cell);
       });
     }
   };
@@ -47,12 +52,12 @@ addEventListener("DOMContentLoaded", () => {
   const fits = table => table.scrollWidth <= room(table) + 1;
   const fit = () => {
     for (const table of tables) {
-      table.classList.remove("broad", "tight", "stacked");
+      table.classList.remove("broad", "tight", "slim", "stacked");
       if (!table.offsetParent) continue;
-      const steps = words(table) ? ["stacked"] : phone() ? ["tight", "stacked"] : ["broad", "tight", "stacked"];
+      const steps = words(table) ? ["stacked"] : phone() ? ["tight", "stacked"] : ["broad", "tight", "slim", "stacked"];
       for (const step of steps) {
         if (fits(table) && !(step === "stacked" && tall(table))) break;
-        if (step === "stacked") table.classList.remove("broad", "tight");
+        if (step === "stacked") table.classList.remove("broad", "tight", "slim");
         if (step !== "broad" || !table.closest("details, .tad-explore")) table.classList.add(step);
       }
     }
