@@ -148,9 +148,9 @@ def shortfalls(results: pd.DataFrame, leftover: pd.DataFrame | None = None) -> p
         same = results[(results[SETTING] == pd.Series(of)).all(axis=1) & results["seed"].isin(own["seed"])]
         right = same.groupby("arm")["label_accuracy"].agg(lambda values: values.astype(float).mean())
         row = setting_names(of) | {"arm": arm, "falls short by": ", ".join(reasons)}
-        row |= {name: f"{100 * mean[name]:.1f}" for name in (*RIVALS, "accuracy", "oracle")}
+        row |= {name: with_interval(mean[name], None) for name in (*RIVALS, "accuracy", "oracle")}
         row["gap closed"] = with_interval(gap, None, 1, 2)
-        row["right labels: loss-filter"] = with_interval(right["loss-filter"], None)
+        row["right labels: loss-filter"] = with_interval(right.get("loss-filter"), None)
         row["right labels"] = with_interval(right[arm], None)
         if leftover is not None:
             row["wrong labels left"] = _left(leftover, of | {"arm": arm})

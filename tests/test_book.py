@@ -314,6 +314,15 @@ def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     assert tadbook.shortfalls(results[:8]).empty
 
 
+def test_shortfalls_are_told_while_a_grid_has_yet_to_run_some_arms():
+    results = rows_of_results(
+        arm=["vanilla", "tad-posterior"], noise=["pairflip"] * 2, accuracy_mean=[0.5, 0.4], label_accuracy=[0.6, 0.9]
+    )
+    (row,) = tadbook.shortfalls(results).to_dict("records")
+    assert row["falls short by"] == "no better than vanilla"
+    assert [row[name] for name in ("loss-filter", "oracle", "right labels: loss-filter")] == ["–"] * 3
+
+
 def test_both_methods_are_compared_each_with_its_rivals():
     arms = ["vanilla", "loss-filter", "tad", "tad-posterior", "oracle"]
     results = rows_of_results(
