@@ -25,7 +25,7 @@ from tadlib.errors import require
 
 RIVALS = ("vanilla", "loss-filter")
 ENOUGH = 0.85  # of the gap: less counts as falling short
-SERIES = ["preset", "dataset", "n_train", "method", "ipc"]  # what one curve over rates shares, besides the noise
+SERIES = [name for name in SETTING if name not in ("noise", "rate_nominal")]  # what one curve over rates shares
 MOST_PANELS = 4
 # columns of the table of controls and the columns of rows that they show
 CONTROLS = {
@@ -39,9 +39,14 @@ def verdict(pairs: pd.DataFrame) -> str:
     """What :func:`tadbook.tables.comparisons` say of each arm in all, a line an arm; there must be at least one.
 
     Runs of a seed share images, networks and runs on clean labels, so that a seed counts once: differences are averaged
-    over the settings that all seeds have, then Student's t over seeds tells their interval.
+    over the settings that all seeds have, then Student's t over seeds tells their interval. A setting that was tested
+    on several numbers of images counts once: the number that most seeds have, and of these the largest.
     """
     require(len(pairs) > 0, "there is no setting and seed with all arms to compare")
+    alike = [name for name in (*SETTING, "arm") if name != "n_test"]
+    seeds = pairs.groupby([*alike, "n_test"])["seed"].transform("nunique")
+    ranked = pairs.assign(seeds=seeds).sort_values(["seeds", "n_test"]).groupby(alike)["n_test"]
+    pairs = pairs[pairs["n_test"] == ranked.transform("last").reindex(pairs.index)]
     return "\n".join(_verdict(str(arm), own) for arm, own in pairs.groupby("arm", sort=False))
 
 
@@ -185,16 +190,20 @@ def rate_series(results: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
         complete = arms.map(lambda names: {"vanilla", "oracle"} <= names and bool(names & {*OURS}))
         if complete.sum() > 1:
             found.append((dict(zip([*SERIES, "noise"], key)), summary[summary["rate"].map(complete)]))
-    yield from sorted(found, key=lambda item: -item[1]["rate"].nunique())
+    yield from sorted(found, key=lambda item: (-item[1]["rate"].nunique(), -item[0]["n_test"]))
 
 
 def against_rate(results: pd.DataFrame) -> Figure | None:
     """Accuracy of every arm, and the gap that our methods close, against the noise rate; a column for each kind of
     noise.
 
-    At most ``MOST_PANELS`` series, those with the most rates; None where nothing was run at several rates.
+    At most ``MOST_PANELS`` series, those with the most rates; of series that differ in test images alone only the first
+    in that order. None where nothing was run at several rates.
     """
-    series = list(rate_series(results))[:MOST_PANELS]
+    found: dict[tuple, tuple[dict, pd.DataFrame]] = {}
+    for of, summary in rate_series(results):
+        found.setdefault(tuple(value for name, value in of.items() if name != "n_test"), (of, summary))
+    series = list(found.values())[:MOST_PANELS]
     if not series:
         return None
     made, axes = figure(4.2, 2, len(series), sharex="col", height_ratios=[1.6, 1])
@@ -212,8 +221,9 @@ def against_rate(results: pd.DataFrame) -> Figure | None:
         lower.set(xlabel="wrong labels (%)", xlim=(0, None))
         gaps = summary["gap"].dropna().astype(float)  # undefined where the oracle is no better than vanilla
         lower.set_ylim(min([0.0, *gaps]), max([1.15, *(gaps + 0.1)]))
-        data, method = (NAMES.get(of[name], of[name]) for name in ("dataset", "method"))
-        upper.set_title(f"{of['noise']}\n{data}, {method}, IPC {of['ipc']}", loc="left")
+        code, comma, more = str(setting_names(of | {"rate_nominal": 0})["method"]).partition(",")
+        data, method = NAMES.get(of["dataset"], of["dataset"]), NAMES.get(code, code)
+        upper.set_title(f"{of['noise']}{comma}{more}\n{data}, {method}, IPC {of['ipc']}", loc="left")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("gap closed")
     axes[0, 0].legend(loc="best")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -157,9 +156,9 @@ def explore_images(groups: Mapping[str, tuple[Sequence[str], Mapping[str, tuple[
 
 def explore_runs(results: pd.DataFrame) -> Explorer:
     """Every run of ``results`` (columns of ``results.parquet``) as a point: accuracy along cost, noise or size."""
-    stages = [f"seconds_{stage}" for stage in TIMED]
+    seconds = results.reindex(columns=[f"seconds_{stage}" for stage in TIMED]).astype(float).fillna(0)
     rows = []
-    for run in results.to_dict("records"):
+    for run, spent in zip(results.to_dict("records"), seconds.to_dict("records"), strict=True):
         noise = str(run["noise"])
         rate = f" {100 * float(run['rate_nominal']):.0f} %" if run["rate_nominal"] and noise not in NAMES else ""
         labels = "clean labels" if noise == "none" else f"{NAMES.get(noise, noise)}{rate}"
@@ -172,8 +171,8 @@ def explore_runs(results: pd.DataFrame) -> Explorer:
                 "seed": int(run["seed"]),
                 "accuracy": round(float(run["accuracy_mean"]), 4),
                 "half": None if pd.isna(run["accuracy_ci95"]) else round(float(run["accuracy_ci95"]), 4),
-                "seconds": round(float(np.nansum([float(run[stage]) for stage in stages if stage in run])), 1),
-                "trusting": round(float(np.nan_to_num(float(run["seconds_divert"]))), 1),
+                "seconds": round(sum(spent.values()), 1),
+                "trusting": round(spent["seconds_divert"], 1),
             }
         )
     styles = {arm: {"colour": arm_style(arm)[0], "shape": i} for i, arm in enumerate(ARMS)}

@@ -20,7 +20,7 @@ from tadlib.config import ARMS
 COST = ["seconds_divert", "seconds_experts", "seconds_distill"]  # evaluation is no part of what a method costs
 WHERE = ["preset", "dataset", "n_train", "n_test"]
 MAIN = ("vanilla", "loss-filter", "tad", "tad-posterior", "oracle")  # arms of the figure by noise
-PANEL = ["dataset", "n_train", "method", "formation", "n_test"]
+PANEL = ["dataset", "n_train", "method", "evaluate_network", "formation", "n_test"]
 LEAST_METHODS = 3  # of a figure of methods
 MOST_PANELS = 4
 SECONDS = (
@@ -261,7 +261,7 @@ def fragments(results_dir: Path | str) -> dict[str, tuple[Figure | None, str]]:
 
 def _scale(found: pd.DataFrame) -> str:
     """Data, scale and seeds of summaries, as a sentence."""
-    of, least, most = found.iloc[0], found["n_seeds"].min(), found["n_seeds"].max()
+    least, most = found["n_seeds"].min(), found["n_seeds"].max()
     data = dict.fromkeys(zip(found["dataset"], found["n_train"]))
     images = ", ".join(f"{NAMES.get(name, name)}, {n:,} images" for name, n in data)
     seeds = (
@@ -273,4 +273,4 @@ def _scale(found: pd.DataFrame) -> str:
     )
     intervals = "bars: 95 % intervals, over seeds where there are three or more, over networks where there is one"
     sizes = ", ".join(str(size) for size in sorted({*found["ipc"]}))
-    return f"{images}; {sizes} images per class, scale {of['preset']}; {seeds}; {intervals}."
+    return f"{images}; {sizes} images per class, scale {' and '.join(found['preset'].unique())}; {seeds}; {intervals}."

@@ -387,6 +387,8 @@ def _methods_fragment(results: pd.DataFrame) -> str:
     table = methods_table(clean)
     if len(table) and (table["f"] == 1).all():
         table = table.drop(columns="f")
+    if len(table) and table["test images"].nunique() == 1:
+        table = table.drop(columns="test images")
     formed = " *f*: small images along a side of a stored one." if "f" in table else ""
     parts = []
     for preset in table["preset"].unique() if len(table) else ():
@@ -442,7 +444,7 @@ def _results_fragment(results: pd.DataFrame, preset: str) -> str:
     results = noisy_settings(results)
     if results.empty:
         return ""
-    runs = results[["dataset", "noise", "rate_nominal", "ipc", "arm", "seed", "config_hash"]].copy()
+    runs = results[["dataset", "noise", "rate_nominal", "method", "ipc", "arm", "seed", "config_hash"]].copy()
     runs["config_hash"] = [f"`{value}`" for value in runs["config_hash"]]
     runs["rate_nominal"] = [f"{float(value):g}" for value in runs["rate_nominal"]]
     runs = readable(runs.rename(columns={"rate_nominal": "nominal rate", "config_hash": "hash"}))
@@ -527,7 +529,9 @@ def _untouched_fragment(results: pd.DataFrame) -> str:
 def _costs_fragment(results_dir: Path, results: pd.DataFrame) -> str:
     parts = []
     if len(results):
-        caption = "What a run takes on the clock, stage by stage, and its peak memory: means over the committed runs."
+        caption = (
+            "What a run takes on the clock, stage by stage: means over the committed runs; and the largest peak memory."
+        )
         parts += [captioned(stage_costs(results), "costs", caption), provenance(results)]
     chapters = read_chapters(results_dir)
     if len(chapters):
@@ -548,6 +552,8 @@ def _commands(results: pd.DataFrame) -> Iterable[str]:
         one = f == 1 == getattr(METHODS[method], "formation", 1)  # it is the default
         more = [] if one else [f"{method}_formation={f}"]
         more += [f"{method}_draw_power={of['draw_power']:g}"] if of["draw_power"] != DEFAULTS["draw_power"] else []
+        network = of["evaluate_network"]
+        more += [f"evaluate_network={network}"] if network != DEFAULTS["evaluate_network"] else []
         tested = f" --n-test {of['n_test']}" if root and of["n_test"] else ""
         yield (
             f"$ tad run --dataset {of['dataset']}{root} --noise {of['noise']}{rate} --arm {arms} \\\n"

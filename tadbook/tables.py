@@ -38,8 +38,8 @@ LABELS = {
     "hard labels right": "label_accuracy",
     "label mass right": "mass_accuracy",
 }
-DEFAULTS = {"formation": 1, "draw_power": 8.0, "n_test": 0}  # 0: not told
-NEEDED = {*SETTING[: -len(DEFAULTS) - 1], "arm", "seed", "rate_realised"}
+DEFAULTS = {"evaluate_network": "convnet", "formation": 1, "draw_power": 8.0, "n_test": 0}  # 0: not told
+NEEDED = {*SETTING[: -len(DEFAULTS)], "arm", "seed", "rate_realised"}
 NEEDED |= {"accuracy_mean", "accuracy_ci95", "n_networks", "config_hash"}
 
 
@@ -52,10 +52,7 @@ def read_results(folder: Path | str) -> pd.DataFrame:
     tables = [table.astype(object) for table in tables if {*table.columns} >= NEEDED and len(table)]
     if not tables:
         return pd.DataFrame(columns=sorted({*NEEDED, *SETTING}))
-    rows = pd.concat(tables, ignore_index=True)
-    network = rows.get("evaluate_network", pd.Series(index=rows.index, dtype=object))
-    rows["evaluate_network"] = network.fillna("convnet")  # rows from before there was a choice
-    rows = with_defaults(rows)
+    rows = with_defaults(pd.concat(tables, ignore_index=True))
     rows = rows.drop_duplicates([*SETTING, "arm", "seed"], keep="last")
     return rows.sort_values([*SETTING, "arm", "seed"], key=by_definition, ignore_index=True).infer_objects()
 
@@ -99,7 +96,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     is.
 
     Over seeds (Student's t over the seeds' means) where there are three or more, over the networks of the one seed
-    where there is one, none where there are two.
+    where there is one, none where there are two seeds or a single network.
     Rows of ``OURS`` also tell the gap closed (:func:`tadlib.evaluate.gap_closed`), where the arm was run on clean
     labels too.
     """
@@ -109,9 +106,9 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         for arm, own in runs.groupby("arm", sort=False):
             n = len(own)
             mean, half = interval(own["accuracy_mean"].astype(float).tolist())
-            half = float(own["accuracy_ci95"].iloc[0]) if n == 1 else half
+            half = own["accuracy_ci95"].astype(float).iloc[0] if n == 1 else half
             row = dict(zip(SETTING, setting)) | {"arm": arm, "accuracy": mean, "half": half, "n_seeds": n}
-            row["interval"] = "networks" if n == 1 else "seeds" if n > 2 else "–"
+            row["interval"] = "–" if pd.isna(half) else "networks" if n == 1 else "seeds"
             row["gap"], row["gap_half"] = gaps.get((*setting, arm), (None, None))
             rows.append(row)
     return pd.DataFrame(rows)
@@ -195,19 +192,22 @@ def methods_table(results: pd.DataFrame) -> pd.DataFrame:
     if clean.empty:
         return pd.DataFrame()
     clean = clean.assign(arm="clean").drop_duplicates([*SETTING, "seed"], keep="last")
-    same, rows = ["preset", "dataset", "n_train", "method", "formation"], []
+    same = ["preset", "dataset", "n_train", "method", "formation", "n_test", "evaluate_network", "draw_power"]
     summary = summarise(clean).sort_values([*same, "ipc"], key=by_definition)
     columns = [f"{ipc} a class" for ipc in sorted({*summary["ipc"]})]
     words = {"accuracy_hard_labels": "hard labels", "accuracy_random_real": "random images"}
     controls = {name: word for name, word in words.items() if name in clean and clean[name].notna().any()}
     ipc = clean.dropna(subset=[*controls])["ipc"].mode().iloc[0] if controls else 0
-    runs = dict(list(clean[clean["ipc"] == ipc].groupby(same)))
-    for (preset, dataset, images, method, f), own in summary.groupby(same, sort=False):
-        row = {"preset": preset, "data set": dataset, "images": images, "method": method, "f": f}
+    runs, rows = dict(list(clean[clean["ipc"] == ipc].groupby(same))), []
+    for key, own in summary.groupby(same, sort=False):
+        of = dict(zip(same, key))
+        method = setting_names(of | {"noise": "none", "rate_nominal": 0, "ipc": 0, "formation": 1})["method"]
+        row = {"preset": of["preset"], "data set": of["dataset"], "images": of["n_train"], "method": method}
+        row |= {"f": of["formation"], "test images": of["n_test"]}
         row |= dict.fromkeys(columns, "–")
         row |= {f"{run.ipc} a class": with_interval(run.accuracy, run.half) for run in own.itertuples()}
-        of = runs.get((preset, dataset, images, method, f), clean[:0])
-        row |= {f"{ipc} a class, {word}": over_seeds(of[name], 100, 1) for name, word in controls.items()}
+        with_controls = runs.get(key, clean[:0])
+        row |= {f"{ipc} a class, {word}": over_seeds(with_controls[name], 100, 1) for name, word in controls.items()}
         rows.append(row | {"seeds": _range(own["n_seeds"])})
     return pd.DataFrame(rows)
 
@@ -331,15 +331,18 @@ def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_variant(rows: pd.DataFrame, order: list[str], shown: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:
-    """Rows in ``order``; for each noise a column for each of ``shown``, whose name it bears where there are several."""
-    table = []
+    """Rows in ``order``; for each noise, and rate where it has several, a column for each of ``shown``, whose name it
+    bears if there are several."""
+    table, noises = [], rows[["noise", "rate_nominal"]].drop_duplicates()
+    several = noises["noise"].duplicated(keep=False)
     for variant in order:
         own = rows[rows["variant"] == variant]
         row: dict[str, object] = {"variant": variant}
-        for noise in dict.fromkeys(rows["noise"]):
-            runs = own[own["noise"] == noise]
+        for noise, rate, with_rate in zip(noises["noise"], noises["rate_nominal"], several):
+            runs = own[(own["noise"] == noise) & (own["rate_nominal"] == rate)]
+            words = f"{noise} {100 * rate:.0f} %" if with_rate else noise
             for name, (column, scale, digits) in shown.items():
-                title = f"{noise}: {name}" if len(shown) > 1 else noise
+                title = f"{words}: {name}" if len(shown) > 1 else words
                 row[title] = over_seeds(runs[column], scale, digits)
         table.append(row | {"seeds": own["seed"].nunique()})
     return pd.DataFrame(table)

@@ -277,6 +277,51 @@ def test_methods_on_clean_labels_have_a_table_of_their_own():
     assert tadbook.methods_table(results[results["noise"] != "none"]).empty
 
 
+@pytest.mark.parametrize(
+    "setting, differing, word",
+    [("n_test", [1000, 2000], "mtt"), ("evaluate_network", ["convnet", "resnet18"], "mtt, tested on resnet18")],
+)
+def test_methods_tested_in_different_ways_have_rows_of_their_own(setting, differing, word, tmp_path):
+    results = rows_of_results(accuracy_mean=[0.5, 0.6], **{setting: differing})
+    table = tadbook.methods_table(results)
+    assert table["10 a class"].tolist() == ["50.0 ± 1.0", "60.0 ± 1.0"]
+    assert table["method"].tolist() == ["mtt", word]
+    save_table(tmp_path / "lite.parquet", results.assign(torch_version="1", tadlib_version="1"))
+    tadbook.write_book_tables(tmp_path, tmp_path)
+    text = (tmp_path / "methods.md").read_text()
+    assert ("| test images |" in text) == (setting == "n_test")
+    assert ("--set evaluate_network=resnet18" in text) == (setting != "n_test")
+
+
+def test_a_single_network_of_a_single_seed_has_no_interval(tmp_path):
+    rows = rows_of_results(noise=["a"], arm=["tad"], accuracy_mean=[0.5], accuracy_ci95=[None], seconds_observer=[None])
+    save_table(tmp_path / "lite.parquet", rows.assign(seconds_divert=1.0))
+    results = tadbook.read_results(tmp_path)
+    (row,) = tadbook.results_table(results).to_dict("records")
+    assert (row["tad"], row["interval over"]) == ("50.0", "–")
+    assert tadbook.explore_runs(results).data["rows"][0]["seconds"] == 1.0
+
+
+def test_a_setting_tested_on_several_numbers_of_images_counts_once_and_is_one_curve():
+    arms, rates = ["vanilla", "tad", "oracle"], [0.2, 0.4]
+    results = rows_of_results(
+        arm=arms * 4,
+        accuracy_mean=[0.3, 0.5, 0.6] * 2 + [0.2, 0.5, 0.6] * 2,
+        noise=["pairflip"] * 12,
+        rate_nominal=[rate for _ in range(2) for rate in rates for _ in arms],
+        n_test=[2000] * 6 + [10000] * 6,
+    )
+    results["rate_realised"] = results["rate_nominal"]
+    text = tadbook.verdict(tadbook.comparisons(results))
+    assert text == "tad is above vanilla in 2 of 2 runs (100 %), by 30.0 points on average over 2 settings."
+    drawn = tadbook.against_rate(results)
+    assert len(drawn.axes) == 2  # accuracies above, gaps below
+    (curve, *_) = (line for line in drawn.axes[0].get_lines() if len(line.get_xdata()) == len(rates))
+    assert curve.get_ydata().tolist() == [20.0, 20.0]  # vanilla's, on most test images
+    mosaics = results.assign(formation=2)
+    assert len(tadbook.against_rate(pd.concat([results, mosaics])).axes) == 4
+
+
 def test_arms_are_compared_run_by_run_and_shortfalls_are_told():
     arms = ["vanilla", "loss-filter", "tad-posterior", "oracle"]
     results = rows_of_results(
@@ -480,6 +525,12 @@ def test_ablations_have_a_table_a_data_set_a_row_a_variant_and_columns_by_noise(
     for settings in ("cifar10:a:0.4 cifar10:human:b", "cifar100:a:0.4"):
         assert f"--ablation tad-posterior --root DATA --preset lite --settings {settings}\n" in text
         assert f"--ablation tad --root DATA --preset lite --settings {settings}\n" in of_tad
+
+
+def test_an_ablation_has_a_column_for_each_rate_of_a_noise():
+    rows = pd.DataFrame({"rate_nominal": [0.2, 0.4], "trust_auroc": [0.9, 0.7], "seed": [0, 0]})
+    (row,) = tables.ablation_table(rows.assign(variant="as it is", noise="symmetric")).to_dict("records")
+    assert (row["symmetric 20 %"], row["symmetric 40 %"]) == ("0.900", "0.700")
 
 
 def test_the_refined_set_has_a_row_a_method_with_a_column_for_each_set_of_labels(tmp_path):

@@ -140,6 +140,17 @@ def results(**differing) -> pd.DataFrame:
     return table.assign(config_hash=[f"{i:x}" for i in range(len(table))])
 
 
+def test_arms_tested_on_several_networks_have_panels_of_their_own():
+    rows = results(
+        arm=["vanilla", "tad"] * 2,
+        evaluate_network=["convnet"] * 2 + ["resnet18"] * 2,
+        accuracy_mean=[0.3, 0.4, 0.2, 0.3],
+    )
+    drawn = methods.arms_by_noise(methods.by_noise(rows))
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in drawn.axes]
+    assert ["resnet18" in title for title in titles] == [False, True]
+
+
 def test_cost_is_that_of_all_stages_but_evaluation():
     rows = results(seed=[1, 2], seconds_distill=[30.0, 50.0], accuracy_mean=[0.3, 0.4])
     assert methods.with_cost(rows)["cost"].tolist() == [50.0]
