@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 import tadbook
-from tadbook.tables import OURS, SETTING, replace_rows
+from tadbook.tables import DEFAULTS, OURS, SETTING, replace_rows, with_defaults
 from tadlib.errors import InputError, require
 from tadlib.nn.training import one_hot
 from tadlib.pipeline import load_distilled, load_refined, result_table
@@ -49,7 +49,7 @@ def distilled_path(row) -> Path:
 
 def merge(runs: Path, sets: str | None = None) -> None:
     """Merge one folder of results; ``sets`` is a query that narrows whose distilled sets are kept."""
-    rows = rows_of(runs)
+    rows = with_defaults(rows_of(runs))
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
     for preset, of_preset in rows.groupby("preset"):
         replace_rows(RESULTS / f"{preset}.parquet", of_preset)
@@ -58,6 +58,7 @@ def merge(runs: Path, sets: str | None = None) -> None:
     if len(refined):
         keep_leftover(pd.concat([leftover(stages, row) for row in refined.itertuples()]))
     first = rows[rows.seed == rows.groupby(SETTING).seed.transform("min")]
+    first = first[first["draw_power"] == DEFAULTS["draw_power"]]  # controls would take the place of the arms' sets
     try:
         kept = first.query(sets) if sets else first
     except Exception as error:
