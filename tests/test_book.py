@@ -286,7 +286,8 @@ def test_methods_tested_in_different_ways_have_rows_of_their_own(setting, differ
     table = tadbook.methods_table(results)
     assert table["10 a class"].tolist() == ["50.0 ± 1.0", "60.0 ± 1.0"]
     assert table["method"].tolist() == ["mtt", word]
-    save_table(tmp_path / "lite.parquet", results.assign(torch_version="1", tadlib_version="1"))
+    about = {"torch_version": "1", "tadlib_version": "1", "peak_memory_bytes": 1e9}
+    save_table(tmp_path / "lite.parquet", results.assign(**about))
     tadbook.write_book_tables(tmp_path, tmp_path)
     text = (tmp_path / "methods.md").read_text()
     assert ("| test images |" in text) == (setting == "n_test")
