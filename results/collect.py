@@ -51,18 +51,18 @@ def merge(runs: Path, sets: str | None = None) -> None:
     """Merge one folder of results; ``sets`` is a query that narrows whose distilled sets are kept."""
     rows = with_defaults(rows_of(runs))
     stages = runs if (runs / "evaluate").is_dir() else runs.parent  # a grid's stages lie beside it
-    for preset, of_preset in rows.groupby("preset"):
-        replace_rows(RESULTS / f"{preset}.parquet", of_preset)
-    truth_known = rows["label_accuracy"].notna() & (rows["noise"] != "none")
-    refined = rows[rows["arm"].isin(OURS) & truth_known].drop_duplicates(REFINED)
-    if len(refined):
-        keep_leftover(pd.concat([leftover(stages, row) for row in refined.itertuples()]))
     first = rows[rows.seed == rows.groupby(SETTING).seed.transform("min")]
     first = first[first["draw_power"] == DEFAULTS["draw_power"]]  # controls would take the place of the arms' sets
     try:
         kept = first.query(sets) if sets else first
     except Exception as error:
         raise InputError(f"--sets {sets!r} is no query of rows: {error}") from error
+    for preset, of_preset in rows.groupby("preset"):
+        replace_rows(RESULTS / f"{preset}.parquet", of_preset)
+    truth_known = rows["label_accuracy"].notna() & (rows["noise"] != "none")
+    refined = rows[rows["arm"].isin(OURS) & truth_known].drop_duplicates(REFINED)
+    if len(refined):
+        keep_leftover(pd.concat([leftover(stages, row) for row in refined.itertuples()]))
     for row in kept.itertuples():
         write_atomic(distilled_path(row), (distilled_at(stages, row).path / "distilled.safetensors").read_bytes())
 

@@ -313,7 +313,7 @@ def best_in_bold(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def folded(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """``table`` without those columns of ``FOLDED`` that hold one value throughout, and a sentence that tells them."""
     same = [name for name in FOLDED if name in table and table[name].astype(str).nunique() == 1]
-    told = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
+    told = ", ".join(f"{name.replace('dataset', 'data set')} {table[name].iloc[0]}" for name in same)
     for pattern, words in COUNTS.items():
         told = re.sub(rf"\b{pattern} (\d+)\b", partial(_counted, words), told)
     return table.drop(columns=same), f"In every row: {told}." if same else ""

@@ -220,7 +220,7 @@ def with_interval(mean: float | None, half: float | None, scale: float = 100, di
     """``mean ± half`` as text; the mean alone where there is no interval, and a dash where there is no mean."""
     if mean is None or pd.isna(mean):
         return "–"
-    text = f"{scale * mean:.{digits}f}".replace("-", "−")
+    text = f"{scale * mean:z.{digits}f}".replace("-", "−")
     return text if half is None or pd.isna(half) else f"{text} ± {scale * half:.{digits}f}"
 
 

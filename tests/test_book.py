@@ -485,8 +485,12 @@ def test_columns_that_say_the_same_in_every_row_are_told_once():
     table = pd.DataFrame({"dataset": ["digits"] * 2, "noise": ["a", "b"], "ipc": [1, 10]})
     shorter, told = pages.folded(table)
     assert [*shorter] == ["noise", "ipc"]
-    assert told == "In every row: dataset digits."
+    assert told == "In every row: data set digits."
     assert pages.folded(table[["noise"]])[1] == ""
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert [tables.with_interval(mean, None, 100) for mean in (-0.0001, -0.001, 0.0001)] == ["0.0", "−0.1", "0.0"]
 
 
 @pytest.mark.parametrize("ours", [["tad"], ["tad-posterior"], ["tad", "tad-posterior"]])
