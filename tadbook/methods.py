@@ -87,12 +87,13 @@ def methods_by_size_and_cost(found: pd.DataFrame) -> Figure:
 
 def by_noise(results: pd.DataFrame) -> pd.DataFrame:
     """Summaries at scale lite and ten images per class, with the default drawing, of the data sets and methods with
-    which an arm of ``OURS`` was run."""
+    which an arm of ``OURS`` was run under some noise."""
     rows = results[(results["preset"] == "lite") & (results["ipc"] == 10) & results["arm"].isin(MAIN)]
     rows = rows[rows["draw_power"] == DEFAULTS["draw_power"]]
     if rows.empty:
         return rows
-    ours = rows["arm"].isin(OURS).groupby([rows[name] for name in PANEL]).transform("any")
+    noisy = rows["arm"].isin(OURS) & (rows["noise"] != "none")
+    ours = noisy.groupby([rows[name] for name in PANEL]).transform("any")
     return summarise(rows[ours]) if ours.any() else rows[:0]
 
 
@@ -101,9 +102,9 @@ def arms_by_noise(found: pd.DataFrame) -> Figure:
     panels = list(found.groupby(PANEL, sort=False))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    # a panel is as wide as it has noises, so that their names do not run into each other
+    # a panel is as wide as it has noises, so that their names do not run into each other, nor do titles
     counts = [len({*zip(own["noise"], own["rate_nominal"])}) for _, own in panels]
-    widths = [max(counts[i::columns]) for i in range(columns)]
+    widths = [max(4, *counts[i::columns]) for i in range(columns)]
     made, axes = figure(0.5 + 2.6 * rows, rows, columns, width_ratios=widths)
     for ax, (_, own) in zip(axes.flat, panels):
         noises = list(dict.fromkeys(zip(own["noise"], own["rate_nominal"])))

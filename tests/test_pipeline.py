@@ -99,7 +99,7 @@ def contents(out: Path) -> dict[str, dict]:
         ({"method": "dm", "mtt_lr_img": 5.0}, "mtt_lr_img is a setting of method mtt; the method chosen is dm"),
         ({"evaluate_network": "resnet"}, "unknown network 'resnet'; expected one of: convnet, resnet18"),
         ({"method": "dsa", "preset": "paper", "dataset": "cifar10", "ipc": 7}, "published settings of dsa for cifar10"),
-        ({"preset": "tiny"}, "unknown preset 'tiny'; expected one of: smoke, lite, paper"),
+        ({"preset": "tiny"}, "unknown preset 'tiny'; expected one of: smoke, lite, native, paper"),
         ({"loops": "both"}, "unknown loops 'both'"),
         ({"preset": "paper"}, "preset paper has published settings of mtt for cifar10 ipc 1"),
         ({"rate": 1.4}, r"rate must be in \[0, 1\), got 1.4"),
