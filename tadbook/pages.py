@@ -48,7 +48,7 @@ NONE_YET = "*No results yet: they appear here once a run has been committed to* 
 SCALES = {
     "smoke": "seconds to a minute an arm on one thread; a small network, few iterations",
     "lite": "minutes on a CPU; fewer, smaller images and a narrow network: not comparable with published figures",
-    "native": "half an hour on a CPU; all images at their own size, few iterations, and a network half as wide as the "
+    "native": "an hour or more on a CPU; all images at their own size, few iterations, a network half as wide as the "
     "published one",
     "paper": "the published hyper-parameters of the method",
 }

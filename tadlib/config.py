@@ -643,7 +643,7 @@ class Essentials:
     """Seed of all randomness, noise included; as an option one or several."""
     preset: str = setting("smoke", of=presets.PRESETS)
     """Scale: smoke (seconds; to try commands out), lite (minutes on two cores; a part of the data, small images),
-    native (half an hour; all images at their own size), paper (published hyper-parameters)."""
+    native (an hour or more; all images at their own size), paper (published hyper-parameters)."""
     loops: str = setting("shared", of=("shared", "per-expert"))
     """Where labels are judged: shared (by one auditor, before all experts) or per-expert (by every expert itself)."""
     device: str = "auto"

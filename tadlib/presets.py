@@ -1,8 +1,8 @@
 """Presets: flat settings that fill in what the user leaves out. The values, with their sources, are in presets.toml.
 
 smoke: seconds on one thread. lite: minutes on one thread, small-scale, not comparable with published figures.
-native: lite with all images at their own size and a wider network, about half an hour on one thread. paper: the
-published settings of the method.
+native: lite with all images at their own size and a wider network, an hour or more on one thread.
+paper: the published settings of the method.
 """
 
 import tomllib
